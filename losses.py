@@ -1,0 +1,352 @@
+"""Sec. 3.3 Multiple Loss Training: Eq. 7-11.
+
+Depth is in metres. A *hole* is a ground truth that is not finite or not positive; whatever value it
+holds changes nothing. Every loss is finite, with a finite gradient, and still attached to the graph
+when no pixel is valid (distributed training needs that). All of it runs in float32 under autocast.
+
+    d_hat (N,1,h,w) prediction     d (N,1,h,w) ground truth of the same size
+    K (N,4) = fx, fy, cx, cy in pixels of that size, pixel centres at integers
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TERMS = ("silog", "grad", "vnl", "robust")
+
+
+def valid(d: Tensor) -> Tensor:
+    """True where the ground truth is a measurement."""
+    return torch.isfinite(d) & (d > 0)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x where mask holds; 0, still attached, where it holds nowhere."""
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+# ------------------------------------------------------------------------------------------- Eq. 7
+
+
+def L_silog(d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float) -> Tensor:
+    """Eq. 7: alpha * sqrt( mean(e^2) - lam * mean(e)^2 ),  e = ln d_hat - ln d.
+
+    Pixels of the whole batch are pooled. eps (metres) is added inside both logarithms.
+    PAPER: silent on alpha, lam and eps; the released code's are 1, 0.85 and 1e-3. It also takes
+    the unbiased variance, which for one valid pixel is NaN: here the variance of one pixel is 0.
+    """
+    M = valid(d)
+    N = M.sum()
+    e = torch.log(d_hat + eps) - torch.log(torch.where(M, d, 1.0) + eps)
+    mean = masked_mean(e, M)
+    var = torch.where(M, (e - mean) ** 2, 0.0).sum() / (N - 1).clamp(min=1)
+    # The clamp keeps the square root's gradient finite when the prediction is perfect.
+    return alpha * (var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt()
+
+
+# ------------------------------------------------------------------------------------ Eq. 8, Fig. 4
+
+
+def gt_gradient(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fig. 4, second line: (grad_x, grad_y, M_x, M_y) of the ground truth, each shaped like d.
+
+    Holes become NaN, NaN survives the subtraction, and what is finite afterwards is valid. The last
+    column (row) has no right (lower) neighbour: M is False there. The loader computes the same with
+    the C++ kernel `masked_gradient`.
+    """
+    d = torch.where(valid(d), d, torch.nan)
+    grad_x = nn.functional.pad(d[..., :, 1:] - d[..., :, :-1], (0, 1), value=torch.nan)
+    grad_y = nn.functional.pad(d[..., 1:, :] - d[..., :-1, :], (0, 0, 0, 1), value=torch.nan)
+    M_x, M_y = torch.isfinite(grad_x), torch.isfinite(grad_y)
+    return torch.where(M_x, grad_x, 0.0), torch.where(M_y, grad_y, 0.0), M_x, M_y
+
+
+def L_grad(d_hat: Tensor, grad_x: Tensor, grad_y: Tensor, M_x: Tensor, M_y: Tensor) -> Tensor:
+    """Eq. 8: mean over valid pixels of M_x |dx d_hat - dx d| + M_y |dy d_hat - dy d|.
+
+    grad_x .. M_y come from `gt_gradient` or from the loader, all shaped like d_hat. The mask covers
+    prediction and ground truth alike; x and y are averaged each over its own valid positions.
+    """
+    dx = d_hat[..., :, 1:] - d_hat[..., :, :-1] - grad_x[..., :, :-1]
+    dy = d_hat[..., 1:, :] - d_hat[..., :-1, :] - grad_y[..., :-1, :]
+    return masked_mean(dx.abs(), M_x[..., :, :-1]) + masked_mean(dy.abs(), M_y[..., :-1, :])
+
+
+# ------------------------------------------------------------------------------------------- Eq. 9
+
+
+def back_project(z: Tensor, K: Tensor) -> Tensor:
+    """Depth (N,1,h,w) and K (N,4) -> points (N, 3, h*w) in metres, x right, y down, z forward."""
+    n, _, h, w = z.shape
+    fx, fy, cx, cy = (k.view(n, 1, 1, 1) for k in K.to(z).unbind(1))
+    u = torch.arange(w, device=z.device, dtype=z.dtype).view(1, 1, 1, w)
+    v = torch.arange(h, device=z.device, dtype=z.dtype).view(1, 1, h, 1)
+    return torch.cat([(u - cx) * z / fx, (v - cy) * z / fy, z], 1).flatten(2)
+
+
+def draw_triplets(seed: int, step: int, pixels: int, count: int) -> Tensor:
+    """(3, count) pixel numbers below `pixels`, with replacement; the same for a (seed, step)."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, step]))
+    return torch.from_numpy(rng.integers(0, pixels, (3, count)))
+
+
+def scale_intrinsics(K: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """K (N,4) of a picture `size` (H, W) -> of the same view at `to` (h, w); half-pixel centres."""
+    sy, sx = to[0] / size[0], to[1] / size[1]
+    fx, fy, cx, cy = K.unbind(1)
+    return torch.stack([fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5], 1)
+
+
+def L_vnl(
+    d_hat: Tensor, d: Tensor, K: Tensor, triplets: Tensor, *,
+    filter_on: str, delta_z: float, cos: float, near: float, drop: float,
+) -> Tensor:  # fmt: skip
+    """Eq. 9: mean | n_hat - n |_1 over virtual planes through three points each.
+
+    A triplet counts when its three ground truths are valid and, judged on the prediction
+    (`filter_on` = "prediction", Sec. 3.3) or the ground truth ("gt", the original paper's way),
+    every z exceeds delta_z (m), no two edges have |cosine| above `cos`, and at least one of x, y, z
+    differs by `near` (m) or more along all three edges. The smallest `drop` share is left out.
+    PAPER: Eq. 9 averages all; the released code drops the easiest 25 % and counts invalid triplets
+    as zeros, so its loss shrinks with the share of holes. Here they are left out.
+    """
+    P_hat = back_project(d_hat, K)
+    M = valid(d)
+    P = back_project(torch.where(M, d, 1.0), K)
+    pick = triplets.to(d.device).flatten()
+
+    def corners(x: Tensor) -> Tensor:  # (N, C, h*w) -> (N, C, 3 corners, triplets)
+        # gather, because the backward of x[..., pick] depends on the threads' order
+        n, c, _ = x.shape
+        return x.gather(2, pick.expand(n, c, -1)).view(n, c, *triplets.shape)
+
+    p_hat, p = corners(P_hat), corners(P)
+    keep = corners(M.flatten(2)).all(dim=(1, 2))
+    keep &= _spread(p_hat if filter_on == "prediction" else p, delta_z, cos, near)
+    loss = (virtual_normal(p_hat) - virtual_normal(p)).abs().sum(1)
+    loss = torch.where(keep, loss, torch.inf).flatten().sort().values
+    rank, n = torch.arange(loss.numel(), device=d.device), keep.sum()
+    return masked_mean(loss, (rank >= (drop * n).long()) & (rank < n))
+
+
+def virtual_normal(p: Tensor) -> Tensor:
+    """(N, 3, 3 corners, triplets) -> unit normals (N, 3, triplets); 0 for a degenerate triplet."""
+    n = torch.linalg.cross(p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 0], dim=1)
+    length = torch.linalg.vector_norm(n, dim=1, keepdim=True)
+    return n / torch.where(length > 0, length, 0.01)
+
+
+@torch.no_grad()
+def _spread(p: Tensor, delta_z: float, cos: float, near: float) -> Tensor:
+    """Which triplets of p (N, 3, 3 corners, triplets) span a plane: bool (N, triplets)."""
+    a, b, c = p.unbind(2)
+    edges = torch.stack([b - a, c - a, c - b], 2)
+    length = torch.linalg.vector_norm(edges, dim=1)
+    i, j = torch.tensor([0, 0, 1], device=p.device), torch.tensor([1, 2, 2], device=p.device)
+    cosine = (edges[:, :, i] * edges[:, :, j]).sum(1) / (length[:, i] * length[:, j] + 1e-8)
+    apart = (edges.abs() >= near).all(2).any(1)
+    return (p[:, 2] > delta_z).all(1) & (cosine.abs() <= cos).all(1) & apart
+
+
+# ------------------------------------------------------------------------------------------ Eq. 10
+
+
+def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
+    """Eq. 10, Barron's general loss: |a-2|/a * ( ((e/c)^2 / |a-2| + 1)^(a/2) - 1 ).
+
+    alpha: any float, its limits 0 (Cauchy), 2 (L2), -inf (Welsch) and +inf included, or a tensor
+    strictly inside (0, 2).
+    PAPER: Eq. 10 lacks the "+ 1", without which it is negative at e = 0. At the paper's alpha = 1,
+    c = 2 it is sqrt((e/2)^2 + 1) - 1 (Charbonnier), not "a simple L2 loss"; that is alpha = 2.
+    """
+    z = (e / c) ** 2
+    if not isinstance(alpha, Tensor):
+        if alpha == 0:
+            return torch.log1p(z / 2)
+        if alpha == 2:
+            return z / 2
+        if math.isinf(alpha):
+            return torch.expm1(z / 2) if alpha > 0 else -torch.expm1(-z / 2)
+    b = abs(alpha - 2)
+    return b / alpha * torch.expm1(alpha / 2 * torch.log1p(z / b))
+
+
+def L_robust(d_hat: Tensor, d: Tensor, *, alpha: float | Tensor, c: float | Tensor) -> Tensor:
+    """Eq. 10 averaged over valid pixels, e = d_hat - d in metres."""
+    M = valid(d)
+    return masked_mean(rho(d_hat - torch.where(M, d, 0.0), alpha, c), M)
+
+
+class AdaptiveRobust(nn.Module):
+    """The adaptive form that Sec. 3.3 compares with: alpha in (0, 2) and c > 0 are learned.
+
+    Negative log-likelihood rho(e, alpha, c) + ln c + ln Z(alpha); without the partition function Z
+    the loss would be minimal at alpha = 0 whatever the data. Starts at the given alpha and c.
+    """
+
+    def __init__(self, alpha: float, c: float) -> None:
+        super().__init__()
+        if not 0 < alpha < 2 or c <= 0:
+            raise ValueError(f"adaptive robust loss starts in 0 < alpha < 2, c > 0: {alpha}, {c}")
+        self.latent_alpha = nn.Parameter(torch.tensor(math.log(alpha / (2 - alpha))))
+        self.log_c = nn.Parameter(torch.tensor(math.log(c)))
+
+    def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
+        alpha = 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
+        attached = valid(d).any()  # an empty batch teaches alpha and c nothing
+        nll = L_robust(d_hat, d, alpha=alpha, c=self.log_c.exp())
+        return nll + torch.where(attached, self.log_c + log_partition(alpha), 0.0)
+
+
+def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
+    """ln of the integral of exp(-rho(x, alpha, 1)) over the real line, differentiable in alpha."""
+    t = (torch.arange(nodes, dtype=torch.float64, device=alpha.device) + 0.5) / nodes - 0.5
+    x = math.sqrt(2) * torch.tan(math.pi * t)  # makes the heaviest tail (alpha -> 0) a constant
+    log_dx = math.log(math.sqrt(2) * math.pi / nodes) + torch.log1p(x**2 / 2)
+    return torch.logsumexp(log_dx - rho(x, alpha.double(), 1.0), 0).to(alpha.dtype)
+
+
+# ------------------------------------------------------------------------------------------ Eq. 11
+
+
+class DepthLoss(nn.Module):
+    """Eq. 11: L_depth = w1 L_silog + w2 L_grad + w3 L_vnl + w4 L_robust.
+
+    weights: (w1, w2, w3, w4); a term of weight 0 is not computed. dynamic: the weights become
+    parameters, L = sum_i [ w_i L_i / (2 p_i^2) + ln(1 + p_i^2) ], p_i = 1 at the start.
+    PAPER: gives no formula; this is the released code's (Liebel & Koerner), on top of the w_i.
+    """
+
+    def __init__(
+        self, weights: tuple[float, ...], *, dynamic: bool, seed: int,
+        silog_alpha: float, silog_lambda: float, silog_eps: float,
+        robust_alpha: float, robust_c: float, robust_adaptive: bool,
+        vnl_share: float, vnl_filter: str, vnl_delta_z: float, vnl_cos: float,
+        vnl_near: float, vnl_drop: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.w, self.seed = dict(zip(TERMS, weights)), seed
+        self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps}
+        self.robust = {"alpha": robust_alpha, "c": robust_c}
+        self.adaptive = AdaptiveRobust(robust_alpha, robust_c) if robust_adaptive else None
+        self.vnl_share = vnl_share
+        self.vnl = {
+            "filter_on": vnl_filter, "delta_z": vnl_delta_z, "cos": vnl_cos,
+            "near": vnl_near, "drop": vnl_drop,
+        }  # fmt: skip
+        used = sum(w > 0 for w in self.w.values())
+        self.p = nn.Parameter(torch.ones(used)) if dynamic else None
+
+    def terms(self, d_hat: Tensor, d_full: Tensor, batch: dict) -> dict[str, Tensor]:
+        """The unweighted terms. d_hat (N,1,h,w) as the network gives it, d_full (N,1,H,W) the same
+        at the ground truth's size; batch: see data.Loader."""
+        d, low = batch["depth"], batch["depth_low"]
+        out = {}
+        if self.w["silog"]:
+            out["silog"] = L_silog(d_full, d, **self.silog)
+        if self.w["grad"]:
+            out["grad"] = L_grad(d_hat, *(batch[k] for k in ("grad_x", "grad_y", "M_x", "M_y")))
+        if self.w["vnl"]:
+            h, w = d_hat.shape[-2:]
+            K = scale_intrinsics(batch["K"], d.shape[-2:], (h, w))
+            triplets = draw_triplets(self.seed, batch["step"], h * w, int(self.vnl_share * h * w))
+            out["vnl"] = L_vnl(d_hat, low, K, triplets, **self.vnl)
+        if self.w["robust"]:
+            out["robust"] = (
+                self.adaptive(d_full, d) if self.adaptive else L_robust(d_full, d, **self.robust)
+            )
+        return out
+
+    def forward(self, d_hat: Tensor, d_full: Tensor, batch: dict) -> tuple[Tensor, dict]:
+        """-> (loss, {name: detached term or weight}); always float32."""
+        with torch.autocast(d_hat.device.type, enabled=False):
+            terms = self.terms(d_hat.float(), d_full.float(), batch)
+            if self.p is None:
+                weights = {k: self.w[k] for k in terms}
+                loss = sum(weights[k] * terms[k] for k in terms)
+            else:
+                weights = {k: 0.5 * self.w[k] / p**2 for k, p in zip(terms, self.p)}
+                loss = sum(weights[k] * terms[k] for k in terms) + torch.log1p(self.p**2).sum()
+        report = {k: v.detach() for k, v in terms.items()}
+        report |= {f"w_{k}": torch.as_tensor(v).detach() for k, v in weights.items()}
+        if self.adaptive:
+            report["robust_c"] = self.adaptive.log_c.detach().exp()
+        return loss, report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of Sec. 3.3."""
+    g = parser.add_argument_group("losses (Sec. 3.3)")
+    g.add_argument(
+        "--weights", default="1,0.25,2.5,0.6", type=parse_weights, metavar="W1,W2,W3,W4",
+        help="Eq. 11: weights of silog, gradient, virtual normal and robust loss; 0 leaves a term "
+        "out, so the rows of Table 5 are 1,0,0,0 / 1,.25,0,0 / 1,.25,2.5,0 / the default "
+        "1,0.25,2.5,0.6",
+    )  # fmt: skip
+    g.add_argument(
+        "--dynamic_weights", action="store_true",
+        help="last row of Table 5: learn the weights, on top of --weights (default off; the paper "
+        "found the fixed ones slightly better)",
+    )  # fmt: skip
+    g.add_argument("--silog_alpha", type=float, default=1.0, help="Eq. 7: alpha (default 1)")
+    g.add_argument(
+        "--silog_lambda", type=float, default=0.85,
+        help="Eq. 7: lambda, 1 = blind to a global scale, 0 = plain log RMSE (default 0.85)",
+    )  # fmt: skip
+    g.add_argument(
+        "--silog_eps", type=float, default=1e-3, help="Eq. 7: metres inside the log (default 0.001)"
+    )
+    g.add_argument(
+        "--robust_alpha", type=float, default=1.0,
+        help="Eq. 10: shape; 2 = L2, 1 = Charbonnier, 0 = Cauchy, -2 = Geman-McClure, -inf = "
+        "Welsch (default 1)",
+    )  # fmt: skip
+    g.add_argument(
+        "--robust_c", type=float, default=2.0,
+        help="Eq. 10: scale in metres; smaller errors are treated as squared ones (default 2)",
+    )  # fmt: skip
+    g.add_argument(
+        "--robust_adaptive", action="store_true",
+        help="Sec. 3.3: learn alpha and c, starting from the two flags above (default off; the "
+        "paper found the fixed form better; the released config uses weight 0.4 with it)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_share", type=float, default=0.15,
+        help="Eq. 9: triplets drawn per image as a share of the map's pixels (default 0.15: 192)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_filter", default="prediction", choices=["prediction", "gt"],
+        help="Eq. 9: where triplets are judged (default prediction, Sec. 3.3; gt = original VNL)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_delta_z", type=float, default=0.1,
+        help="Eq. 9: a triplet's depths must exceed this many metres (default 0.1)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_cos", type=float, default=0.867,
+        help="Eq. 9: largest |cosine| between two edges of a triplet (default 0.867)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_near", type=float, default=0.005,
+        help="Eq. 9: metres that all edges must span along x, y or z (default 0.005)",
+    )  # fmt: skip
+    g.add_argument(
+        "--vnl_drop", type=float, default=0.25,
+        help="Eq. 9: share of the easiest triplets left out (default 0.25; 0 = the printed mean)",
+    )  # fmt: skip
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """ "1,0.25,2.5,0.6" -> four floats >= 0, at least one of them positive."""
+    try:
+        weights = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != 4 or not all(0 <= w < math.inf for w in weights) or not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r} is not four weights >= 0: 1,0.25,2.5,0.6")
+    return weights
