@@ -1,0 +1,971 @@
+"""Sec. 4.1 Dataset and Sec. 3.2 R^2 Crop: from files on disk to batches.
+
+    list_pairs -> check_files -> read_pair                     Sec. 4.1
+    draw(seed, epoch, index) -> r2_crop -> gt_down -> masked_gradient     Sec. 3.2, Fig. 4
+    Loader.epoch(n) -> batches
+
+Depth on disk is a 16-bit PNG, `depth_scale` units per metre, 0 = hole (no measurement). In a batch
+it is float32 metres, 0 = hole. No hole is ever blended into a depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import index as as_index
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import litedepth_kernels
+import numpy as np
+import torch
+from torch import Tensor
+
+import model
+import synthetic
+
+RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
+CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
+SAMPLED_FILES = 2_000
+
+
+class DataError(ValueError):
+    """Pictures or lists that cannot be used; the message names the file and the cure."""
+
+
+def notice(text: str) -> None:
+    """One line for the user, beside the progress bar."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------- Sec. 4.1, finding pairs
+
+
+class Pair(NamedTuple):
+    """One RGB-D pair: its files, the scene it belongs to, and where its intrinsics may stand."""
+
+    rgb: Path
+    depth: Path
+    scene: str
+    folder: Path
+
+
+def resolve(data: str) -> Path:
+    """The folder behind `--data`: itself, or the rendered set of "synthetic:N"."""
+    if data.startswith("synthetic:"):
+        count = data.removeprefix("synthetic:")
+        if not count.isdigit() or int(count) < 1:
+            raise DataError(f"--data {data}: give a positive number of scenes, as in synthetic:512")
+        return synthetic.ensure(int(count))
+    root = Path(data)
+    if not root.is_dir():
+        raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
+    return root
+
+
+def find_split(root: Path, name: str) -> str:
+    """`name`, or the challenge's own "local_val" where "val" is asked for and only that exists."""
+    for split in (name, "local_val") if name == "val" else (name,):
+        if (root / f"{split}.txt").is_file() or (root / split).is_dir():
+            return split
+    raise DataError(
+        f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
+        f"the folders {name}/rgb and {name}/depth with equal file names"
+    )
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """All pairs of a split, in natural order (sample_2 before sample_10).
+
+    `<root>/<split>.txt` wins: one "rgb depth" a line, relative to root. Else folders named rgb and
+    depth, in `<root>/<split>` or one level below it (a scene each), paired by stem, never by
+    position. Raises DataError: nothing found, a file without its partner, a stem that occurs twice.
+    """
+    split = find_split(root, split)
+    listing = root / f"{split}.txt"
+    pairs = _from_list(root, listing) if listing.is_file() else _from_folders(root / split, split)
+    if not pairs:
+        raise DataError(f"{root}: split {split!r} holds no pair of pictures")
+    return pairs
+
+
+def _from_list(root: Path, listing: Path) -> list[Pair]:
+    pairs = []
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listing}: not a readable text file ({error})") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        names = line.strip().split("\t") if "\t" in line else line.split()
+        if len(names) != 2:
+            raise DataError(
+                f"{listing}:{number}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
+                "spaces: put a tab between the two)"
+            )
+        rgb, depth = (root / name.strip() for name in names)
+        for path in (rgb, depth):
+            if not path.is_file():
+                raise DataError(f"{listing}:{number}: no such file: {path}")
+        # <scene>/rgb/name.jpg or <scene>/name.jpg
+        folder = rgb.parent.parent if rgb.parent.name in ("rgb", "image", "images") else rgb.parent
+        pairs.append(Pair(rgb, depth, folder.name, folder))
+    return pairs
+
+
+def _from_folders(folder: Path, split: str) -> list[Pair]:
+    scenes = [folder] if (folder / "rgb").is_dir() else sorted(folder.iterdir(), key=natural)
+    pairs = []
+    for scene in scenes:
+        if not (scene / "rgb").is_dir():
+            continue
+        rgb, depth = _by_stem(scene / "rgb", RGB_SUFFIXES), _by_stem(scene / "depth", (".png",))
+        lonely = sorted(rgb.keys() ^ depth.keys(), key=natural)
+        if lonely:
+            names = ", ".join(lonely[:5]) + (", ..." if lonely[5:] else "")
+            raise DataError(
+                f"{scene}: {len(lonely)} file(s) without a partner of the same name in rgb/ and "
+                f"depth/: {names}. Rename or remove them, or list the pairs in {split}.txt"
+            )
+        name = split if scene == folder else scene.name
+        pairs += [Pair(rgb[s], depth[s], name, scene) for s in sorted(rgb, key=natural)]
+    return pairs
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; rgb/ and depth/ belong side by side")
+    found: dict[str, Path] = {}
+    for path in folder.iterdir():
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            if path.stem in found:
+                raise DataError(f"{path} and {found[path.stem].name}: two files of one name")
+            found[path.stem] = path
+    return found
+
+
+def natural(name: object) -> list:
+    """Sort key that reads numbers as numbers."""
+    parts = re.split(r"(\d+)", str(name))
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+
+
+# ----------------------------------------------------------------------- Sec. 4.1, looking at files
+
+
+class Header(NamedTuple):
+    """What a picture's first bytes say: (H, W), bits per sample, channels."""
+
+    size: tuple[int, int]
+    bits: int
+    channels: int
+
+
+def read_header(data: bytes, path: Path) -> Header:
+    """Header of a whole JPEG or PNG file. Raises DataError for another kind, or one cut short.
+
+    The end mark is looked at as well: cv2 decodes a JPEG cut short into a full, partly grey
+    picture, so decoding alone does not tell.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
+        w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
+        header = Header((h, w), bits, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0))
+        whole = b"IEND\xaeB`\x82" in data[-64:]
+    elif data[:2] == b"\xff\xd8":
+        header, whole = _jpeg_header(data, path), b"\xff\xd9" in data[-64:]
+    else:
+        what = "an empty file" if not data else "not a JPEG or PNG file"
+        raise DataError(f"{path}: {what}; convert it or remove the pair")
+    if not whole:
+        raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
+    if min(header.size) < 1 or header.channels == 0:
+        raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
+    return header
+
+
+def _jpeg_header(data: bytes, path: Path) -> Header:
+    at = 2
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:
+            at += 1 if marker == 0xFF else 2
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return Header((h, w), bits, channels)
+        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
+
+
+def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:
+    """Raises DataError where a pair cannot be one; True when its sizes differ (same aspect)."""
+    if depth.channels != 1:
+        raise DataError(
+            f"{pair.depth}: depth has {depth.channels} channels; it must be a 16-bit grayscale PNG "
+            "(a coloured depth picture holds no metres: export the raw depth)"
+        )
+    if depth.bits != 16:
+        raise DataError(
+            f"{pair.depth}: depth is {depth.bits}-bit; it must be 16-bit, --depth_scale units per "
+            "metre (8 bits hold 256 depths: export the raw depth)"
+        )
+    (h, w), (H, W) = depth.size, rgb.size
+    if min(h, w, H, W) < 32:
+        raise DataError(f"{pair.rgb}: {H}x{W} with depth {h}x{w}: too small, 32 pixels at least")
+    if abs(h * W - w * H) > 0.01 * h * W:
+        raise DataError(
+            f"{pair.depth}: depth is {h}x{w}, its picture {pair.rgb.name} {H}x{W}: another aspect, "
+            "so they cannot be the same view; register the depth to the picture first"
+        )
+    return (h, w) != (H, W)
+
+
+def check_files(pairs: list[Pair], seed: int = 0) -> None:
+    """Reads header and end mark of every pair before any training starts. Raises DataError.
+
+    Of more than CHECKED_FILES pairs a seeded SAMPLED_FILES are read.
+    """
+    if len(pairs) > CHECKED_FILES:
+        pick = np.random.default_rng(seed).choice(len(pairs), SAMPLED_FILES, replace=False)
+        pairs = [pairs[i] for i in sorted(pick)]
+
+    def check(pair: Pair) -> bool:
+        rgb, depth = (read_header(_edges(path), path) for path in (pair.rgb, pair.depth))
+        return check_headers(rgb, depth, pair)
+
+    with ThreadPoolExecutor(8) as pool:
+        differ = [pair for pair, differs in zip(pairs, pool.map(check, pairs)) if differs]
+    if differ:
+        notice(
+            f"{len(differ)} depth map(s) differ in size from their picture ({differ[0].depth} is "
+            "the first): each is brought to --image_size by itself"
+        )
+
+
+def _edges(path: Path, head: int = 65536) -> bytes:
+    """The first 64 kB and the last 64 bytes of a file: where header and end mark stand."""
+    try:
+        with open(path, "rb") as f:
+            first = f.read(head)
+            size = f.seek(0, 2)
+            if size <= head:
+                return first
+            f.seek(max(head, size - 64))
+            return first + f.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+# ----------------------------------------------------------------------- Sec. 4.1, reading one pair
+
+
+class Sample(NamedTuple):
+    """One decoded pair at image_size: RGB u8 (H,W,3), depth u16 (H,W) in file units with 0 = hole,
+    K = (fx, fy, cx, cy) float64 in pixels of that size."""
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    K: np.ndarray
+
+
+def read_pair(
+    pair: Pair, image_size: tuple[int, int], intrinsics: tuple[float, ...], known: dict
+) -> Sample:
+    """Decodes a pair and brings it to image_size (centre crop to the aspect, then resize).
+
+    intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json. known: a cache
+    of those files, shared by the calls. Raises DataError.
+    """
+    rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
+    if depth.dtype != np.uint16 or depth.ndim != 2:
+        raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
+    K = stored_intrinsics(pair, rgb.shape[:2], known)
+    H, W = image_size
+    if rgb.shape[:2] != image_size:
+        top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
+        rgb = rgb[top : top + h, left : left + w]
+        shrink = h >= H and w >= W
+        rgb = cv2.resize(rgb, (W, H), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        if K is not None:
+            fx, fy, cx, cy = K
+            sx, sy = W / w, H / h
+            K = fx * sx, fy * sy, (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5
+    if depth.shape != image_size:
+        top, left, h, w = _aspect_crop(depth.shape, image_size)
+        depth = depth[top : top + h, left : left + w]
+        rows, cols = (2 * np.arange(H) + 1) * h // (2 * H), (2 * np.arange(W) + 1) * w // (2 * W)
+        depth = depth[rows[:, None], cols]
+    rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
+    return Sample(rgb, np.ascontiguousarray(depth), np.array(K or intrinsics, np.float64))
+
+
+def _decode(path: Path, flags: int) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    read_header(data, path)
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
+    if picture is None:
+        raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
+    return picture
+
+
+def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
+    (h, w), (H, W) = size, to
+    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
+    return (h - ch) // 2, (w - cw) // 2, ch, cw
+
+
+def stored_intrinsics(
+    pair: Pair, size: tuple[int, int], known: dict
+) -> tuple[float, float, float, float] | None:
+    """fx, fy, cx, cy of the picture as stored (H, W) = size, from the scene's intrinsics.json.
+
+    The file holds {"fx", "fy", "cx", "cy", "width", "height"} or {"frames": {stem: {...}}}; None
+    where there is no file or it gives no focal length. Raises DataError.
+    """
+    path = pair.folder / "intrinsics.json"
+    if path not in known:
+        known[path] = _read_intrinsics(path)
+    entry = known[path]
+    if "frames" in entry:
+        frame = entry["frames"].get(pair.rgb.stem)
+        if frame is None:
+            raise DataError(f"{path}: no frame {pair.rgb.stem!r}, which {pair.rgb} needs")
+        entry = frame
+    if "fx" not in entry:
+        return None
+    try:
+        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
+        sy, sx = size[0] / float(entry.get("height", size[0])), size[1] / float(
+            entry.get("width", size[1])
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise DataError(
+            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r})"
+        ) from error
+    K = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+    if not all(math.isfinite(k) for k in K) or min(K[:2]) <= 0:
+        raise DataError(f"{path}: impossible intrinsics fx={fx} fy={fy} cx={cx} cy={cy}")
+    return K
+
+
+def _read_intrinsics(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
+        raise DataError(f"{path}: expected an object with fx, fy, cx, cy or with frames")
+    return entry
+
+
+def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
+    """list_pairs + check_files + a look for valid depth at a plausible scale. Raises DataError."""
+    pairs = list_pairs(root, split)
+    check_files(pairs)
+    without = sorted({p.scene for p in pairs if not _has_focal(p)}, key=natural)
+    if without:
+        notice(
+            f"{split}: no focal length given for {', '.join(without[:4])}"
+            f"{', ...' if without[4:] else ''}: --intrinsics is used there (Eq. 9)"
+        )
+    order = np.random.default_rng(0).permutation(len(pairs))
+    for tried, i in enumerate(order, 1):
+        depth = _decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
+        if depth.any():
+            far = np.percentile(depth[depth > 0], 99) / depth_scale
+            if not 0.05 < far < 500:
+                notice(
+                    f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
+                    f"{depth_scale:g} (units per metre) right?"
+                )
+            return pairs
+        if tried == len(order):
+            raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
+    return pairs
+
+
+def _has_focal(pair: Pair) -> bool:
+    entry = _read_intrinsics(pair.folder / "intrinsics.json")
+    return "fx" in entry or "frames" in entry
+
+
+# ------------------------------------------------------------------------------------- Sec. 3.2
+
+
+class Draw(NamedTuple):
+    """Everything random about one sample. Place and flip are on the full-resolution canvas."""
+
+    crop: tuple[int, int]
+    affine: np.ndarray  # (2, 3): canvas pixel (u, v) -> source pixel (x, y)
+    lut: np.ndarray  # (3, 256): grey level -> colour-jittered value, 0..255
+
+
+class Augment(NamedTuple):
+    """The ranges of Sec. 3.2 that `draw` draws from; see add_arguments for their meaning."""
+
+    crops: tuple[tuple[int, int], ...]
+    rotate_prob: float
+    max_angle: float
+    flip_prob: float
+    gamma: tuple[float, float]
+    gamma_unit: bool
+    brightness: tuple[float, float]
+    channel_gain: tuple[float, float]
+
+
+def draw(key: tuple[int, int, int], size: tuple[int, int], a: Augment | None) -> Draw:
+    """Sec. 3.2: rotate, flip, R^2 crop, colour, in the released order. a = None: the whole picture.
+
+    key = (seed, epoch, index) decides alone: workers, batch slots and resumed runs do not matter.
+    size: (H, W) of source and canvas.
+    """
+    H, W = size
+    level = np.arange(256.0)
+    if a is None:
+        lut = np.repeat(level[None], 3, 0).astype(np.float32)
+        return Draw(size, np.eye(2, 3), lut)
+    rng = np.random.default_rng(np.random.SeedSequence(key))
+    angle = rng.uniform(-a.max_angle, a.max_angle) if rng.random() < a.rotate_prob else 0.0
+    flip = rng.random() < a.flip_prob
+    h, w = a.crops[rng.integers(len(a.crops))] if a.crops else size
+    top, left = rng.integers(H - h + 1), rng.integers(W - w + 1)
+    gamma, brightness = rng.uniform(*a.gamma), rng.uniform(*a.brightness)
+    gains = brightness * rng.uniform(*a.channel_gain, 3)
+
+    # canvas -> flipped picture -> rotated picture -> source
+    x0, y0 = (W - 1) / 2, (H - 1) / 2
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    rotate = np.array([[cos, sin, x0 - cos * x0 - sin * y0], [-sin, cos, y0 + sin * x0 - cos * y0]])
+    mirror = np.array([[-1.0, 0, W - 1], [0, 1, 0], [0, 0, 1]]) if flip else np.eye(3)
+    place = np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
+
+    # PAPER: says "random color enhancement"; the released code raises 0..255 to the power gamma,
+    # a strong jitter of brightness. --gamma_unit takes the power on 0..1 instead.
+    bent = 255 * (level / 255) ** gamma if a.gamma_unit else level**gamma
+    lut = np.clip(bent[None] * gains[:, None], 0, 255).astype(np.float32)
+    return Draw((int(h), int(w)), rotate @ mirror @ place, lut)
+
+
+def intrinsics_after(K: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """K (fx, fy, cx, cy) of the source -> of the canvas. A flip mirrors the world with the picture;
+    a rotation turns the camera about its axis: only the principal point moves."""
+    cx, cy = np.linalg.solve(affine[:, :2], K[2:] - affine[:, 2])
+    return np.array([K[0], K[1], cx, cy])
+
+
+# ------------------------------------------------- Sec. 3.2 and Fig. 4, the Python twins of csrc
+#
+# Slow, readable, and equal to the C++ kernels bit for bit: the same names, arguments and order of
+# operations, in double. They write into the caller's arrays.
+
+MAX_SIDE = 1 << 20  # the kernels index with 32 bits; products of two sides must fit in 64
+
+
+def _check(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
+    """Raise TypeError on a wrong dtype, ValueError on a wrong shape (None: any side)."""
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}")
+    if a.ndim != len(shape):
+        raise ValueError(f"{name}: expected {len(shape)} axes, got shape {a.shape}")
+    if not all(1 <= n <= MAX_SIDE for n in a.shape):
+        raise ValueError(f"{name}: every side must be in 1..{MAX_SIDE}, got shape {a.shape}")
+    expected = tuple(n if want is None else want for n, want in zip(a.shape, shape))
+    if a.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {a.shape}")
+
+
+def _check_output(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
+    """As _check, for an array to write: ValueError as well if read-only or with strided rows."""
+    _check(name, a, dtype, shape)
+    if not a.flags.writeable:
+        raise ValueError(f"{name}: the output array is read-only")
+    if a.shape[-1] > 1 and a.strides[-1] != a.itemsize:
+        raise ValueError(
+            f"{name}: the rows of an output must be contiguous, got strides {a.strides} "
+            f"of shape {a.shape}"
+        )
+    if not a.flags.aligned:
+        raise ValueError(
+            f"{name}: the output array is not aligned, got strides {a.strides} of shape {a.shape}"
+        )
+
+
+def _source_position(
+    affine: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Source pixel (x, y) of canvas positions u (columns) and v (rows), each (rows, columns)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a non-finite position counts as outside
+        x, y = ((a[0] * u[None, :] + a[1] * v[:, None]) + a[2] for a in affine)
+    return x, y
+
+
+def r2_crop(
+    rgb: np.ndarray,
+    depth: np.ndarray,
+    affine: np.ndarray,
+    crop: tuple[int, int],
+    lut: np.ndarray,
+    pad: np.ndarray,
+    depth_scale: float,
+    image: np.ndarray,
+    metres: np.ndarray,
+) -> None:
+    """Sec. 3.2, R^2 crop: rotate, flip, crop, resize and colour a sample by one affine map.
+
+    rgb (H, W, 3) uint8 and depth (H, W) uint16 in sensor units, 0 = hole, are the decoded sample.
+    affine (2, 3) float64 maps the canvas pixel (u, v) (column, row; centres at integers; full
+    resolution) to the source pixel (x, y) = ((a00 u + a01 v) + a02, (a10 u + a11 v) + a12).
+    crop (h, w), within the canvas: the pixels that are filled, from the canvas' top left corner.
+    lut (3, 256) float32: a channel's grey level -> its value. pad (3,) float32: image beyond the
+    crop. depth_scale: sensor units per metre.
+
+    Writes metres (Hc, Wc) float32, the canvas: the nearest source depth, never blended; 0 where
+    that is a hole, outside the source or beyond the crop. Writes image (3, hn, wn) float32:
+    half-pixel bilinear without antialias, black outside the source, rounded to a grey level,
+    then lut.
+
+    Raises TypeError (dtype) and ValueError (shape, crop, depth_scale, output layout).
+    """
+    _check("rgb", rgb, np.uint8, (None, None, 3))
+    H, W, _ = rgb.shape
+    _check("depth", depth, np.uint16, (H, W))
+    _check("affine", affine, np.float64, (2, 3))
+    _check("lut", lut, np.float32, (3, 256))
+    _check("pad", pad, np.float32, (3,))
+    _check_output("image", image, np.float32, (3, None, None))
+    _check_output("metres", metres, np.float32, (None, None))
+    (Hc, Wc), (_, hn, wn) = metres.shape, image.shape
+    h, w = (as_index(n) for n in crop)
+    if not (1 <= h <= Hc and 1 <= w <= Wc):
+        raise ValueError(f"crop: expected 1..{Hc} by 1..{Wc} (the canvas, metres), got ({h}, {w})")
+    limits = np.finfo(np.float32)
+    if not float(limits.tiny) <= depth_scale <= float(limits.max):
+        raise ValueError(f"depth_scale: expected a positive float32, got {depth_scale:f}")
+
+    x, y = _source_position(affine, np.arange(w, dtype=float), np.arange(h, dtype=float))
+    x, y = x + 0.5, y + 0.5
+    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)  # False for NaN, and before any cast
+    xi, yi = (np.floor(np.where(inside, at, 0)).astype(np.int64) for at in (x, y))
+    raw = np.where(inside, depth[yi, xi], 0)
+    metres[:] = 0
+    metres[:h, :w] = raw.astype(np.float32) / np.float32(depth_scale)
+
+    rows, cols = h * hn // Hc, w * wn // Wc
+    u = (np.arange(cols) + 0.5) * (Wc / wn) - 0.5
+    v = (np.arange(rows) + 0.5) * (Hc / hn) - 0.5
+    x, y = _source_position(affine, u, v)
+    touches = (x >= -1) & (x < W) & (y >= -1) & (y < H)  # at least one tap is in the source
+    x, y = np.where(touches, x, -1), np.where(touches, y, -1)
+    x0, y0 = np.floor(x), np.floor(y)
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    black = np.pad(rgb, ((1, 1), (1, 1), (0, 0)))  # its pixel (1, 1) is the source's (0, 0)
+    x0, y0 = x0.astype(np.int64) + 1, y0.astype(np.int64) + 1
+    p00, p01 = black[y0, x0], black[y0, x0 + 1]
+    p10, p11 = black[y0 + 1, x0], black[y0 + 1, x0 + 1]
+    top = p00 * (1 - fx) + p01 * fx
+    bot = p10 * (1 - fx) + p11 * fx
+    val = np.where(touches[..., None], top * (1 - fy) + bot * fy, 0)
+    q = np.floor(val + 0.5).astype(np.int64)
+    image[:] = pad[:, None, None]
+    for c in range(3):
+        image[c, :rows, :cols] = lut[c][q[..., c]]
+
+
+def masked_gradient(
+    d: np.ndarray, grad_x: np.ndarray, grad_y: np.ndarray, M_x: np.ndarray, M_y: np.ndarray
+) -> None:
+    """Eq. 8 / Fig. 4, masked gradient: forward differences of d and where they are valid.
+
+    d (H, W) float32 in metres; a pixel that is not finite or not above 0 is a hole. Writes, all
+    (H, W): grad_x[v, u] = d[v, u + 1] - d[v, u], grad_y[v, u] = d[v + 1, u] - d[v, u] (float32, 0
+    where masked), and M_x, M_y (bool): both pixels are depths; False in the last column and row.
+
+    As the paper does it: holes become NaN, NaN survives the subtraction, the mask is isfinite.
+
+    Raises TypeError (dtype) and ValueError (shape, output layout).
+    """
+    _check("d", d, np.float32, (None, None))
+    for name, grad in (("grad_x", grad_x), ("grad_y", grad_y)):
+        _check_output(name, grad, np.float32, d.shape)
+    for name, M in (("M_x", M_x), ("M_y", M_y)):
+        _check_output(name, M, np.bool_, d.shape)
+
+    marked = np.where(np.isfinite(d) & (d > 0), d, np.float32(np.nan))
+    for axis, grad, M in ((1, grad_x, M_x), (0, grad_y, M_y)):
+        beyond = np.full_like(marked.take([0], axis), np.nan)
+        diff = np.diff(marked, axis=axis, append=beyond)
+        M[:] = np.isfinite(diff)
+        grad[:] = np.where(M, diff, np.float32(0))
+
+
+def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
+    """Ground truth at the network's resolution (Sec. 3.3: Eq. 8 and 9 compare there).
+
+    metres (H, W) float32; a pixel that is not finite or not above 0 is a hole. Writes low (h, w)
+    float32, h <= H and w <= W, 0 = hole:
+    "cell": the mean of the depths among the pixels v, u with v h // H == i and u w // W == j;
+    "nearest": the pixel at ((i + 0.5) H // h, (j + 0.5) W // w);
+    "bilinear": align_corners=True, holes left out and the weights of the other taps renormalised.
+
+    Raises TypeError (dtype) and ValueError (shape, mode, output layout).
+    """
+    _check("metres", metres, np.float32, (None, None))
+    _check_output("low", low, np.float32, (None, None))
+    (H, W), (h, w) = metres.shape, low.shape
+    if h > H or w > W:
+        raise ValueError(f"low: shape {low.shape} is larger than that of metres, {metres.shape}")
+    d = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+    if mode == "cell":
+        cell = (np.arange(H) * h // H)[:, None] * w + np.arange(W) * w // W
+        # bincount adds in row-major order, in double: the order of the C++ sum.
+        total = np.bincount(cell.ravel(), d.ravel(), h * w)
+        count = np.bincount(cell.ravel(), d.ravel() > 0, h * w)
+        low[:] = (total / np.maximum(count, 1)).reshape(h, w)
+    elif mode == "nearest":
+        rows, cols = (2 * np.arange(h) + 1) * H // (2 * h), (2 * np.arange(w) + 1) * W // (2 * w)
+        low[:] = d[np.ix_(rows, cols)]
+    elif mode == "bilinear":
+        y = np.arange(h) * (H - 1) / max(h - 1, 1)
+        x = np.arange(w) * (W - 1) / max(w - 1, 1)
+        y0, x0 = y.astype(np.int64), x.astype(np.int64)
+        fy, fx = (y - y0)[:, None], x - x0
+        total, weights = np.zeros((h, w)), np.zeros((h, w))
+        for dy, wy in ((0, 1 - fy), (1, fy)):
+            for dx, wx in ((0, 1 - fx), (1, fx)):
+                tap = d[np.ix_(np.minimum(y0 + dy, H - 1), np.minimum(x0 + dx, W - 1))]
+                total += wy * wx * tap
+                weights += wy * wx * (tap > 0)
+        low[:] = np.divide(total, weights, out=np.zeros((h, w)), where=weights > 0)
+    else:
+        raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
+
+# --------------------------------------------------------------------------------------- batches
+
+
+class Kernels(NamedTuple):
+    """The three kernels, all from C++ or all from Python; chosen once, in main."""
+
+    name: str
+    r2_crop: object
+    gt_down: object
+    masked_gradient: object
+
+
+def kernels(name: str) -> Kernels:
+    """ "cpp" (the extension built from csrc) or "python" (the twins above, equal bit for bit)."""
+    home = litedepth_kernels if name == "cpp" else sys.modules[__name__]
+    return Kernels(name, home.r2_crop, home.gt_down, home.masked_gradient)
+
+
+class Loader:
+    """Batches of augmented samples; one `epoch(n)` at a time.
+
+    A batch is a dictionary of tensors, valid until the next one is asked for (its memory is used
+    again):
+        image  (B,3,h,w)  float32 RGB 0..255 at network scale, `mean` beyond the crop
+        depth  (B,1,H,W)  float32 metres on the full canvas, 0 = hole or beyond the crop
+        depth_low (B,1,h/4,w/4)  the same at the prediction's size, by `gt_down`
+        grad_x, grad_y, M_x, M_y (B,1,h/4,w/4)  Eq. 8's gradients (m) and masks of depth_low
+        K      (B,4)      fx, fy, cx, cy in canvas pixels, followed through flip, crop and rotation
+        index  (B,)       which pairs
+    The order is keyed by (seed, epoch), a sample by (seed, epoch, index); neither depends on
+    `threads` or `world`. With `world` processes each takes its share of every batch of batch_size.
+    A pair that cannot be read is named once, counted in `failed`, and replaced by the next one.
+    """
+
+    AHEAD = 2  # batches prepared while the network works
+
+    def __init__(
+        self, pairs: list[Pair], *, batch_size: int, seed: int, augment: Augment | None,
+        image_size: tuple[int, int], size: tuple[int, int], mean: tuple[float, ...],
+        depth_scale: float, intrinsics: tuple[float, ...], gt_down: str, kernels: Kernels,
+        threads: int, ram_cache: float, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
+        if batch_size > len(pairs):
+            if rank == 0:
+                notice(f"batch size {len(pairs)}, not {batch_size}: there are no more pairs")
+            batch_size = len(pairs)
+        if batch_size < world:
+            raise DataError(f"a batch of {batch_size} cannot be shared by {world} processes")
+        for h, w in augment.crops if augment else ():
+            if h > image_size[0] or w > image_size[1]:
+                raise DataError(
+                    f"--crops {h}x{w} is larger than --image_size {image_size[0]}x{image_size[1]}"
+                )
+            if h * size[0] < image_size[0] * 32 or w * size[1] < image_size[1] * 32:
+                raise DataError(f"--crops {h}x{w} is under 32 pixels at the network's scale")
+        self.pairs, self.batch_size, self.seed, self.augment = pairs, batch_size, seed, augment
+        self.image_size, self.size, self.depth_scale = image_size, size, depth_scale
+        self.intrinsics, self.mode, self.kernels = intrinsics, gt_down, kernels
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.pad = np.array(mean, np.float32)
+        self.failed: dict[str, str] = {}
+        self._known: dict = {}
+        self._kept: dict[int, Sample] = {}
+        pair_bytes = 5 * image_size[0] * image_size[1]
+        self._room = int(ram_cache * 1e9 / pair_bytes)
+        self._pool = ThreadPoolExecutor(max(1, threads), "loader")
+        self._ring = [self._buffers(self.share.stop - self.share.start) for _ in range(self.AHEAD)]
+        self._ring.append(self._buffers(self.share.stop - self.share.start))
+        cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
+
+    def __len__(self) -> int:
+        """Batches in an epoch; what does not fill a batch waits for another epoch's order."""
+        return len(self.pairs) // self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Pair numbers of one epoch, (len(self), batch_size)."""
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch)))
+        order = rng.permutation(len(self.pairs))
+        return order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yields the batches of an epoch from number `start` on. Raises DataError when not one
+        pair can be read."""
+        waiting: deque[tuple[dict, list[Future]]] = deque()
+        try:
+            for number, row in enumerate(self.order(epoch)[start:]):
+                buffers = self._ring[number % len(self._ring)]
+                jobs = [
+                    self._pool.submit(self._fill, buffers, slot, epoch, int(i))
+                    for slot, i in enumerate(row[self.share])
+                ]
+                waiting.append((buffers, jobs))
+                if len(waiting) > self.AHEAD:
+                    yield self._finish(*waiting.popleft())
+            while waiting:
+                yield self._finish(*waiting.popleft())
+        finally:  # left early: nothing may go on writing into buffers that are used again
+            for _, jobs in waiting:
+                for job in jobs:
+                    job.cancel()
+                for job in jobs:
+                    if not job.cancelled():
+                        job.exception()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _finish(self, buffers: dict[str, np.ndarray], jobs: list[Future]) -> dict[str, Tensor]:
+        for job in jobs:
+            job.result()
+        return {name: torch.from_numpy(array) for name, array in buffers.items()}
+
+    def _buffers(self, n: int) -> dict[str, np.ndarray]:
+        (H, W), (h, w) = self.image_size, self.size
+        low = (n, 1, h // 4, w // 4)
+        maps = {k: np.zeros(low, np.float32) for k in ("depth_low", "grad_x", "grad_y")}
+        masks = {k: np.zeros(low, np.bool_) for k in ("M_x", "M_y")}
+        return {
+            "image": np.zeros((n, 3, h, w), np.float32),
+            "depth": np.zeros((n, 1, H, W), np.float32),
+            **maps,
+            **masks,
+            "K": np.zeros((n, 4), np.float32),
+            "index": np.zeros(n, np.int64),
+        }
+
+    def _fill(self, out: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
+        sample, index = self._readable(index)
+        random = draw((self.seed, epoch, index), self.image_size, self.augment)
+        low = [out[k][slot, 0] for k in ("depth_low", "grad_x", "grad_y", "M_x", "M_y")]
+        self.kernels.r2_crop(
+            sample.rgb, sample.depth, random.affine, random.crop, random.lut, self.pad,
+            self.depth_scale, out["image"][slot], out["depth"][slot, 0],
+        )  # fmt: skip
+        self.kernels.gt_down(out["depth"][slot, 0], low[0], self.mode)
+        self.kernels.masked_gradient(*low)
+        out["K"][slot] = intrinsics_after(sample.K, random.affine)
+        out["index"][slot] = index
+
+    def _readable(self, index: int) -> tuple[Sample, int]:
+        """The sample of pair `index`, or of the first readable pair after it."""
+        last = None
+        for other in range(index, index + len(self.pairs)):
+            other %= len(self.pairs)
+            try:
+                return self.sample(other), other
+            except DataError as error:
+                name = str(self.pairs[other].rgb)
+                if name not in self.failed:
+                    notice(f"skipped: {error}")
+                self.failed[name] = last = str(error)
+        raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
+
+    def sample(self, index: int) -> Sample:
+        """Pair number `index`, decoded; kept in memory while `ram_cache` has room."""
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
+            if len(self._kept) < self._room:
+                self._kept[index] = sample
+        return sample
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+    """Where the pairs are and how to read them (Sec. 4.1). `split`: the script's default one."""
+    g = parser.add_argument_group("data (Sec. 4.1)")
+    g.add_argument(
+        "--data", default="synthetic:512", metavar="ROOT|synthetic:N",
+        help="folder with <split>.txt lists or <split>/{rgb,depth}/ folders, or N embedded scenes "
+        "rendered once (default synthetic:512)",
+    )  # fmt: skip
+    g.add_argument(
+        "--split", default=split, help=f"which split of the data to use (default {split})"
+    )
+    g.add_argument(
+        "--image_size", default="480x640", type=model.parse_size, metavar="HxW",
+        help="every pair is brought to this size when read: centre crop to the aspect, RGB "
+        "area/bilinear, depth nearest, intrinsics follow (default 480x640)",
+    )  # fmt: skip
+    g.add_argument(
+        "--depth_scale", default=1000.0, type=positive,
+        help="units of the depth files per metre: 1000 = millimetres, 5000 = TUM, 256 = KITTI "
+        "(default 1000)",
+    )  # fmt: skip
+    g.add_argument(
+        "--max_depth", default=40.0, type=positive,
+        help="metres at which a prediction is cut before it is scored; the ground truth never is "
+        "(default 40, the challenge's range; 80 for driving)",
+    )  # fmt: skip
+    g.add_argument(
+        "--intrinsics", default="518.857901,519.469611,320,240", type=parse_intrinsics,
+        metavar="FX,FY,CX,CY",
+        help="camera of the pairs whose folder has no intrinsics.json, in pixels at --image_size; "
+        "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code)",
+    )  # fmt: skip
+
+
+def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Random rotation, flip, R^2 crop and colour (Sec. 3.2), and how batches are made."""
+    g = parser.add_argument_group("R^2 crop and augmentation (Sec. 3.2)")
+    g.add_argument(
+        "--crops", default="240x384,384x512,480x640", type=parse_crops, metavar="HxW,HxW,...",
+        help="sizes to choose from at random, in pixels at --image_size; one size = Table 4's "
+        "plain random crop, none = no crop (default 240x384,384x512,480x640)",
+    )  # fmt: skip
+    g.add_argument(
+        "--rotate_prob", default=0.5, type=probability, help="share of samples rotated (0.5)"
+    )
+    g.add_argument(
+        "--max_angle", default=2.5, type=nonnegative,
+        help="rotation is uniform within this many degrees either way (default 2.5)",
+    )  # fmt: skip
+    g.add_argument(
+        "--flip_prob", default=0.5, type=probability,
+        help="share mirrored left to right (default 0.5; 0 when sides matter, as in traffic)",
+    )  # fmt: skip
+    g.add_argument(
+        "--gamma", default="0.9,1.1", type=parse_range, metavar="LOW,HIGH",
+        help="colour: range of the power applied to 0..255 (default 0.9,1.1; 1,1 = off)",
+    )  # fmt: skip
+    g.add_argument(
+        "--gamma_unit", action="store_true",
+        help="apply that power to 0..1 instead, a milder jitter (default off, as released)",
+    )
+    g.add_argument(
+        "--brightness", default="0.75,1.25", type=parse_range, metavar="LOW,HIGH",
+        help="colour: range of the common gain (default 0.75,1.25; 1,1 = off)",
+    )  # fmt: skip
+    g.add_argument(
+        "--channel_gain", default="0.9,1.1", type=parse_range, metavar="LOW,HIGH",
+        help="colour: range of each channel's own gain (default 0.9,1.1; 1,1 = off)",
+    )  # fmt: skip
+    g.add_argument(
+        "--gt_down", default="cell", choices=["cell", "nearest", "bilinear"],
+        help="how the truth reaches the 32x40 of Eq. 8 and 9: mean of a cell's valid pixels, its "
+        "middle pixel, or the valid ones of four taps (default cell; nearest starves on LiDAR)",
+    )  # fmt: skip
+    g.add_argument(
+        "--kernels", default="cpp", choices=["cpp", "python"],
+        help="C++ kernels or their Python twins, equal bit for bit, 10x slower (default cpp)",
+    )
+    g.add_argument(
+        "--workers", default=0, type=whole, help="loader threads (default 0: one per core)"
+    )
+    g.add_argument(
+        "--ram_cache", default=4.0, type=nonnegative, metavar="GB",
+        help="memory for decoded pairs, 1.5 MB each at 480x640; what does not fit is decoded anew "
+        "every epoch, 5 ms a pair (default 4)",
+    )  # fmt: skip
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return _number(text, 1e-12, 1e12, "a positive number")
+
+
+def nonnegative(text: str) -> float:
+    """argparse type: a finite number, 0 or more."""
+    return _number(text, 0.0, 1e12, "a number of 0 or more")
+
+
+def probability(text: str) -> float:
+    """argparse type: a number in 0..1."""
+    return _number(text, 0.0, 1.0, "a probability between 0 and 1")
+
+
+def whole(text: str) -> int:
+    """argparse type: a whole number, 0 or more."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """ "0.9,1.1" -> (0.9, 1.1), ordered and positive."""
+    low, _, high = text.partition(",")
+    pair = positive(low), positive(high)
+    if pair[0] > pair[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH with LOW <= HIGH")
+    return pair
+
+
+def parse_intrinsics(text: str) -> tuple[float, ...]:
+    """ "fx,fy,cx,cy" -> four floats; the principal point may lie outside the picture."""
+    try:
+        fx, fy, cx, cy = (float(v) for v in text.split(","))
+    except ValueError:
+        fx = fy = cx = cy = math.nan
+    if not (0 < fx < math.inf and 0 < fy < math.inf and math.isfinite(cx) and math.isfinite(cy)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not fx,fy,cx,cy with positive fx and fy")
+    return fx, fy, cx, cy
+
+
+def parse_crops(text: str) -> tuple[tuple[int, int], ...]:
+    """ "240x384,480x640" -> ((240, 384), (480, 640)); "none" -> ()."""
+    return () if text == "none" else tuple(model.parse_size(part) for part in text.split(","))

@@ -1,0 +1,677 @@
+"""Sec. 4.2 Implementation Details: the training loop.
+
+    python train.py                                   embedded scenes, runs/student
+    python train.py --data ROOT --epochs 100          your own pairs
+    python train.py --crops 240x384,384x512,480x640   Table 4's best row (the default)
+    torchrun --nproc_per_node 2 train.py --data ROOT  the paper's two GPUs
+
+`fit` knows only an objective: a module that maps a batch to (loss, terms). Eq. 11 is one
+(`Supervised`), Eq. 13 is another; the loop is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import data
+import evaluate
+import losses
+import model
+import predict
+
+DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
+CHECK_EVERY = 20  # steps between looks at values on the device, each of which waits for it
+
+
+class TrainError(RuntimeError):
+    """A run that cannot go on; the message says why and what to try."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM arrived and everything is saved; `code` is the exit code (130, 143)."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+# ---------------------------------------------------------------------------- Eq. 11, the objective
+
+
+class Supervised(nn.Module):
+    """Eq. 11: the student under L_depth. Learnable loss weights live in `loss`, so wrapping the
+    objective in DDP keeps them in step across processes."""
+
+    def __init__(self, network: model.LiteDepth, loss: losses.DepthLoss) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch of data.Loader plus "step" -> (loss, {name: value to log})."""
+        d_hat = self.network.network(batch["image"])
+        d_full = model.upsample(d_hat, batch["depth"].shape[-2:], self.network.mode)
+        loss, terms = self.loss(d_hat, d_full, batch)
+        return loss, {**terms, "dead": (d_hat.detach() == 0).all().float()}
+
+
+# ------------------------------------------------------------------------------ Sec. 4.2, schedule
+
+
+def learning_rate(
+    step: int, total: int, *, lr: float, min_lr_ratio: float, power: float,
+    warmup: int, warmup_ratio: float,
+) -> float:  # fmt: skip
+    """Poly decay from lr to lr * min_lr_ratio, under a linear warm-up from warmup_ratio.
+
+    PAPER: gives lr ("4e^-3", read 4e-3) and power 0.9 only; floor lr/4 and 1,500 warm-up steps are
+    the released code's. The warm-up is at most 10 % of a short run.
+    """
+    low = lr * min_lr_ratio
+    rate = (lr - low) * (1 - step / total) ** power + low
+    warmup = min(warmup, total // 10)
+    if step < warmup:
+        rate *= 1 - (1 - step / warmup) * (1 - warmup_ratio)
+    return rate
+
+
+# ------------------------------------------------------------------------------ Sec. 4.2, the loop
+
+
+def fit(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, loader: data.Loader, *,
+    network: nn.Module, schedule: Callable[[int, int], float], epochs: int, clip: float,
+    device: torch.device, amp: bool, out: Path | None, validate: Callable[[int], dict] | None,
+    val_every: int, resume: dict | None = None, state: dict | None = None,
+) -> list[dict]:  # fmt: skip
+    """Trains and returns the log, one dictionary an epoch (also in out/log.jsonl).
+
+    objective: maps a batch to (loss, terms); a DDP wrapper is fine. network: what is saved, a part
+    of the objective. schedule: (step, total steps) -> learning rate. out: the run's folder, None on
+    all ranks but the first. validate: (epoch) -> metrics with "si_rmse". resume: a dictionary from
+    model.read_checkpoint. state: plain values to keep in every checkpoint.
+    Raises TrainError (prediction dead, loss not finite) and Stopped (signals).
+    """
+    plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
+    total = epochs * len(loader)
+    epoch, first, step, best, log = 0, 0, 0, math.inf, []
+    sums: dict[str, float] = {}
+    if resume is not None:
+        optimizer.load_state_dict(resume["optimizer"])
+        plain.load_state_dict(resume["objective"], strict=False)
+        torch.set_rng_state(resume["rng"])
+        if device.type == "cuda" and resume["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(resume["cuda_rng"])
+        epoch, first, step = resume["epoch"], resume["batch"], resume["step"]
+        best, sums = resume["best"], resume["sums"]
+        log = [row for row in _read_log(out) if row["epoch"] < epoch]
+        _write_log(out, log)
+
+    def checkpoint(name: str, epoch: int, batch: int, sums: dict[str, float]) -> None:
+        if out is None:
+            return
+        learnable = {k: v for k, v in plain.state_dict().items() if k.startswith("loss.")}
+        model.save(
+            out / name, network, objective=learnable, optimizer=optimizer.state_dict(), epoch=epoch,
+            batch=batch, step=step, best=best, sums=sums, rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state() if device.type == "cuda" else None, **(state or {}),
+        )  # fmt: skip
+
+    stop = _StopSignals()
+    quiet = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines: logs are read later
+    bar = tqdm(total=total, initial=step, unit="step", disable=out is None, mininterval=quiet)
+    dead = torch.zeros((), device=device)
+    with bar, stop:
+        while epoch < epochs:
+            objective.train()
+            meter = {k: torch.tensor(v, device=device) for k, v in sums.items()}
+            started, seen = time.perf_counter(), 0
+            for batch_number, batch in enumerate(loader.epoch(epoch, first), first):
+                batch = {k: v.to(device) for k, v in batch.items()} | {"step": step}
+                batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+                rate = schedule(step, total)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    loss, terms = objective(batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(objective.parameters(), clip or math.inf)
+                optimizer.step()
+
+                step, seen = step + 1, seen + len(batch["image"])
+                dead = (dead + 1) * terms.pop("dead", torch.zeros_like(dead))
+                for k, v in {"loss": loss.detach(), **terms, "grad_norm": norm}.items():
+                    meter[k] = meter.get(k, 0.0) + v
+                bar.update()
+                if step % CHECK_EVERY == 0 or batch_number + 1 == len(loader):
+                    _check_alive(meter, dead, step)
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
+                if stop.signal:
+                    sums = {k: float(v) for k, v in meter.items()}
+                    checkpoint("last.pt", epoch, batch_number + 1, sums)
+                    raise Stopped(128 + stop.signal)
+            seconds = time.perf_counter() - started
+            epoch, first, sums = epoch + 1, 0, {}
+            row = {"epoch": epoch, "step": step, "lr": rate}
+            row |= {k: float(v) / len(loader) for k, v in meter.items()}
+            row["images_per_s"] = seen * _world() / seconds if seen else None
+            row["skipped_pairs"] = len(loader.failed)
+            if validate and (epoch % val_every == 0 or epoch == epochs):
+                started = time.perf_counter()
+                row |= validate(epoch)
+                row["val_s"] = time.perf_counter() - started
+                if row["si_rmse"] < best:
+                    best = row["si_rmse"]
+                    checkpoint("best.pt", epoch, 0, {})
+                bar.write(
+                    f"epoch {epoch}: loss {row['loss']:.3f}, val si-RMSE {row['si_rmse']:.3f}, "
+                    f"RMSE {row['rmse']:.2f} m",
+                    file=sys.stderr,
+                )
+            log.append(row)
+            _write_log(out, log[-1:], append=True)
+            checkpoint("last.pt", epoch, 0, {})
+            if stop.signal:
+                raise Stopped(128 + stop.signal)
+    return log
+
+
+def _check_alive(meter: dict[str, Tensor], dead: Tensor, step: int) -> None:
+    if not math.isfinite(float(meter["loss"])):
+        raise TrainError(
+            f"the loss is not finite at step {step}; the checkpoints on disk are from before. "
+            "Lower --lr or --clip, and look at the data with --dry_run"
+        )
+    if float(dead) >= DEAD_BATCHES:
+        raise TrainError(
+            f"step {step}: the last {int(dead)} batches predicted 0 m everywhere: the last ReLU is "
+            "dead and no gradient can revive it. Try another --seed, a lower --lr or a longer "
+            "--warmup, and check --depth_scale"
+        )
+
+
+class _StopSignals:
+    """Notes SIGINT and SIGTERM, for the loop to act on between two steps; a second Ctrl-C is
+    immediate. Signals can only be caught in a process's main thread."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> None:
+        self.old = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.old[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever runs us handles signals
+                pass
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _read_log(out: Path | None) -> list[dict]:
+    if out is None or not (out / "log.jsonl").is_file():
+        return []
+    rows = []
+    for line in (out / "log.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # a last line cut by a crash
+            break
+    return rows
+
+
+def _write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
+    if out is not None:
+        with open(out / "log.jsonl", "a" if append else "w") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+# ------------------------------------------------------------------------ validation and pictures
+
+
+class Validator:
+    """Scores the network on the validation split (Sec. 4.1) and draws out/preview.png."""
+
+    SHOWN = 6
+
+    def __init__(
+        self, network: nn.Module, pairs: list[data.Pair], *, image_size: tuple[int, int],
+        intrinsics: tuple[float, ...], depth_scale: float, max_depth: float,
+        device: torch.device, out: Path, ram_cache: float,
+    ) -> None:  # fmt: skip
+        self.network, self.device, self.out = network, device, out
+        self.scale = {"depth_scale": depth_scale, "max_depth": max_depth}
+        self._read = lambda: evaluate.read_all(pairs, image_size, intrinsics)
+        fits = len(pairs) * 5e-9 * image_size[0] * image_size[1] <= ram_cache
+        self._kept = list(self._read()) if fits else None
+        # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
+        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
+        self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
+        truths = [s.depth / np.float32(depth_scale) for _, s in self._shown]
+        self._range = predict.auto_range(truths)
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """-> mean metrics over the split; `epoch` is written on the picture."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            report = evaluate.run(self.predict, self._kept or self._read(), **self.scale).report()
+            self._draw(epoch)
+        finally:
+            self.network.train(training)
+        per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
+        return {k: report["metric"][k] for k in evaluate.METRICS} | per_scene
+
+    @torch.inference_mode()
+    def predict(self, rgb: np.ndarray) -> np.ndarray:
+        """RGB u8 (H,W,3) -> metres (H,W)."""
+        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
+        return self.network(image)[0, 0].float().cpu().numpy()
+
+    def _draw(self, epoch: int) -> None:
+        panels = []
+        for pair, sample in self._shown:
+            truth = sample.depth / np.float32(self.scale["depth_scale"])
+            title = f"{pair.scene}/{pair.rgb.stem}, epoch {epoch}"
+            prediction = self.predict(sample.rgb)
+            panels.append(predict.panel(sample.rgb, truth, prediction, *self._range, title))
+        predict.write_picture(self.out / "preview.png", np.concatenate(panels))
+
+
+def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
+    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4).
+
+    Holes are flat grey, everything beyond a crop shows as the mean colour and as holes.
+    """
+    rows = []
+    near, far = predict.auto_range([batch["depth_low"].numpy()])
+    for i in range(min(shown, len(batch["image"]))):
+        image = batch["image"][i].permute(1, 2, 0).numpy()
+        size = (2 * image.shape[1], 2 * image.shape[0])
+        tiles = [cv2.cvtColor(image.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)]
+        tiles.append(predict.colorize(batch["depth_low"][i, 0].numpy(), near, far))
+        M_x = batch["M_x"][i, 0].numpy()
+        # signed, on a log scale: half a metre and five metres both show
+        slope = batch["grad_x"][i, 0].numpy()
+        bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
+        color = cv2.applyColorMap(
+            np.clip(127.5 + 127.5 * bent, 0, 255).astype(np.uint8), cv2.COLORMAP_TWILIGHT_SHIFTED
+        )
+        color[~M_x] = predict.HOLE
+        tiles += [color, cv2.cvtColor(M_x.astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR)]
+        tiles = [cv2.resize(t, size, interpolation=cv2.INTER_NEAREST) for t in tiles]
+        rows.append(np.concatenate(tiles, 1))
+    width = rows[0].shape[1] // 4
+    head = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
+    names = ("image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked")
+    for k, name in enumerate(names):
+        cv2.putText(head, name, (k * width + 6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40,) * 3, 1)
+    return np.concatenate([head, *rows])
+
+
+# ------------------------------------------------------------------------------------- run folder
+
+
+def prepare_folder(out: Path, keep: bool) -> None:
+    """Makes the run's folder; an earlier run in it is moved aside, unless it goes on (`keep`)."""
+    if not keep and (out / "last.pt").exists():
+        number = 1
+        while (aside := out.with_name(f"{out.name}.{number}")).exists():
+            number += 1
+        out.rename(aside)
+        data.notice(f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def describe(args: argparse.Namespace, **facts: object) -> dict:
+    """args.json: every flag, and what else decided the run."""
+
+    def git(*command: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    versions = {m.__name__: m.__version__ for m in (torch, np, cv2)}
+    versions |= {"python": platform.python_version()}
+    return {
+        **{k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "command": " ".join(sys.argv), "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes), "versions": versions, **facts,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All flags of training, grouped by section; distill.py extends it."""
+    p = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train the student of Sec. 3.1 with the losses of Sec. 3.3.",
+    )
+    g = p.add_argument_group("run")
+    g.add_argument(
+        "--out", default=Path("runs/student"), type=Path, metavar="DIR",
+        help="the run's folder: last.pt best.pt log.jsonl args.json preview.png "
+        "(default runs/student)",
+    )  # fmt: skip
+    g.add_argument(
+        "--resume", nargs="?", const="auto", metavar="FILE",
+        help="go on from FILE, or bare: from the run folder's last.pt if there is one",
+    )  # fmt: skip
+    g.add_argument("--seed", type=data.whole, default=0, help="decides everything random (0)")
+    g.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"],
+        help="auto = CUDA when there is one (default auto)",
+    )  # fmt: skip
+    g.add_argument(
+        "--threads", type=data.whole, default=0,
+        help="CPU threads of the network; 0 = all cores (default 0)",
+    )  # fmt: skip
+    g.add_argument(
+        "--dry_run", action="store_true",
+        help="print shapes and counts, draw one batch into OUT/dry_run.png, train nothing",
+    )  # fmt: skip
+    g.add_argument(
+        "--val_split", default="val",
+        help="split to validate on after an epoch (default val, or local_val; none = never, then "
+        "there is no best.pt)",
+    )  # fmt: skip
+    g.add_argument(
+        "--val_every", type=data.whole, default=1, help="epochs between validations (default 1)"
+    )
+    g = p.add_argument_group("optimisation (Sec. 4.2)")
+    g.add_argument(
+        "--epochs", type=data.whole, default=600,
+        help="passes over the training split (default 600; the released config has 650)",
+    )  # fmt: skip
+    g.add_argument(
+        "--batch_size", type=data.whole, default=32,
+        help="pairs per step over all processes (default 32)",
+    )  # fmt: skip
+    g.add_argument(
+        "--lr", type=data.positive, default=4e-3, help="peak learning rate (default 4e-3)"
+    )
+    g.add_argument(
+        "--min_lr_ratio", type=data.probability, default=0.25,
+        help="the schedule ends at this share of --lr (default 0.25; lower suits short runs)",
+    )  # fmt: skip
+    g.add_argument(
+        "--power", type=data.nonnegative, default=0.9, help="of the poly schedule (default 0.9)"
+    )
+    g.add_argument(
+        "--warmup", type=data.whole, default=1500,
+        help="steps of linear warm-up, at most a tenth of the run (default 1500)",
+    )  # fmt: skip
+    g.add_argument(
+        "--warmup_ratio", type=data.probability, default=1e-4,
+        help="where the warm-up starts, as a share of --lr (default 1e-4)",
+    )  # fmt: skip
+    g.add_argument(
+        "--betas", default="0.9,0.999", type=parse_betas, metavar="B1,B2",
+        help="Adam's (default 0.9,0.999)",
+    )  # fmt: skip
+    g.add_argument("--eps", type=data.positive, default=1e-3, help="Adam's (default 1e-3)")
+    g.add_argument(
+        "--weight_decay", type=data.nonnegative, default=0.0, help="Adam's L2 (default 0)"
+    )
+    g.add_argument(
+        "--clip", type=data.nonnegative, default=35.0,
+        help="largest gradient norm, 0 = no limit (default 35, as released)",
+    )  # fmt: skip
+    g.add_argument(
+        "--amp", action="store_true",
+        help="bfloat16 autocast; losses stay float32 (pays on a GPU, slower on most CPUs)",
+    )  # fmt: skip
+    g.add_argument(
+        "--sync_bn", action="store_true",
+        help="BatchNorm over all processes' pictures (default off, per process as released)",
+    )  # fmt: skip
+    model.add_arguments(p)
+    losses.add_arguments(p)
+    data.add_data_arguments(p, split="train")
+    data.add_augment_arguments(p)
+    return p
+
+
+def parse_betas(text: str) -> tuple[float, float]:
+    """ "0.9,0.999" -> two floats in [0, 1)."""
+    low, _, high = text.partition(",")
+    betas = data.probability(low), data.probability(high)
+    if max(betas) >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: both must be below 1")
+    return betas
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """ "auto" -> CUDA when there is one. Raises TrainError when "cuda" is asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def build_loss(args: argparse.Namespace) -> losses.DepthLoss:
+    """The DepthLoss of losses.add_arguments' flags."""
+    return losses.DepthLoss(
+        args.weights, dynamic=args.dynamic_weights, seed=args.seed,
+        silog_alpha=args.silog_alpha, silog_lambda=args.silog_lambda, silog_eps=args.silog_eps,
+        robust_alpha=args.robust_alpha, robust_c=args.robust_c,
+        robust_adaptive=args.robust_adaptive, vnl_share=args.vnl_share,
+        vnl_filter=args.vnl_filter, vnl_delta_z=args.vnl_delta_z, vnl_cos=args.vnl_cos,
+        vnl_near=args.vnl_near, vnl_drop=args.vnl_drop,
+    )  # fmt: skip
+
+
+def build_loader(
+    args: argparse.Namespace, pairs: list[data.Pair], network: nn.Module, rank: int, world: int
+) -> data.Loader:
+    """The Loader of data.add_data_arguments' and add_augment_arguments' flags."""
+    augment = data.Augment(
+        args.crops, args.rotate_prob, args.max_angle, args.flip_prob, args.gamma, args.gamma_unit,
+        args.brightness, args.channel_gain,
+    )  # fmt: skip
+    return data.Loader(
+        pairs, batch_size=args.batch_size, seed=args.seed, augment=augment,
+        image_size=args.image_size, size=network.size, mean=network.mean.tolist(),
+        depth_scale=args.depth_scale, intrinsics=args.intrinsics, gt_down=args.gt_down,
+        kernels=data.kernels(args.kernels), threads=args.workers or os.cpu_count() or 1,
+        ram_cache=args.ram_cache, rank=rank, world=world,
+    )  # fmt: skip
+
+
+def dry_run(args: argparse.Namespace, network: nn.Module, loss: nn.Module, loader: data.Loader):
+    """--dry_run: what would be trained, on what, and a picture of it."""
+    batch = next(iter(loader.epoch(0)))
+    print(f"network {args.model}: {sum(p.numel() for p in network.parameters()):,} parameters")
+    print(f"pairs {len(loader.pairs)}, batches of {loader.batch_size}: {len(loader)} an epoch, "
+          f"{args.epochs * len(loader)} in {args.epochs} epochs")  # fmt: skip
+    for name, tensor in batch.items():
+        print(f"  {name:<10}{str(tuple(tensor.shape)):<22}{tensor.dtype}")
+    valid = float((batch["depth"] > 0).float().mean())
+    low = float((batch["depth_low"] > 0).float().mean())
+    masked = float(batch["M_x"].float().mean())
+    print(f"valid: depth {valid:.1%}, depth_low {low:.1%}, M_x {masked:.1%} of the canvas")
+    with torch.no_grad():
+        value, terms = Supervised(network, loss)(batch | {"step": 0})
+    shown = ", ".join(f"{k} {float(terms[k]):.3f}" for k in losses.TERMS if k in terms)
+    print(f"loss before training {float(value):.3f}: {shown}")
+    predict.write_picture(args.out / "dry_run.png", batch_picture(batch))
+    print(f"wrote {args.out / 'dry_run.png'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    if min(args.epochs, args.batch_size, args.val_every) < 1:
+        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    first = rank == 0
+
+    resume = Path(args.out / "last.pt" if args.resume == "auto" else args.resume or "")
+    resume = model.read_checkpoint(resume) if args.resume and _exists(resume, args) else None
+    if world > 1 and not first:
+        dist.barrier()  # the first process renders synthetic scenes, the others then find them
+    root = data.resolve(args.data)
+    if world > 1 and first:
+        dist.barrier()
+    pairs = data.open_split(root, args.split, args.depth_scale)
+    val = None
+    if args.val_split != "none":
+        val = data.open_split(root, args.val_split, args.depth_scale)
+
+    torch.manual_seed(args.seed)
+    try:
+        loss = build_loss(args).to(device)
+        network = model.LiteDepth(
+            size=args.size, decoder=args.decoder, upsample=args.upsample,
+            mean=args.mean, std=args.std,
+        )  # fmt: skip
+    except ValueError as error:  # flags that do not go together
+        raise TrainError(str(error)) from error
+    if resume is None:
+        weights = model.load_pretrained(network, args.pretrained)
+    else:
+        network = model.build(resume, args.resume)
+        weights = f"resumed at epoch {resume['epoch']}"
+    network.to(device, memory_format=torch.channels_last)
+    loader = build_loader(args, pairs, network, rank, world)
+
+    if first:
+        if args.dry_run:
+            args.out.mkdir(parents=True, exist_ok=True)
+            dry_run(args, network, loss, loader)
+            return 0
+        prepare_folder(args.out, keep=resume is not None)
+        facts = {
+            "device_name": device_name(device), "torch_threads": torch.get_num_threads(),
+            "processes": world, "initial_weights": weights, "train_pairs": len(pairs),
+            "val_pairs": len(val or []), "steps_per_epoch": len(loader),
+        }  # fmt: skip
+        (args.out / "args.json").write_text(json.dumps(describe(args, **facts), indent=1) + "\n")
+        where = facts["device_name"]
+        print(f"training on {where}, {len(pairs)} pairs of {root}, {len(loader)} steps of "
+              f"{loader.batch_size} an epoch; kernels: {args.kernels}")  # fmt: skip
+        print(f"weights: {weights}")
+        if weights.startswith("none: from scratch, because"):
+            data.notice("NO IMAGENET WEIGHTS: the encoder starts from scratch and will need more "
+                        "epochs; see --pretrained")  # fmt: skip
+    elif args.dry_run:
+        return 0
+
+    if args.sync_bn:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    objective = Supervised(network, loss)
+    optimizer = torch.optim.Adam(
+        objective.parameters(), lr=args.lr, betas=args.betas, eps=args.eps,
+        weight_decay=args.weight_decay, fused=True,
+    )  # fmt: skip
+    if world > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        objective = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
+    validate = None
+    if val and first:
+        validate = Validator(
+            network, val, image_size=args.image_size, intrinsics=args.intrinsics,
+            depth_scale=args.depth_scale, max_depth=args.max_depth, device=device, out=args.out,
+            ram_cache=args.ram_cache,
+        )  # fmt: skip
+
+    def schedule(step: int, total: int) -> float:
+        return learning_rate(
+            step, total, lr=args.lr, min_lr_ratio=args.min_lr_ratio, power=args.power,
+            warmup=args.warmup, warmup_ratio=args.warmup_ratio,
+        )  # fmt: skip
+
+    try:
+        fit(
+            objective, optimizer, loader, network=network, schedule=schedule, epochs=args.epochs,
+            clip=args.clip, device=device, amp=args.amp, out=args.out if first else None,
+            validate=validate, val_every=args.val_every, resume=resume,
+        )  # fmt: skip
+    except Stopped as stopped:
+        if first:
+            print(f"saved {args.out / 'last.pt'}; go on with --resume", file=sys.stderr)
+        return stopped.code
+    finally:
+        loader.close()
+        if world > 1:
+            dist.destroy_process_group()
+    if first:
+        if loader.failed:
+            data.notice(f"{len(loader.failed)} pair(s) could not be read and were skipped")
+        best = "best.pt" if validate else "last.pt"
+        print(f"done: {args.out / best}; next: python evaluate.py --data {args.data} "
+              f"--model {args.out / best}, python export.py")  # fmt: skip
+    return 0
+
+
+def _exists(path: Path, args: argparse.Namespace) -> bool:
+    """A bare --resume starts afresh without a checkpoint; a named one must be there."""
+    if args.resume == "auto" and not path.exists():
+        data.notice(f"nothing to resume in {args.out}: starting afresh")
+        return False
+    return True
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or the CPU architecture and how many threads PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def run(entry: Callable[[], int], name: str) -> None:
+    """Runs a script's main: what the user can mend is one line and exit code 2."""
+    try:
+        sys.exit(entry())
+    except (data.DataError, model.CheckpointError, TrainError, OSError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(main, "train.py")
