@@ -196,8 +196,10 @@ def upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if (h, w) == (H, W):
         return x
     if mode == "nearest":
-        if H % h == 0 and W % w == 0:  # exact here; for other ratios PyTorch's float scale can slip
-            return F.interpolate(x, size=(H, W), mode="nearest")
+        if H % h == 0 and W % w == 0:
+            # Pixel centres are half a pixel off every cell border: no float scale can slip there,
+            # as "nearest" does for some ratios (41, 47, ...). For whole ratios both mean floor.
+            return F.interpolate(x, size=(H, W), mode="nearest-exact")
         rows = torch.arange(H, device=x.device) * h // H
         cols = torch.arange(W, device=x.device) * w // W
         return x.index_select(2, rows).index_select(3, cols)

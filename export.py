@@ -1,0 +1,472 @@
+"""Sec. 3.1 (Eq. 3-6) and Sec. 4.5: checkpoint -> merged, BN-folded fp32 TFLite, parity, run time.
+
+    raw RGB 1x480x640x3, float32, 0..255 -> resize -> merged stem -> ... -> 1x480x640x1 metres
+
+`python export.py` rebuilds the network in plain tf.nn operations, reloads the written file and
+compares it with PyTorch by maximum absolute error. TensorFlow is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from model import CheckpointError, ConvSame, LiteDepth, load, merge_normalization, parse_size
+
+
+class ExportError(ValueError):
+    """An export that cannot be done; the message says why and names the cure."""
+
+
+# --------------------------------------------------------------------- Sec. 3.1, folding and graph
+
+
+def fold_batchnorm(
+    conv_weight: np.ndarray, conv_bias: np.ndarray | None, bn: nn.BatchNorm2d | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """W' = g W,  b' = beta + g (b - mu)  with  g = gamma / sqrt(var + eps), in double.
+
+    conv_weight (out, in/groups, k, k), conv_bias (out,) or None for zeros, bn with the running
+    statistics (None: nothing to fold). Returns (W', b') as float64, shaped as the convolution's.
+    """
+    W = np.asarray(conv_weight, np.float64)
+    b = np.zeros(len(W)) if conv_bias is None else np.asarray(conv_bias, np.float64)
+    if bn is None:
+        return W, b
+    gamma, beta = _double(bn.weight), _double(bn.bias)
+    mu, var = _double(bn.running_mean), _double(bn.running_var)
+    g = gamma / np.sqrt(var + bn.eps)
+    return W * g.reshape(-1, 1, 1, 1), beta + g * (b - mu)
+
+
+def convert(model: LiteDepth, image_size: tuple[int, int]) -> bytes:
+    """The TFLite file (fp32) of `model` in eval mode, for pictures of (H, W) = image_size.
+
+    In: (1, H, W, 3) float32, raw RGB 0..255. Out: (1, H, W, 1) float32, metres. A network that is
+    not merged yet is merged first (Eq. 3-6). Raises ExportError when TensorFlow is missing.
+    """
+    tf = _tensorflow()
+    merged = model if model.merged else merge_normalization(model)
+    signature = [tf.TensorSpec((1, *image_size, 3), tf.float32, name="image")]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def litedepth(image):
+        return tf.identity(_graph(tf, merged, image), name="depth")
+
+    concrete = litedepth.get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], litedepth).convert()
+
+
+def _graph(tf, model: LiteDepth, image):
+    """`LiteDepth.forward` of a merged network, operation by operation, NHWC."""
+    encoder, decoder = model.encoder, model.decoder
+    x = _resize(tf, image, model.size, "bilinear")
+    x = _pad_with(tf, x, _double(encoder.conv_stem.fill))
+    x = _conv(tf, x, encoder.conv_stem, encoder.bn1, relu=True, padding="VALID")
+    taps = []
+    for i, stage in enumerate(encoder.blocks):
+        for block in stage:
+            x = _block(tf, x, block)
+        if i != 2:  # stages 2 and 3 share a resolution: only the later one is tapped
+            taps.append(x)
+    s1, s2, s3, s4 = taps
+    x = _conv(tf, s4, decoder.fuse4, relu=True)
+    for layer, skip in ((decoder.fuse3, s3), (decoder.fuse2, s2), (decoder.fuse1, s1)):
+        x = tf.concat([_resize(tf, x, skip.shape[1:3], "corners"), skip], 3)
+        x = _conv(tf, x, layer, relu=True)
+    d_hat = _conv(tf, x, decoder.depth, relu=True)
+    return _resize(tf, d_hat, image.shape[1:3], model.mode)
+
+
+def _block(tf, x, block: nn.Module):
+    """DepthwiseSeparable (no `conv_pwl`, no skip) or InvertedResidual."""
+    if not hasattr(block, "conv_pwl"):
+        y = _conv(tf, x, block.conv_dw, block.bn1, relu=True)
+        return _conv(tf, y, block.conv_pw, block.bn2, relu=False)
+    y = _conv(tf, x, block.conv_pw, block.bn1, relu=True)
+    y = _conv(tf, y, block.conv_dw, block.bn2, relu=True)
+    y = _conv(tf, y, block.conv_pwl, block.bn3, relu=False)
+    return x + y if block.skip else y
+
+
+def _conv(tf, x, layer: nn.Conv2d, bn=None, *, relu: bool, padding: str = "SAME"):
+    """Convolution, BatchNorm folded in, optional ReLU; (1, h, w, in) -> (1, h', w', out)."""
+    k, s = layer.kernel_size[0], layer.stride[0]
+    # ConvSame follows TensorFlow's SAME rule; nn.Conv2d agrees with it only where it is symmetric.
+    if not isinstance(layer, ConvSame) and (s != 1 or layer.padding != (k // 2, k // 2)):
+        raise ExportError(f"cannot export {layer}: its padding is not TensorFlow's SAME")
+    bias = None if layer.bias is None else _double(layer.bias)
+    W, b = fold_batchnorm(_double(layer.weight), bias, bn)
+    if layer.groups == 1:
+        kernel = W.transpose(2, 3, 1, 0).astype(np.float32)  # (k, k, in, out)
+        x = tf.nn.conv2d(x, kernel, s, padding)
+    else:
+        kernel = W.transpose(2, 3, 0, 1).astype(np.float32)  # (k, k, channels, 1)
+        x = tf.nn.depthwise_conv2d(x, kernel, (1, s, s, 1), padding)
+    x = tf.nn.bias_add(x, b.astype(np.float32))
+    return tf.nn.relu(x) if relu else x
+
+
+def _pad_with(tf, x, fill: np.ndarray):
+    """The stem's SAME padding at stride 2 on even sizes (one column right, one row below), filled
+    per channel with `fill`, the mean m: (1, h, w, 3) -> (1, h + 1, w + 1, 3).
+
+    Why: see merge_normalization. Concatenated constants are exact for any m and stay in XNNPACK's
+    partition; PADV2 takes one scalar (wrong for unequal means) and cuts the graph in two.
+    """
+    _, h, w, c = x.shape
+    fill = fill.astype(np.float32)
+    x = tf.concat([x, np.broadcast_to(fill, (1, h, 1, c))], 2)
+    return tf.concat([x, np.broadcast_to(fill, (1, 1, w + 1, c))], 1)
+
+
+def _resize(tf, x, size: tuple[int, int], mode: str):
+    """`model.upsample` for (1, h, w, C) -> (1, *size, C); the same three modes."""
+    (h, w), (H, W) = tuple(x.shape[1:3]), tuple(size)
+    if (h, w) == (H, W):
+        return x
+    if mode == "nearest":
+        if H % h == 0 and W % w == 0:  # half-pixel centres: no float product is near a whole number
+            return tf.raw_ops.ResizeNearestNeighbor(images=x, size=(H, W), half_pixel_centers=True)
+        x = tf.gather(x, (np.arange(H) * h // H).astype(np.int32), axis=1)
+        return tf.gather(x, (np.arange(W) * w // W).astype(np.int32), axis=2)
+    corners = mode == "corners"
+    return tf.raw_ops.ResizeBilinear(
+        images=x, size=(H, W), align_corners=corners, half_pixel_centers=not corners
+    )
+
+
+def _double(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+
+
+def _tensorflow():
+    """TensorFlow, quiet and without the GPU (with one it lays the graph out differently)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ExportError(f"export needs TensorFlow: pip install tensorflow ({error})") from error
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:  # TensorFlow already runs in this process: its devices are settled
+        pass
+    return tf
+
+
+# -------------------------------------------------------------------------------- the written file
+
+
+def interpreter(content: bytes, threads: int):
+    """A ready LiteRT interpreter for a TFLite file. Raises ExportError when LiteRT is missing."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ExportError(
+            f"running a TFLite file needs LiteRT: pip install ai-edge-litert==2.1.6 ({error})"
+        ) from error
+    runner = Interpreter(model_content=content, num_threads=threads)
+    runner.allocate_tensors()
+    return runner
+
+
+def run_tflite(
+    content: bytes, pictures: Iterable[np.ndarray], threads: int = 1
+) -> Iterator[np.ndarray]:
+    """Depth (H, W) float32 in metres of each (H, W, 3) RGB picture, from the TFLite file."""
+    runner = interpreter(content, threads)
+    [source], [target] = runner.get_input_details(), runner.get_output_details()
+    for picture in pictures:
+        runner.set_tensor(source["index"], picture[None].astype(np.float32))
+        runner.invoke()
+        yield runner.get_tensor(target["index"])[0, :, :, 0]
+
+
+@torch.inference_mode()
+def run_torch(model: LiteDepth, pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same from PyTorch: the reference, with Eq. 1 and BatchNorm as they were trained."""
+    for picture in pictures:
+        image = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+        yield model(image)[0, 0].numpy()
+
+
+def operations(content: bytes) -> tuple[Counter, int]:
+    """(operation type -> count, number of partitions that XNNPACK takes over)."""
+    names = Counter(op["op_name"] for op in interpreter(content, 1)._get_ops_details())
+    return names, names.pop("DELEGATE", 0)
+
+
+def time_tflite(
+    content: bytes, picture: np.ndarray, *, threads: int, warmup: int, runs: int
+) -> np.ndarray:
+    """Milliseconds of each of `runs` invocations after `warmup` more; copies in and out excluded.
+
+    picture: (H, W, 3) RGB. threads: LiteRT's. Returns (runs,) float64.
+    """
+    runner = interpreter(content, threads)
+    runner.set_tensor(runner.get_input_details()[0]["index"], picture[None].astype(np.float32))
+    for _ in range(warmup):
+        runner.invoke()
+    times = np.empty(runs)
+    for i in range(runs):
+        start = time.perf_counter()
+        runner.invoke()
+        times[i] = 1e3 * (time.perf_counter() - start)
+    return times
+
+
+# ------------------------------------------------------------------------------------------ parity
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What `compare` found; metres. `border` is the maximum over the picture's outer ring."""
+
+    pictures: int
+    max_abs: float
+    mean_abs: float
+    border: float
+    depth: tuple[float, float]  # smallest and largest value of the reference
+    tolerance: float
+
+    @property
+    def limit(self) -> float:
+        """tolerance metres, relative to the reference's range once that exceeds 1 m."""
+        return self.tolerance * max(1.0, self.depth[1])
+
+    @property
+    def passed(self) -> bool:
+        return self.max_abs <= self.limit  # False for NaN
+
+
+def compare(
+    references: Iterable[np.ndarray], outputs: Iterable[np.ndarray], tolerance: float
+) -> Parity:
+    """Maximum absolute error of outputs against references, both iterables of (H, W) metres.
+
+    A signed mean would hide errors that cancel, and a mean those that sit in one border row.
+    Raises ValueError for no pictures, unequal numbers of them or unequal shapes.
+    """
+    rows = []
+    for reference, output in zip(references, outputs, strict=True):
+        if reference.shape != output.shape:
+            raise ValueError(f"reference is {reference.shape}, output {output.shape}")
+        error = np.abs(output.astype(np.float64) - reference)
+        ring = np.max([error[[0, -1]].max(), error[:, [0, -1]].max()])  # NaN stays NaN
+        rows.append((error.max(), error.mean(), ring, reference.min(), reference.max()))
+    if not rows:
+        raise ValueError("no pictures to compare")
+    rows = np.array(rows, np.float64)
+    worst, _, border, _, high = rows.max(axis=0).tolist()
+    depth = (float(rows[:, 3].min()), high)
+    return Parity(len(rows), worst, float(rows[:, 1].mean()), border, depth, tolerance)
+
+
+def test_pictures(size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Name -> (H, W, 3) uint8: flat, smooth, rough, and bright or dark along the border."""
+    H, W = size
+    v, u = np.mgrid[:H, :W]
+    ramp = np.stack([255 * v / max(H - 1, 1), 255 * u / max(W - 1, 1), 255 - 255 * v / H], 2)
+    frame = np.full((H, W, 3), 255)
+    frame[1:-1, 1:-1] = 0
+    pictures = {
+        "noise": np.random.default_rng(seed).integers(0, 256, (H, W, 3)),
+        "gradient": ramp,
+        "black": np.zeros((H, W, 3)),
+        "white": np.full((H, W, 3), 255),
+        "frame": frame,
+        "checker": np.where(((v // 8 + u // 8) % 2)[..., None], (255, 128, 0), (0, 64, 255)),
+    }
+    return {name: picture.astype(np.uint8) for name, picture in pictures.items()}
+
+
+def real_pictures(data_arg: str, split: str, size: tuple[int, int], limit: int) -> list[np.ndarray]:
+    """At most `limit` pictures (H, W, 3) uint8 RGB of `size`, evenly spread over the split.
+
+    They are read as in training. Raises ExportError or OSError for what cannot be read.
+    """
+    try:
+        import data  # here, so that the test pictures need neither the kernels nor a data set
+
+        pairs = data.list_pairs(data.resolve(data_arg), split)
+        chosen = np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)
+        return [data.read_pair(pairs[i], size, (0.0, 0.0, 0.0, 0.0), {}).rgb for i in chosen]
+    except (ImportError, ValueError) as error:
+        raise ExportError(f"--data {data_arg}: {error} (or go without: --pictures 0)") from error
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def newest_checkpoint(runs: Path) -> Path:
+    """The newest of runs/student and runs/distilled: best.pt, or last.pt where there is no best."""
+    found = []
+    for run in ("student", "distilled"):
+        files = [runs / run / name for name in ("best.pt", "last.pt")]
+        found += [file for file in files if file.is_file()][:1]
+    if not found:
+        raise ExportError(
+            f"no checkpoint in {runs / 'student'} or {runs / 'distilled'}: "
+            "python train.py first, or --checkpoint FILE"
+        )
+    return max(found, key=lambda file: file.stat().st_mtime)
+
+
+def training_data(checkpoint: Path) -> str | None:
+    """The --data that the checkpoint's run was trained on, if its args.json says so and it is there
+    (embedded scenes always are: they are rendered again)."""
+    try:
+        name = json.loads((checkpoint.parent / "args.json").read_text())["data"]
+        return name if name.startswith("synthetic:") or Path(name).is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes the file atomically: a reader sees the old one or the new one. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def number(kind: type, low: float):
+    """An argparse type: a finite int or float that is at least `low`."""
+
+    def parse(text: str):
+        value = kind(text)  # ValueError: argparse words it
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def tflite_name(text: str) -> Path:
+    """An argparse type: a path that ends in .tflite (so that no checkpoint is overwritten)."""
+    if not text.endswith(".tflite"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .tflite")
+    return Path(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Merge the normalisation (Eq. 3-6), fold BatchNorm, write fp32 TFLite, compare "
+        "it with PyTorch and time it on this host.",
+        epilog="exit code: 0 written and equal; 2 an error, in one line; 3 written, but not equal",
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="FILE",
+        help="trained student (default: the newer of runs/student/best.pt and "
+        "runs/distilled/best.pt; last.pt where there is no best.pt)")  # fmt: skip
+    add("--out", type=tflite_name, metavar="FILE.tflite",
+        help="file to write; missing folders are made (default: model.tflite beside the "
+        "checkpoint)")  # fmt: skip
+    add("--image_size", type=parse_size, default="480x640", metavar="HxW",
+        help="size of the file's input and output; fixed in the file, so take the camera's. The "
+        "network still works at its own --size (default 480x640, Sec. 4.1)")  # fmt: skip
+    add("--data", metavar="ROOT|synthetic:N",
+        help="data set whose pictures are compared beside six test pictures (default: the "
+        "checkpoint's own, where its args.json names it and it is still there)")  # fmt: skip
+    add("--split", default="val", help="which pictures of --data (default val)")
+    add("--pictures", type=number(int, 0), default=16, metavar="N",
+        help="how many pictures of --data to compare, spread evenly over the split; 0 = only the "
+        "test pictures (default 16)")  # fmt: skip
+    add("--tolerance", type=number(float, 0), default=1e-4, metavar="M",
+        help="largest absolute error allowed, in metres; times the largest depth where that "
+        "exceeds 1 m (default 1e-4; float rounding gives about 1e-5)")  # fmt: skip
+    add("--threads", type=number(int, 1), default=min(4, os.cpu_count() or 1), metavar="N",
+        help="second thread count that is timed, after 1; more than the idle cores only slows it "
+        "down (default: the host's cores, at most 4)")  # fmt: skip
+    add("--runs", type=number(int, 1), default=50, metavar="N",
+        help="timed invocations per thread count; more on a busy host (default 50)")  # fmt: skip
+    add("--warmup", type=number(int, 0), default=10, metavar="N",
+        help="invocations before timing starts (default 10)")  # fmt: skip
+    add("--seed", type=number(int, 0), default=0, metavar="N",
+        help="of the noise among the test pictures (default 0)")  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see make_parser."""
+    args = make_parser().parse_args(argv)
+    try:
+        checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
+        model = load(checkpoint)
+        out = args.out or checkpoint.with_name("model.tflite")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pictures = list(test_pictures(args.image_size, args.seed).values())
+        source = f"{len(pictures)} test pictures"
+        data_arg = args.data or training_data(checkpoint)
+        if data_arg and args.pictures:
+            real = real_pictures(data_arg, args.split, args.image_size, args.pictures)
+            pictures += real
+            source += f", {len(real)} of {data_arg} {args.split}"
+        write(out, convert(model, args.image_size))
+        content = out.read_bytes()
+        ops, partitions = operations(content)
+        parity = compare(run_torch(model, pictures), run_tflite(content, pictures), args.tolerance)
+        times = {
+            threads: time_tflite(
+                content, pictures[0], threads=threads, warmup=args.warmup, runs=args.runs
+            )
+            for threads in sorted({1, args.threads})
+        }
+    except (CheckpointError, ExportError, OSError) as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+
+    H, W = args.image_size
+    low, high = parity.depth
+    rows = [
+        ("checkpoint", str(checkpoint)),
+        ("file", f"{out}, {len(content) / 1e6:.3f} MB ({len(content) / 2**20:.3f} MiB), fp32"),
+        ("input", f"1x{H}x{W}x3 float32, raw RGB 0..255"),
+        ("output", f"1x{H}x{W}x1 float32, metres"),
+        ("operations", f"{ops.total()}: " + ", ".join(f"{n} {k}" for k, n in ops.most_common())),
+        ("XNNPACK", f"{partitions} partition" + "s" * (partitions != 1)),
+    ]
+    for threads, ms in times.items():
+        name = f"run time, {threads} thread" + "s" * (threads > 1)
+        median, p90 = np.median(ms), np.percentile(ms, 90)
+        rows.append((name, f"median {median:.3f} ms, p90 {p90:.3f} ms"))
+    rows += [
+        ("timing", f"{args.runs} runs after {args.warmup} warm-up, without copies in and out, "
+         f"on this host ({platform.machine()}, {os.cpu_count()} cores)"),
+        ("compared", f"{source}; PyTorch's depth {low:.3g} .. {high:.3g} m"),
+        ("error, max", f"{parity.max_abs:.2e} m (outermost pixels {parity.border:.2e} m)"),
+        ("error, mean", f"{parity.mean_abs:.2e} m"),
+        ("tolerance", f"{parity.limit:.2e} m: " + ("passed" if parity.passed else "FAILED")),
+    ]  # fmt: skip
+    for name, text in rows:
+        print(f"{name:<20}{text}")
+    if low == high:
+        print(f"WARNING: the reference is {low:g} m everywhere: equal, but an untrained or dead "
+              "network", file=sys.stderr)  # fmt: skip
+    if not parity.passed:
+        print(f"export.py: {out} is written but does NOT equal PyTorch: {parity.max_abs:.2e} m > "
+              f"{parity.limit:.2e} m", file=sys.stderr)  # fmt: skip
+    return 0 if parity.passed else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

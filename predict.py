@@ -1,0 +1,648 @@
+"""Sec. 4.4 Qualitative Results: metric depth for any picture, folder, video or camera (Fig. 7).
+
+    python predict.py photo.jpg folder/ clip.mp4 --model runs/student/best.pt --out depths
+        <stem>_depth.png   16 bit, millimetres, 0 = no depth, at the picture's own size
+        <stem>_color.png   picture | depth | colour bar in metres (a video: <stem>_color.mp4)
+
+No ground truth is needed. With a .tflite this file runs alone on a Raspberry Pi: numpy, opencv and
+ai-edge-litert are all it imports. Exit code: 0 = all done, 1 = some inputs skipped (named on
+stderr), 2 = nothing done or a wrong command, 130 = Ctrl-C (what is on disk then is whole; for a
+camera Ctrl-C is the way to end, and 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+DEFAULTS = [f"runs/{run}/{name}" for run in ("student", "distilled")
+            for name in ("best.pt", "model.tflite")]  # fmt: skip
+HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
+HOLE = (150, 150, 150)  # flat grey is not in the colour map
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+class PredictError(ValueError):
+    """Something the user can mend; the message says what."""
+
+
+# --------------------------------------------------------------------- Fig. 7, depth as a picture
+
+
+def colorize(depth_m: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Depth (H, W) in metres -> BGR u8 (H, W, 3): magma over log depth, near bright, far dark.
+
+    Equal steps of colour are equal *ratios* of depth, as in si-RMSE, so a desk and a street both
+    read well. Beyond near or far the end colour is kept. Holes (<= 0, NaN, inf) are flat grey.
+    """
+    depth = np.asarray(depth_m, np.float32)
+    hole = ~(np.isfinite(depth) & (depth > 0))
+    t = np.log(np.where(hole, near, depth) / near) / math.log(far / near)
+    level = np.rint(255 - 230 * t.clip(0, 1))  # without magma's last tenth, black in black
+    color = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_MAGMA)
+    color[hole] = HOLE
+    return color
+
+
+def auto_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
+    """2nd and 98th percentile of all depths > 0, rounded outward to two digits; metres.
+
+    far >= 1.2 near, so that an almost flat wall is not a firework; no depth at all -> (0.1, 10).
+    """
+    samples = [d.ravel()[:: max(1, d.size // 200_000)] for d in depths]
+    valid = np.concatenate([s[np.isfinite(s) & (s > 0)] for s in samples])
+    if not valid.size:
+        return 0.1, 10.0
+    near, far = np.percentile(valid, (2, 98)).clip(min=1e-3)
+    near, far = _two_digits(near, math.floor), _two_digits(far, math.ceil)
+    return near, max(far, _two_digits(1.2 * near, math.ceil))
+
+
+def _two_digits(v: float, rounding: Callable[[float], int]) -> float:
+    step = 10.0 ** (math.floor(math.log10(v)) - 1)
+    return float(f"{rounding(round(v / step, 6)) * step:.2g}")
+
+
+def ticks(near: float, far: float, gap: float) -> list[tuple[float, float]]:
+    """(value, place) of the bar's labels: both ends, then round values at least `gap` apart.
+
+    place: 0 at near .. 1 at far on the same log scale as `colorize`; gap is in the same unit.
+    """
+    marks = [(near, 0.0), (far, 1.0)]
+    for digits in (1, 2, 3):
+        if len(marks) > 4:
+            break
+        mantissas = range(10 ** (digits - 1), 10**digits)
+        round_first = sorted(mantissas, key=lambda m: (m not in (1, 2), m % 5 > 0, m % 2))
+        powers = range(math.floor(math.log10(near)), math.floor(math.log10(far)) + 1)
+        for m, p in itertools.product(round_first, powers):
+            value = float(f"{m}e{p - digits + 1}")
+            place = math.log(value / near) / math.log(far / near)
+            if 0 < place < 1 and all(abs(place - other) >= gap for _, other in marks):
+                marks.append((value, place))
+    return sorted(marks)
+
+
+def _write(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
+    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall."""
+    where, thick = (int(x), round(middle + 0.4 * height)), max(1, round(height / 12))
+    cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, height / 22, INK, thick, cv2.LINE_AA)
+
+
+def with_colorbar(
+    picture: np.ndarray, near: float, far: float, *, holes: bool = False
+) -> np.ndarray:
+    """BGR u8 -> the same with a bar at its right: near at the bottom, labelled in metres.
+
+    holes adds a swatch of the holes' grey. Rows of white are added to a picture under 120.
+    """
+    H = max(120, len(picture))
+    letter = min(max(11, round(H / 32)), 22)
+    pad, bar = letter, round(1.6 * letter)
+    canvas = np.full((H, picture.shape[1] + 2 * pad + bar + 6 * letter, 3), PAPER, np.uint8)
+    canvas[: len(picture), : picture.shape[1]] = picture
+    x, top, bottom = picture.shape[1] + pad, pad, H - pad
+    if holes:
+        bottom -= 3 * letter
+        canvas[H - pad - round(1.4 * letter) : H - pad, x : x + bar] = HOLE
+        _write(canvas, "none", x + bar + pad, H - pad - 0.7 * letter, letter)
+    scale = near * (far / near) ** np.linspace(1, 0, bottom - top)
+    canvas[top:bottom, x : x + bar] = colorize(scale[:, None], near, far)
+    for value, place in ticks(near, far, max(1.8 * letter / (bottom - top), 1 / 7)):
+        row = bottom - 1 - place * (bottom - 1 - top)
+        y = round(row)
+        cv2.line(canvas, (x + bar, y), (x + bar + pad // 2, y), INK, 1)
+        _write(canvas, f"{value:.4g} m", x + bar + pad, row, letter)
+    return canvas
+
+
+def panel(
+    rgb: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray,
+    near: float, far: float, title: str = "",
+) -> np.ndarray:  # fmt: skip
+    """Input | truth | prediction side by side with one bar; BGR u8.
+
+    rgb (h, w, 3) u8 RGB; truth and prediction (h, w) in metres, 0 = hole. Sizes may differ: all are
+    drawn at the largest, at most 1280 on its long side. Truth with under 10 % of its pixels known
+    (LiDAR) is drawn as 3x3 dots, the nearest on top: single pixels cannot be seen.
+    """
+    shown = {"input": rgb, "truth": truth, "prediction": prediction}
+    shown = {name: tile for name, tile in shown.items() if tile is not None}
+    h, w = max((tile.shape[:2] for tile in shown.values()), key=lambda s: s[0] * s[1])
+    zoom = min(1280 / max(h, w), max(1.0, 240 / h))
+    h, w = max(1, round(h * zoom)), max(1, round(w * zoom))
+    letter = min(max(11, round(h / 32)), 22)
+    head = round((4.4 if title else 2.2) * letter)
+    space = max(4, letter // 2)
+    canvas = np.full((head + h, len(shown) * (w + space) - space, 3), PAPER, np.uint8)
+    holes = False
+    for i, (name, tile) in enumerate(shown.items()):
+        x = i * (w + space)
+        if name == "input":
+            view = cv2.cvtColor(resize_picture(tile, (h, w)), cv2.COLOR_RGB2BGR)
+        else:
+            depth = resize_depth(np.asarray(tile, np.float32), (h, w), "nearest")
+            known = np.isfinite(depth) & (depth > 0)
+            if name == "truth" and known.mean() < 0.1:
+                depth = cv2.erode(np.where(known, depth, np.float32(1e9)), np.ones((3, 3)))
+                depth[depth > 1e8] = 0
+            holes |= not known.all()
+            view = colorize(depth, near, far)
+        canvas[head:, x : x + w] = view
+        _write(canvas, name, x + space, head - 1.1 * letter, letter)
+    if title:
+        _write(canvas, title, space, 1.4 * letter, letter)
+    canvas = with_colorbar(canvas, near, far, holes=holes)
+    odd = [(0, s % 2) for s in canvas.shape[:2]]  # video codecs want even sizes
+    return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
+
+
+# ----------------------------------------------------------------------------- picture -> metres
+
+
+def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) u8 -> (*size, 3): area average when shrinking, bilinear otherwise."""
+    shrinks = size[0] <= rgb.shape[0] and size[1] <= rgb.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(rgb, size[::-1], interpolation=how)
+
+
+def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
+    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours."""
+    (h, w), (H, W) = depth.shape, size
+    if how == "bilinear":
+        return cv2.resize(depth, (W, H), interpolation=cv2.INTER_LINEAR)
+    rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
+    cols = (2 * np.arange(W) + 1) * w // (2 * W)
+    return depth[rows[:, None], cols]
+
+
+class Predictor:
+    """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
+
+    run: raw RGB float32 (*size, 3) -> (*size) metres. `milliseconds` holds each run's time.
+    """
+
+    def __init__(self, run: Callable, size: tuple[int, int], resize: str, about: str) -> None:
+        self.run, self.size, self.resize, self.about = run, size, resize, about
+        self.milliseconds: list[float] = []
+        run(np.zeros((*size, 3), np.float32))  # the first run is slow; it also tries the graph
+
+    def __call__(self, rgb: np.ndarray) -> np.ndarray:
+        image = resize_picture(rgb, self.size).astype(np.float32)
+        start = time.perf_counter()
+        depth = self.run(image)
+        self.milliseconds.append(1000 * (time.perf_counter() - start))
+        return resize_depth(depth, rgb.shape[:2], self.resize)
+
+
+def load_predictor(
+    path: str | os.PathLike, *, image_size: tuple[int, int] | None = None,
+    resize: str = "nearest", threads: int | None = None, device: str = "auto",
+) -> Predictor:  # fmt: skip
+    """A .pt written by `model.save` or a .tflite written by export.py, ready to be called.
+
+    image_size (.pt only; None = 480x640) is what a picture is resized to, as the .tflite's own
+    input. PyTorch is imported for a .pt only. Raises PredictError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PredictError(f"{path}: no such model file")
+    if path.suffix == ".tflite":
+        run, size = _load_tflite(path, threads)
+        if image_size not in (None, size):
+            raise PredictError(f"{path} takes {size[0]}x{size[1]} only: leave out --image_size")
+        about = f"TFLite, threads {threads or 1}"
+    elif path.suffix == ".pt":
+        size = image_size or (480, 640)
+        run, about = _load_checkpoint(path, threads, device)
+    else:
+        raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
+    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}")
+
+
+def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, int]]:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise PredictError(f"{path} needs a runtime: pip install ai-edge-litert") from None
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads or 1)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PredictError(f"{path}: not a readable .tflite (cut short?): {reason}") from error
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    shapes = [[tuple(int(n) for n in t["shape"]) for t in side] for side in sides]
+    size = shapes[0][0][1:3]
+    floats = all(t["dtype"] == np.float32 for side in sides for t in side)
+    if shapes != [[(1, *size, 3)], [(1, *size, 1)]] or not floats:
+        types = [[np.dtype(t["dtype"]).name for t in side] for side in sides]
+        raise PredictError(
+            f"{path}: wanted float32 1xHxWx3 (RGB 0..255) in and 1xHxWx1 (metres) out; this graph "
+            f"has {shapes[0]} {types[0]} in and {shapes[1]} {types[1]} out. Use one of export.py"
+        )
+    source, target = sides[0][0]["index"], sides[1][0]["index"]
+
+    def run(image: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(source, image[None])
+        interpreter.invoke()
+        return interpreter.get_tensor(target)[0, :, :, 0]
+
+    return run, size
+
+
+def _load_checkpoint(path: Path, threads: int | None, device: str) -> tuple[Callable, str]:
+    try:
+        import torch
+
+        import model
+    except ImportError as error:
+        raise PredictError(
+            f"{path} needs PyTorch and model.py ({error}): pip install torch, or use a .tflite"
+        ) from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise PredictError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        network = model.load(path).to(device)
+    except model.CheckpointError as error:
+        raise PredictError(str(error)) from error
+
+    def run(image: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        # No TensorFloat-32: a GPU must give the metres that the CPU and the .tflite give.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return network(x)[0, 0].float().cpu().numpy()
+
+    return run, f"PyTorch, {device}, threads {torch.get_num_threads()}"
+
+
+# ----------------------------------------------------------------------------------- files in, out
+
+
+def natural(path: Path) -> tuple:
+    """Sorts img2 before img10."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], path.name
+
+
+def collect(inputs: Iterable[str]) -> list[Path]:
+    """The files to read, each once; a folder gives the pictures at its top level."""
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGES and p.is_file()]
+            found = sorted((p for p in found if not p.name.startswith(".")), key=natural)
+            if not found:
+                kinds = " ".join(sorted(IMAGES))
+                raise PredictError(f"{path}: no pictures at this folder's top level ({kinds})")
+            print(f"{path}: {len(found)} pictures")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise PredictError(f"{path}: no such file or folder")
+    return list({p.resolve(): p for p in files}.values())
+
+
+def output_names(files: list[Path]) -> list[str]:
+    """The stem of each file, made unique: parent_stem where stems repeat, then a number."""
+    stems = Counter(p.stem.lower() for p in files)
+    names: list[str] = []
+    for path in files:
+        alone = stems[path.stem.lower()] == 1
+        base = path.stem if alone else f"{path.resolve().parent.name}_{path.stem}"
+        tries = (base if n == 1 else f"{base}_{n}" for n in itertools.count(1))
+        used = {name.lower() for name in names}  # file systems may ignore case
+        names.append(next(name for name in tries if name.lower() not in used))
+    return names
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """RGB u8 (H, W, 3), turned as its EXIF says; grey is repeated, alpha dropped, 16 bit -> 8.
+
+    Raises PredictError for what is no picture, for a file cut short (OpenCV would return it with a
+    flat grey rest) and for 16-bit grey PNG, which is a depth map.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PredictError(str(error)) from error
+    if _is_cut(data):
+        raise PredictError("cut short (its end mark is missing); copy it anew")
+    if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
+        raise PredictError("16-bit grey PNG: a depth map, not a picture")
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:
+        raise PredictError(f"OpenCV cannot read it: {error.err}") from error
+    if bgr is None:
+        raise PredictError("not a picture that OpenCV can read")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut(data: bytes) -> bool:
+    if data[:2] == b"\xff\xd8":  # JPEG: walk to the scan, past an EXIF thumbnail's own end mark
+        at = 2
+        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+            fill = data[at + 1 : at + 2] == b"\xff"
+            at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return data.find(b"\xff\xd9", at) < 0
+    if data[:4] == b"\x89PNG":
+        return b"IEND" not in data
+    if data[:4] == b"RIFF":  # WebP
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little")
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """PNG, whole or not at all. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def millimetres(depth_m: np.ndarray) -> np.ndarray:
+    """Metres -> u16 millimetres, rounded, at most 65,535; no depth (<= 0, NaN, inf) -> 0."""
+    depth = np.where(np.isfinite(depth_m), depth_m, 0).astype(np.float64)
+    return np.rint(1000 * depth).clip(0, 65535).astype(np.uint16)
+
+
+def predict_video(
+    capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path, *,
+    near_far: tuple[float, float] | None, frames: bool, live: bool, show: bool,
+    notice: Callable[[np.ndarray], None] = lambda rgb: None,
+) -> int:  # fmt: skip
+    """Every frame -> <out>/<name>_color.mp4, or a window if show; how many frames there were.
+
+    One colour range for all frames: near_far, or that of the first HEAD frames. frames: also
+    <out>/<name>_frames/<index>_depth.png. live: Ctrl-C ends a recording and keeps it; a file's
+    video is written to its end or not at all. Raises PredictError, OSError.
+    """
+
+    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        while (frame := capture.read())[0]:
+            rgb = cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB)
+            notice(rgb)
+            yield rgb, predictor(rgb)
+
+    start = time.perf_counter()
+    pairs = read()
+    head = list(itertools.islice(pairs, HEAD))
+    if not head:
+        raise PredictError("no frame can be read")
+    near, far = near_far or auto_range(depth for _, depth in head)
+    print(f"{name}: colours from {near:g} to {far:g} m" + (
+        "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
+    ))  # fmt: skip
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    if live:  # a camera promises 30 and the network may be slower: measure
+        fps = len(head) / (time.perf_counter() - start)
+    fps = fps if 1 <= fps <= 240 else 30.0
+    total = 0 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    target, part = out / f"{name}_color.mp4", out / f".{name}.{os.getpid()}.part.mp4"
+    folder = out / f"{name}_frames"
+    if frames:
+        folder.mkdir(exist_ok=True)
+    writer, count = None, 0
+    try:
+        try:
+            for rgb, depth in progress(itertools.chain(head, pairs), total, name):
+                picture = panel(rgb, None, depth, near, far)
+                if frames:
+                    write_picture(folder / f"{count:06d}_depth.png", millimetres(depth))
+                if show:
+                    cv2.imshow("LiteDepth (q ends)", picture)
+                    if cv2.waitKey(1) & 0xFF == ord("q"):
+                        break
+                elif writer is None:
+                    code = cv2.VideoWriter_fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(part), code, fps, picture.shape[1::-1])
+                    if not writer.isOpened():
+                        raise PredictError(f"OpenCV cannot write {target} here (mp4v)")
+                if writer is not None:
+                    writer.write(picture)
+                count += 1
+        except KeyboardInterrupt:
+            if not live:
+                raise
+        if count < total:
+            say(f"notice: {name} says {total} frames, {count} could be read: cut short?")
+        if writer is not None:
+            writer.release()
+            os.replace(part, target)
+    finally:
+        if writer is not None:
+            writer.release()
+        part.unlink(missing_ok=True)
+    return count
+
+
+def progress(items: Iterable, total: int, name: str) -> Iterable:
+    """A tqdm bar on a terminal, where tqdm is installed; nothing otherwise."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, total=total or None, desc=name, unit="", disable=None, leave=False)
+
+
+def say(text: str) -> None:
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand on this line
+    print(clear + text, file=sys.stderr, flush=True)
+
+
+# -------------------------------------------------------------------------------------------- main
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="predict.py",
+        description="Metric depth for pictures, folders, videos, a camera; no ground truth needed.",
+        epilog="A picture of another shape than the network's input (4:3) is stretched to it and "
+        "the depth stretched back; you are told when the shapes differ by more than 2 %%.",
+    )
+    add = p.add_argument
+    add("inputs", nargs="*", metavar="INPUT",
+        help="pictures, videos, or folders (their pictures, not those of sub-folders, in natural "
+        "order: img2 before img10). Inputs of one stem are named after their folders")
+    add("--camera", type=int, metavar="N",
+        help="read camera N instead (0 is usually the first); ends with Ctrl-C, or q in the window")
+    add("--model", metavar="FILE",
+        help=".pt of train.py or .tflite of export.py (default: the newest of "
+        f"{', '.join(DEFAULTS)})")
+    add("--out", default="runs/predictions", metavar="DIR",
+        help="where the results go (default runs/predictions); inputs are never overwritten, older "
+        "results are")
+    add("--range", type=parse_range, metavar="NEAR,FAR", dest="near_far",
+        help="ends of the colour bar in metres, such as 0.5,10; give it to compare pictures "
+        "(default: 2nd to 98th percentile of each picture; of the first "
+        f"{HEAD} frames of a video). The 16-bit PNG does not depend on it")
+    add("--resize", default="nearest", choices=["nearest", "bilinear"],
+        help="from the network's input size back to the picture's: nearest keeps only depths the "
+        "network gave; bilinear is smoother but invents depths between the two sides of an edge "
+        "(default nearest)")
+    add("--image_size", type=parse_size, metavar="HxW",
+        help="for a .pt: pictures are resized to this first; keep it at the training pictures' "
+        "size (default 480x640). A .tflite has its own")
+    add("--frames", action="store_true",
+        help="videos and camera: also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
+    add("--show", action="store_true",
+        help="camera: show it in a window instead of recording it (needs a display)")
+    add("--threads", type=int, default=1, metavar="N",
+        help="CPU threads of the network (default 1: it is so small that more pay on an idle "
+        "machine only, and cost on a busy one; try 4 on a Raspberry Pi)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"],
+        help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
+    return p
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """"0.5,10" -> (0.5, 10.0)."""
+    try:
+        near, far = (float(v) for v in text.split(","))
+    except ValueError:
+        near = far = 0.0
+    if not 0 < near < far < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NEAR,FAR in metres with 0 < NEAR < FAR")
+    return near, far
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """"480x640" -> (480, 640), height first (model.py has it too, but that needs PyTorch)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if not match or min(int(match[1]), int(match[2])) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")
+    return int(match[1]), int(match[2])
+
+
+def newest_model() -> Path:
+    """The newest of DEFAULTS, under the current folder. Raises PredictError."""
+    found = [Path(p) for p in DEFAULTS if Path(p).is_file()]
+    if not found:
+        raise PredictError(
+            f"no model here (looked for {', '.join(DEFAULTS)}): train one with train.py, or name "
+            "a file with --model FILE"
+        )
+    return max(found, key=lambda p: p.stat().st_mtime)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    except (PredictError, OSError, cv2.error) as error:
+        say(f"predict.py: error: {' '.join(str(error).split())}")
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """`main` without the handling of errors."""
+    live = args.camera is not None
+    if live == bool(args.inputs):
+        raise PredictError("give pictures, folders or videos, or else --camera N")
+    if args.threads < 1:
+        raise PredictError(f"--threads must be 1 or more, got {args.threads}")
+    out = Path(args.out)
+    files = [] if live else collect(args.inputs)
+    names = output_names(files)
+    # An input may lie in --out; a result must not take its place.
+    taken = {p.resolve() for p in files} | {p.resolve().parent for p in files}
+    for path, name in zip(files, names):
+        for end in ("depth.png", "color.png", "color.mp4", "frames"):
+            if (out / f"{name}_{end}").resolve() in taken:
+                raise PredictError(f"{out / name}_{end} is an input itself: choose another --out")
+        if name != path.stem:
+            print(f"{path}: same stem as another input, written as {name}")
+    path = Path(args.model) if args.model else newest_model()
+    predictor = load_predictor(
+        path, image_size=args.image_size, resize=args.resize, threads=args.threads,
+        device=args.device,
+    )  # fmt: skip
+    print(f"model: {path}{'' if args.model else ' (the newest)'} ({predictor.about})")
+    out.mkdir(parents=True, exist_ok=True)
+    H, W = predictor.size
+    stretched: list[tuple[int, int]] = []
+
+    def notice(rgb: np.ndarray) -> None:
+        h, w = rgb.shape[:2]
+        if not stretched and abs(math.log(w * H / (h * W))) > 0.02:
+            stretched.append((h, w))
+            say(f"notice: {h}x{w} is stretched to the network's {H}x{W} (and back); depth may "
+                "suffer. Said once")  # fmt: skip
+
+    options = {"near_far": args.near_far, "frames": args.frames, "notice": notice}
+    if live:
+        capture = cv2.VideoCapture(args.camera)
+        if not capture.isOpened():
+            raise PredictError(f"camera {args.camera} cannot be opened")
+        display = sys.platform in ("win32", "darwin") or any(
+            os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY")
+        )
+        if args.show and not display:
+            say("notice: no display here, so --show is off and the camera is recorded")
+        name = f"camera{args.camera}_{time.strftime('%Y%m%d-%H%M%S')}"  # keeps older recordings
+        show = args.show and display
+        done = predict_video(capture, name, predictor, out, live=True, show=show, **options)
+        skipped, empty = 0, 0
+    else:
+        done, skipped, empty = 0, 0, 0
+        for path, name in progress(list(zip(files, names)), len(files), "pictures"):
+            try:
+                if path.suffix.lower() in VIDEOS:
+                    capture = cv2.VideoCapture(str(path))
+                    done += predict_video(
+                        capture, name, predictor, out, live=False, show=False, **options
+                    )
+                    continue
+                rgb = read_picture(path)
+            except PredictError as error:
+                say(f"skipped {path}: {error}")
+                skipped += 1
+                continue
+            notice(rgb)
+            depth = predictor(rgb)
+            near, far = args.near_far or auto_range([depth])
+            write_picture(out / f"{name}_depth.png", millimetres(depth))
+            write_picture(out / f"{name}_color.png", panel(rgb, None, depth, near, far))
+            empty += not (depth > 0).any()
+            done += 1
+    if empty:
+        say(f"notice: {empty} pictures got no depth at all (0 everywhere): an untrained network?")
+    spent = statistics.median(predictor.milliseconds or [0.0])
+    print(f"{done} pictures, {skipped} skipped, {spent:.1f} ms each (network, median) -> {out}")
+    return 0 if not skipped else 1 if done else 2
+
+
+if __name__ == "__main__":
+    # OpenCV's and FFmpeg's own warnings would stand beside our one line.
+    cv2.utils.logging.setLogLevel(0)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    sys.exit(main())
