@@ -62,7 +62,7 @@ def resolve(data: str) -> Path:
     """The folder behind `--data`: itself, or the rendered set of "synthetic:N"."""
     if data.startswith("synthetic:"):
         count = data.removeprefix("synthetic:")
-        if not count.isdigit() or int(count) < 1:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", count):
             raise DataError(f"--data {data}: give a positive number of scenes, as in synthetic:512")
         return synthetic.ensure(int(count))
     root = Path(data)
@@ -100,7 +100,7 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
 def _from_list(root: Path, listing: Path) -> list[Pair]:
     pairs = []
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listing}: not a readable text file ({error})") from error
     for number, line in enumerate(lines, 1):
@@ -153,10 +153,10 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-def natural(name: object) -> list:
-    """Sort key that reads numbers as numbers."""
-    parts = re.split(r"(\d+)", str(name))
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in parts]
+def natural(name: object) -> tuple:
+    """Sort key that reads numbers as numbers; 01 and 1 keep one order on every file system."""
+    parts = re.split(r"([0-9]+)", str(name))
+    return [int(p) if k % 2 else p for k, p in enumerate(parts)], str(name)
 
 
 # ----------------------------------------------------------------------- Sec. 4.1, looking at files
@@ -241,8 +241,7 @@ def check_files(pairs: list[Pair], seed: int = 0) -> None:
         pairs = [pairs[i] for i in sorted(pick)]
 
     def check(pair: Pair) -> bool:
-        rgb, depth = (read_header(_edges(path), path) for path in (pair.rgb, pair.depth))
-        return check_headers(rgb, depth, pair)
+        return check_headers(_header(pair.rgb), _header(pair.depth), pair)
 
     with ThreadPoolExecutor(8) as pool:
         differ = [pair for pair, differs in zip(pairs, pool.map(check, pairs)) if differs]
@@ -253,13 +252,21 @@ def check_files(pairs: list[Pair], seed: int = 0) -> None:
         )
 
 
+def _header(path: Path) -> Header:
+    try:
+        return read_header(_edges(path), path)
+    except DataError:  # or a preview and a colour profile fill the first 64 kB
+        return read_header(_edges(path, -1), path)
+
+
 def _edges(path: Path, head: int = 65536) -> bytes:
-    """The first 64 kB and the last 64 bytes of a file: where header and end mark stand."""
+    """The first 64 kB and the last 64 bytes of a file: where header and end mark stand; the whole
+    of it for head = -1."""
     try:
         with open(path, "rb") as f:
             first = f.read(head)
             size = f.seek(0, 2)
-            if size <= head:
+            if size <= head or head == -1:
                 return first
             f.seek(max(head, size - 64))
             return first + f.read()
@@ -346,17 +353,15 @@ def stored_intrinsics(
         known[path] = _read_intrinsics(path)
     entry = known[path]
     if "frames" in entry:
-        frame = entry["frames"].get(pair.rgb.stem)
-        if frame is None:
+        entry = entry["frames"].get(pair.rgb.stem)
+        if not isinstance(entry, dict):
             raise DataError(f"{path}: no frame {pair.rgb.stem!r}, which {pair.rgb} needs")
-        entry = frame
     if "fx" not in entry:
         return None
     try:
         fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
-        sy, sx = size[0] / float(entry.get("height", size[0])), size[1] / float(
-            entry.get("width", size[1])
-        )
+        sy = size[0] / float(entry.get("height", size[0]))
+        sx = size[1] / float(entry.get("width", size[1]))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise DataError(
             f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r})"
@@ -383,7 +388,10 @@ def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
     """list_pairs + check_files + a look for valid depth at a plausible scale. Raises DataError."""
     pairs = list_pairs(root, split)
     check_files(pairs)
-    without = sorted({p.scene for p in pairs if not _has_focal(p)}, key=natural)
+    known: dict = {}
+    # The picture's size decides how K is scaled, not whether the file is in order.
+    without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
+    without = sorted(without, key=natural)
     if without:
         notice(
             f"{split}: no focal length given for {', '.join(without[:4])}"
@@ -403,11 +411,6 @@ def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
         if tried == len(order):
             raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
     return pairs
-
-
-def _has_focal(pair: Pair) -> bool:
-    entry = _read_intrinsics(pair.folder / "intrinsics.json")
-    return "fx" in entry or "frames" in entry
 
 
 # ------------------------------------------------------------------------------------- Sec. 3.2
@@ -708,6 +711,11 @@ class Loader:
             batch_size = len(pairs)
         if batch_size < world:
             raise DataError(f"a batch of {batch_size} cannot be shared by {world} processes")
+        if 4 * image_size[0] < size[0] or 4 * image_size[1] < size[1]:
+            raise DataError(
+                f"--image_size {image_size[0]}x{image_size[1]} is smaller than the network's "
+                f"prediction, {size[0] // 4}x{size[1] // 4}"
+            )
         for h, w in augment.crops if augment else ():
             if h > image_size[0] or w > image_size[1]:
                 raise DataError(
@@ -807,10 +815,9 @@ class Loader:
             try:
                 return self.sample(other), other
             except DataError as error:
-                name = str(self.pairs[other].rgb)
-                if name not in self.failed:
-                    notice(f"skipped: {error}")
-                self.failed[name] = last = str(error)
+                last = str(error)  # setdefault, because two threads may meet the same pair
+                if self.failed.setdefault(str(self.pairs[other].rgb), last) is last:
+                    notice(f"skipped: {last}")
         raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
 
     def sample(self, index: int) -> Sample:

@@ -42,7 +42,8 @@ def L_silog(d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float) -
     """
     M = valid(d)
     N = M.sum()
-    e = torch.log(d_hat + eps) - torch.log(torch.where(M, d, 1.0) + eps)
+    # ln(1 + eps) in holes: a value that is dropped must not be infinite, or its gradient is NaN
+    e = torch.log(torch.where(M, d_hat, 1.0) + eps) - torch.log(torch.where(M, d, 1.0) + eps)
     mean = masked_mean(e, M)
     var = torch.where(M, (e - mean) ** 2, 0.0).sum() / (N - 1).clamp(min=1)
     # The clamp keeps the square root's gradient finite when the prediction is perfect.
@@ -191,9 +192,10 @@ class AdaptiveRobust(nn.Module):
 
     def __init__(self, alpha: float, c: float) -> None:
         super().__init__()
-        if not 0 < alpha < 2 or c <= 0:
+        if not 0.001 < alpha < 1.999 or c <= 0:
             raise ValueError(f"adaptive robust loss starts in 0 < alpha < 2, c > 0: {alpha}, {c}")
-        self.latent_alpha = nn.Parameter(torch.tensor(math.log(alpha / (2 - alpha))))
+        share = (alpha / 2 - 0.0005) / 0.999  # of the open interval (0.001, 1.999)
+        self.latent_alpha = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
         self.log_c = nn.Parameter(torch.tensor(math.log(c)))
 
     def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
@@ -233,7 +235,8 @@ class DepthLoss(nn.Module):
         self.w, self.seed = dict(zip(TERMS, weights)), seed
         self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps}
         self.robust = {"alpha": robust_alpha, "c": robust_c}
-        self.adaptive = AdaptiveRobust(robust_alpha, robust_c) if robust_adaptive else None
+        adaptive = robust_adaptive and self.w["robust"] > 0  # DDP allows no unused parameter
+        self.adaptive = AdaptiveRobust(robust_alpha, robust_c) if adaptive else None
         self.vnl_share = vnl_share
         self.vnl = {
             "filter_on": vnl_filter, "delta_z": vnl_delta_z, "cos": vnl_cos,
