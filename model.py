@@ -229,10 +229,13 @@ class LiteDepth(nn.Module):
         merged: bool = False,
     ) -> None:
         super().__init__()
-        if any(s <= 0 or s % 32 for s in size):
-            raise ValueError(f"size must be multiples of 32, got {size[0]}x{size[1]}")
+        if len(size) != 2 or any(s <= 0 or s % 32 for s in size):
+            raise ValueError(f"size must be multiples of 32, got {'x'.join(map(str, size))}")
         if upsample not in ("nearest", "bilinear"):
             raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise ValueError(f"{name} must be three finite numbers, got {tuple(values)}")
         if min(std) <= 0:
             raise ValueError(f"std must be positive, got {tuple(std)}")
         self.model_args = {
@@ -276,7 +279,8 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
     """
     if model.merged:
         raise ValueError("this network's normalisation is merged already")
-    merged = LiteDepth(**{**model.model_args, "merged": True})
+    colours = {"mean": model.mean.tolist(), "std": model.std.tolist()}
+    merged = LiteDepth(**{**model.model_args, **colours, "merged": True})
     merged.load_state_dict(model.state_dict(), strict=False)  # all but the stem's bias and fill
     m, s = model.mean.double().view(1, 3, 1, 1), model.std.double().view(1, 3, 1, 1)
     W = model.encoder.conv_stem.weight.detach().double()
@@ -304,6 +308,7 @@ def save(path: str | os.PathLike, model: LiteDepth, **state: object) -> None:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
+        _read_weights(part)  # refuse now what `load` would refuse later
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -335,7 +340,7 @@ def build(checkpoint: dict, path: str | os.PathLike) -> LiteDepth:
         model = LiteDepth(**checkpoint["model_args"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot rebuild the network: {error}") from error
-    _load_matching(model, checkpoint["model"], path)
+    _load_matching(model, checkpoint.get("model"), path)
     return model
 
 
@@ -345,21 +350,26 @@ def _read_weights(path: Path) -> object:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
+                folders = [i.filename for i in archive.infolist() if i.external_attr & 0x10]
+                broken = archive.testzip() or next(iter(folders), None)  # torch skips a "folder"
             if broken:
                 raise CheckpointError(f"{path}: damaged (wrong checksum: {broken}); copy it anew")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for a bad file
+        # torch's weights-only message begins with advice on how to load code after all
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
         raise CheckpointError(
             f"{path}: not a readable weights file (cut short, damaged, or holding code): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{reason[0] if reason else type(error).__name__}"
         ) from error
 
 
 def _load_matching(module: nn.Module, weights: dict[str, Tensor], path: object) -> None:
     """load_state_dict whose error names every key that does not fit."""
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f"{path}: holds no dictionary of weights")
     own = module.state_dict()
     problems = [f"missing {k}" for k in own if k not in weights]
     problems += [f"unexpected {k}" for k in weights if k not in own]
@@ -398,7 +408,8 @@ def load_pretrained(model: LiteDepth, source: str) -> str:
         path = Path(source)
     weights = _read_weights(path)
     if isinstance(weights, dict) and weights.get("format") == FORMAT:
-        _load_matching(model, weights["model"], path)
+        _load_matching(model, weights.get("model"), path)
+        model.model_args |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
         return f"whole network from {path.name}"
     for wrapper in ("state_dict", "model"):
         if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
@@ -421,8 +432,12 @@ def fetch(url: str, timeout: float) -> Path:
     they are checked, in the cache too. Raises CheckpointError.
     """
     name = Path(urlparse(url).path).name
+    promised = re.search(r"-([0-9a-f]{8,})\.", name)
+    if not promised:  # any server may have a best.pth: the cache's name holds the address too
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{name}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.is_file():
+    fresh = not path.is_file()
+    if fresh:
         part = path.with_name(f".{name}.{os.getpid()}.part")
         result: list[object] = []
 
@@ -446,10 +461,11 @@ def fetch(url: str, timeout: float) -> Path:
                 f"--pretrained, or put it into {path.parent}"
             )
         os.replace(part, path)
-    promised = re.search(r"-([0-9a-f]{8,})\.", name)
     if promised:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if not digest.startswith(promised[1]):
+            if fresh:
+                path.unlink()
             raise CheckpointError(
                 f"{path}: SHA-256 begins {digest[:8]}, its name promises {promised[1]}; delete it"
             )

@@ -121,7 +121,7 @@ def fit(
             torch.cuda.set_rng_state(resume["cuda_rng"])
         epoch, first, step = resume["epoch"], resume["batch"], resume["step"]
         best, sums = resume["best"], resume["sums"]
-        log = [row for row in _read_log(out) if row["epoch"] < epoch]
+        log = [row for row in _read_log(out) if row["epoch"] <= epoch]
         _write_log(out, log)
 
     def checkpoint(name: str, epoch: int, batch: int, sums: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import rgbd_picture
 
 import data
 import losses
@@ -77,8 +78,6 @@ def test_sec41_layouts(tmp_path, make_rgbd, layout):
     known: dict = {}
     for k, pair in enumerate(pairs):
         sample = data.read_pair(pair, SIZE, K0, known)
-        from conftest import rgbd_picture
-
         bgr, depth = rgbd_picture(k)
         np.testing.assert_array_equal(sample.rgb, bgr[..., ::-1])
         np.testing.assert_array_equal(sample.depth, depth)
@@ -247,17 +246,17 @@ def test_sec41_image_size_moves_picture_depth_and_K_together(tmp_path, suffix, s
 def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
     """Area when it shrinks, bilinear when it grows; the sides beyond the aspect go."""
     rng = np.random.default_rng(0)
-    bgr = rng.integers(0, 256, (192, 300, 3), dtype=np.uint8)
-    depth = rng.integers(1, 60000, (192, 300), dtype=np.uint16)
+    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
+    depth = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
     sample = data.read_pair(pair_of(tmp_path, bgr, depth), SIZE, K0, {})
-    middle = bgr[:, 22:278, ::-1].astype(float)  # 256 of 300 columns
-    mean = middle.reshape(96, 2, 128, 2, 3).mean((1, 3))
+    middle = bgr[:, 33:417, ::-1].astype(float)  # 384 of 450 columns
+    mean = middle.reshape(96, 3, 128, 3, 3).mean((1, 3))
     assert np.abs(sample.rgb - mean).max() <= 1
-    np.testing.assert_array_equal(sample.depth, depth[1::2, 23:278:2])
+    np.testing.assert_array_equal(sample.depth, depth[1::3, 34:417:3])
     tall = data.read_pair(pair_of(tmp_path, bgr[:, :100], depth[:, :100]), SIZE, K0, {})
-    expected = cv2.resize(bgr[58:133, :100], SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+    expected = cv2.resize(bgr[106:181, :100], SIZE[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.abs(tall.rgb[..., ::-1].astype(float) - expected).max() <= 1
-    assert set(np.unique(tall.depth)) <= set(np.unique(depth[58:133, :100]))
+    assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
 
 
 def test_sec41_depth_of_another_size_gets_one_notice(tmp_path, make_rgbd, capsys):
@@ -320,6 +319,26 @@ def test_sec41_of_more_than_20000_pairs_2000_are_opened(rgbd, monkeypatch):
         opened.clear()
         data.check_files([pair] * count)
         assert len(opened) == files
+
+
+def test_sec41_the_check_reads_the_ends_of_a_large_file_only(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 65536, (240, 320), dtype=np.uint16)
+    pair = pair_of(tmp_path, np.dstack([noise] * 3).astype(np.uint8), noise)
+    assert pair.depth.stat().st_size > 100_000
+    opened: list[Path] = []
+    monkeypatch.setattr(data, "open", lambda *a: opened.append(a) or open(*a), raising=False)
+    data.check_files([pair])
+    assert len(opened) == 2
+
+
+def test_sec41_a_picture_damaged_inside_is_refused_when_read(tmp_path):
+    pair = pair_of(tmp_path, *rgbd_picture(0))
+    content = bytearray(pair.rgb.read_bytes())
+    content[len(content) // 2] ^= 255
+    pair.rgb.write_bytes(content)
+    data.check_files([pair])  # both ends are in order
+    with pytest.raises(data.DataError, match="a.png: cannot be decoded"):
+        data.read_pair(pair, SIZE, K0, {})
 
 
 @pytest.mark.parametrize("scale, far", [(1000.0, None), (1.0, "3.8"), (1e6, "0.038")])
@@ -467,7 +486,8 @@ def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, capsys, con
         *((["--crops", c], "--crops: .* is not HEIGHTxWIDTH, such as 480x640")
           for c in ("big", "48", "48x", "48x64,", "", "48x-64", "0x0", "48x64;96x128")),
         (["--image_size", "0x0"], "--image_size: .*is not HEIGHTxWIDTH"),
-        (["--image_size", "12x16", "--crops", "none"], "--image_size 12x16 is smaller.*16x24"),
+        *((["--image_size", i, "--crops", "none"], f"--image_size {i} is smaller.*16x24")
+          for i in ("15x24", "16x23")),
         (["--size", "100x100"], "100"),
         *((["--weights", w], "--weights: .*four weights")
           for w in ("1,2", "0,0,0,0", "1,1,1,-1", "1,1,1,nan", "a,b,c,d", "")),
