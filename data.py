@@ -23,14 +23,15 @@ from operator import index as as_index
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import litedepth_kernels
 import numpy as np
 import torch
 from torch import Tensor
 
 import model
+import predict
 import synthetic
+from predict import cv2
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
@@ -828,6 +829,37 @@ class Loader:
             if len(self._kept) < self._room:
                 self._kept[index] = sample
         return sample
+
+
+def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
+    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4).
+
+    Holes are flat grey, everything beyond a crop shows as the mean colour and as holes.
+    """
+    rows = []
+    near, far = predict.auto_range([batch["depth_low"].numpy()])
+    for i in range(min(shown, len(batch["image"]))):
+        image = batch["image"][i].permute(1, 2, 0).numpy()
+        size = (2 * image.shape[1], 2 * image.shape[0])
+        tiles = [cv2.cvtColor(image.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)]
+        tiles.append(predict.colorize(batch["depth_low"][i, 0].numpy(), near, far))
+        M_x = batch["M_x"][i, 0].numpy()
+        # signed, on a log scale: half a metre and five metres both show
+        slope = batch["grad_x"][i, 0].numpy()
+        bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
+        color = cv2.applyColorMap(
+            np.clip(127.5 + 127.5 * bent, 0, 255).astype(np.uint8), cv2.COLORMAP_TWILIGHT_SHIFTED
+        )
+        color[~M_x] = predict.HOLE
+        tiles += [color, cv2.cvtColor(M_x.astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR)]
+        tiles = [cv2.resize(t, size, interpolation=cv2.INTER_NEAREST) for t in tiles]
+        rows.append(np.concatenate(tiles, 1))
+    width = rows[0].shape[1] // 4
+    head = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
+    names = ("image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked")
+    for k, name in enumerate(names):
+        cv2.putText(head, name, (k * width + 6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40,) * 3, 1)
+    return np.concatenate([head, *rows])
 
 
 # ------------------------------------------------------------------------------------------ flags

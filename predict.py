@@ -24,8 +24,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
+
+try:
+    import cv2
+except ImportError as error:
+    sys.exit(
+        f"OpenCV cannot be imported ({error}). On a bare Linux server it lacks system libraries: "
+        "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless in its place)"
+    )
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
@@ -23,7 +24,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -308,37 +308,6 @@ class Validator:
         predict.write_picture(self.out / "preview.png", np.concatenate(panels))
 
 
-def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
-    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4).
-
-    Holes are flat grey, everything beyond a crop shows as the mean colour and as holes.
-    """
-    rows = []
-    near, far = predict.auto_range([batch["depth_low"].numpy()])
-    for i in range(min(shown, len(batch["image"]))):
-        image = batch["image"][i].permute(1, 2, 0).numpy()
-        size = (2 * image.shape[1], 2 * image.shape[0])
-        tiles = [cv2.cvtColor(image.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)]
-        tiles.append(predict.colorize(batch["depth_low"][i, 0].numpy(), near, far))
-        M_x = batch["M_x"][i, 0].numpy()
-        # signed, on a log scale: half a metre and five metres both show
-        slope = batch["grad_x"][i, 0].numpy()
-        bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
-        color = cv2.applyColorMap(
-            np.clip(127.5 + 127.5 * bent, 0, 255).astype(np.uint8), cv2.COLORMAP_TWILIGHT_SHIFTED
-        )
-        color[~M_x] = predict.HOLE
-        tiles += [color, cv2.cvtColor(M_x.astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR)]
-        tiles = [cv2.resize(t, size, interpolation=cv2.INTER_NEAREST) for t in tiles]
-        rows.append(np.concatenate(tiles, 1))
-    width = rows[0].shape[1] // 4
-    head = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
-    names = ("image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked")
-    for k, name in enumerate(names):
-        cv2.putText(head, name, (k * width + 6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40,) * 3, 1)
-    return np.concatenate([head, *rows])
-
-
 # ------------------------------------------------------------------------------------- run folder
 
 
@@ -351,6 +320,14 @@ def prepare_folder(out: Path, keep: bool) -> None:
         out.rename(aside)
         data.notice(f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)")
     out.mkdir(parents=True, exist_ok=True)
+
+
+def installed(package: str) -> bool:
+    """Whether pip knows it (opencv-python may be here under another name)."""
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def describe(args: argparse.Namespace, **facts: object) -> dict:
@@ -367,8 +344,9 @@ def describe(args: argparse.Namespace, **facts: object) -> dict:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    versions = {m.__name__: m.__version__ for m in (torch, np, cv2)}
-    versions |= {"python": platform.python_version()}
+    packages = ("torch", "numpy", "opencv-python", "litedepth-kernels")
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in packages if installed(name)}
     return {
         **{k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "command": " ".join(sys.argv), "git_commit": git("rev-parse", "HEAD"),
@@ -534,7 +512,7 @@ def dry_run(args: argparse.Namespace, network: nn.Module, loss: nn.Module, loade
         value, terms = Supervised(network, loss)(batch | {"step": 0})
     shown = ", ".join(f"{k} {float(terms[k]):.3f}" for k in losses.TERMS if k in terms)
     print(f"loss before training {float(value):.3f}: {shown}")
-    predict.write_picture(args.out / "dry_run.png", batch_picture(batch))
+    predict.write_picture(args.out / "dry_run.png", data.batch_picture(batch))
     print(f"wrote {args.out / 'dry_run.png'}")
 
 
