@@ -20,14 +20,15 @@ from torch import Tensor, nn
 TERMS = ("silog", "grad", "vnl", "robust")
 
 
-def valid(d: Tensor) -> Tensor:
-    """True where the ground truth is a measurement."""
-    return torch.isfinite(d) & (d > 0)
+def holes_to_zero(d: Tensor) -> Tensor:
+    """The ground truth with 0 in every hole, whatever stood there (NaN, inf, a negative)."""
+    return torch.nan_to_num(d, nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where mask holds; 0, still attached, where it holds nowhere."""
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+def masked_mean(x: Tensor, M: Tensor) -> Tensor:
+    """Mean of a finite x where M is 1 and not 0; 0, still attached, where it is 1 nowhere."""
+    # A product and count_nonzero: on a CPU torch.where costs 5 times as much, bool.sum() 50 times.
+    return (x * M).sum() / M.count_nonzero().clamp(min=1)
 
 
 # ------------------------------------------------------------------------------------------- Eq. 7
@@ -40,12 +41,12 @@ def L_silog(d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float) -
     PAPER: silent on alpha, lam and eps; the released code's are 1, 0.85 and 1e-3. It also takes
     the unbiased variance, which for one valid pixel is NaN: here the variance of one pixel is 0.
     """
-    M = valid(d)
-    N = M.sum()
-    # ln(1 + eps) in holes: a value that is dropped must not be infinite, or its gradient is NaN
-    e = torch.log(torch.where(M, d_hat, 1.0) + eps) - torch.log(torch.where(M, d, 1.0) + eps)
+    d = holes_to_zero(d)
+    M = (d > 0).to(d.dtype)
+    N = M.count_nonzero()
+    e = torch.log(d_hat + eps) - torch.log(d + eps)
     mean = masked_mean(e, M)
-    var = torch.where(M, (e - mean) ** 2, 0.0).sum() / (N - 1).clamp(min=1)
+    var = ((e - mean) ** 2 * M).sum() / (N - 1).clamp(min=1)
     # The clamp keeps the square root's gradient finite when the prediction is perfect.
     return alpha * (var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt()
 
@@ -60,7 +61,8 @@ def gt_gradient(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     column (row) has no right (lower) neighbour: M is False there. The loader computes the same with
     the C++ kernel `masked_gradient`.
     """
-    d = torch.where(valid(d), d, torch.nan)
+    d = holes_to_zero(d)
+    d = torch.where(d > 0, d, torch.nan)
     grad_x = nn.functional.pad(d[..., :, 1:] - d[..., :, :-1], (0, 1), value=torch.nan)
     grad_y = nn.functional.pad(d[..., 1:, :] - d[..., :-1, :], (0, 0, 0, 1), value=torch.nan)
     M_x, M_y = torch.isfinite(grad_x), torch.isfinite(grad_y)
@@ -117,8 +119,8 @@ def L_vnl(
     as zeros, so its loss shrinks with the share of holes. Here they are left out.
     """
     P_hat = back_project(d_hat, K)
-    M = valid(d)
-    P = back_project(torch.where(M, d, 1.0), K)
+    d = holes_to_zero(d)
+    P = back_project(d, K)
     pick = triplets.to(d.device).flatten()
 
     def corners(x: Tensor) -> Tensor:  # (N, C, h*w) -> (N, C, 3 corners, triplets)
@@ -127,12 +129,13 @@ def L_vnl(
         return x.gather(2, pick.expand(n, c, -1)).view(n, c, *triplets.shape)
 
     p_hat, p = corners(P_hat), corners(P)
-    keep = corners(M.flatten(2)).all(dim=(1, 2))
+    keep = (p[:, 2] > 0).all(1)
     keep &= _spread(p_hat if filter_on == "prediction" else p, delta_z, cos, near)
     loss = (virtual_normal(p_hat) - virtual_normal(p)).abs().sum(1)
     loss = torch.where(keep, loss, torch.inf).flatten().sort().values
     rank, n = torch.arange(loss.numel(), device=d.device), keep.sum()
-    return masked_mean(loss, (rank >= (drop * n).long()) & (rank < n))
+    hard = (rank >= (drop * n).long()) & (rank < n)
+    return masked_mean(torch.where(hard, loss, 0.0), hard)
 
 
 def virtual_normal(p: Tensor) -> Tensor:
@@ -179,8 +182,8 @@ def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
 
 def L_robust(d_hat: Tensor, d: Tensor, *, alpha: float | Tensor, c: float | Tensor) -> Tensor:
     """Eq. 10 averaged over valid pixels, e = d_hat - d in metres."""
-    M = valid(d)
-    return masked_mean(rho(d_hat - torch.where(M, d, 0.0), alpha, c), M)
+    d = holes_to_zero(d)
+    return masked_mean(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype))
 
 
 class AdaptiveRobust(nn.Module):
@@ -200,9 +203,9 @@ class AdaptiveRobust(nn.Module):
 
     def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
         alpha = 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
-        attached = valid(d).any()  # an empty batch teaches alpha and c nothing
+        taught = (holes_to_zero(d) > 0).any()  # an empty batch teaches alpha and c nothing
         nll = L_robust(d_hat, d, alpha=alpha, c=self.log_c.exp())
-        return nll + torch.where(attached, self.log_c + log_partition(alpha), 0.0)
+        return nll + torch.where(taught, self.log_c + log_partition(alpha), 0.0)
 
 
 def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
@@ -232,6 +235,8 @@ class DepthLoss(nn.Module):
         vnl_near: float, vnl_drop: float,
     ) -> None:  # fmt: skip
         super().__init__()
+        if silog_eps <= 0:
+            raise ValueError(f"silog_eps must be positive (a prediction may be 0), got {silog_eps}")
         self.w, self.seed = dict(zip(TERMS, weights)), seed
         self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps}
         self.robust = {"alpha": robust_alpha, "c": robust_c}

