@@ -94,7 +94,7 @@ def back_project(z: Tensor, K: Tensor) -> Tensor:
 
 def draw_triplets(seed: int, step: int, pixels: int, count: int) -> Tensor:
     """(3, count) pixel numbers below `pixels`, with replacement; the same for a (seed, step)."""
-    rng = np.random.default_rng(np.random.SeedSequence([seed, step]))
+    rng = np.random.default_rng(np.random.SeedSequence((seed, step, 0, 3)))
     return torch.from_numpy(rng.integers(0, pixels, (3, count)))
 
 

@@ -356,7 +356,7 @@ def read_picture(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise PredictError(str(error)) from error
-    if _is_cut(data):
+    if is_cut(data):
         raise PredictError("cut short (its end mark is missing); copy it anew")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise PredictError("16-bit grey PNG: a depth map, not a picture")
@@ -369,7 +369,8 @@ def read_picture(path: Path) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def _is_cut(data: bytes) -> bool:
+def is_cut(data: bytes) -> bool:
+    """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell."""
     if data[:2] == b"\xff\xd8":  # JPEG: walk to the scan, past an EXIF thumbnail's own end mark
         at = 2
         while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":

@@ -546,7 +546,7 @@ def main(argv: list[str] | None = None) -> int:
     first = rank == 0
 
     resume = Path(args.out / "last.pt" if args.resume == "auto" else args.resume or "")
-    resume = model.read_checkpoint(resume) if args.resume and _exists(resume, args) else None
+    resume = _read_run(resume) if args.resume and _exists(resume, args) else None
     if world > 1 and not first:
         dist.barrier()  # the first process renders synthetic scenes, the others then find them
     root = data.resolve(args.data)
@@ -641,6 +641,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"done: {args.out / best}; next: python evaluate.py --data {args.data} "
               f"--model {args.out / best}, python export.py")  # fmt: skip
     return 0
+
+
+def _read_run(path: Path) -> dict:
+    """A checkpoint that holds a run, not weights alone."""
+    checkpoint = model.read_checkpoint(path)
+    lacking = {"optimizer", "objective", "epoch", "batch", "step", "rng"} - checkpoint.keys()
+    if lacking:
+        raise model.CheckpointError(
+            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
+            f"start a run from them with --pretrained {path}"
+        )
+    return checkpoint
 
 
 def _exists(path: Path, args: argparse.Namespace) -> bool:

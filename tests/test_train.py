@@ -308,6 +308,9 @@ def test_signals_save_in_mid_epoch_and_resume_bit_exact(root, tmp_path, number, 
 def test_bare_resume_starts_afresh_and_a_named_one_insists(root, tmp_path, capsys):
     assert train.main(flags(root, tmp_path / "run", "--epochs", "1", "--resume")) == 0
     assert "starting afresh" in capsys.readouterr().err
+    model.save(tmp_path / "weights.pt", model.load(tmp_path / "run/last.pt"))
+    with pytest.raises(model.CheckpointError, match="no training state.*--pretrained"):
+        train.main(flags(root, tmp_path / "run", "--resume", str(tmp_path / "weights.pt")))
     with pytest.raises(model.CheckpointError, match="nothing.pt: no such"):
         train.main(flags(root, tmp_path / "run", "--resume", str(tmp_path / "nothing.pt")))
 
