@@ -31,24 +31,36 @@ def masked_mean(x: Tensor, M: Tensor) -> Tensor:
     return (x * M).sum() / M.count_nonzero().clamp(min=1)
 
 
+def image_means(x: Tensor, M: Tensor, pool: str) -> tuple[Tensor, Tensor]:
+    """Masked means of x (N,1,H,W) and the number of pixels in each, both (N,1,1,1) for pool =
+    "image" or (1,1,1,1) for pool = "batch", which counts all pixels of the batch alike."""
+    dims = (1, 2, 3) if pool == "image" else (0, 1, 2, 3)
+    n = M.sum(dims, keepdim=True)
+    return (x * M).sum(dims, keepdim=True) / n.clamp(min=1), n
+
+
 # ------------------------------------------------------------------------------------------- Eq. 7
 
 
-def L_silog(d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float) -> Tensor:
+def L_silog(
+    d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float, pool: str
+) -> Tensor:  # fmt: skip
     """Eq. 7: alpha * sqrt( mean(e^2) - lam * mean(e)^2 ),  e = ln d_hat - ln d.
 
-    Pixels of the whole batch are pooled. eps (metres) is added inside both logarithms.
+    eps > 0 (metres) is added inside both logarithms.
     PAPER: silent on alpha, lam and eps; the released code's are 1, 0.85 and 1e-3. It also takes
     the unbiased variance, which for one valid pixel is NaN: here the variance of one pixel is 0.
+    PAPER: silent on N; the released code pools the pixels of a batch (pool = "batch"), so a LiDAR
+    picture with 2 % valid weighs a fiftieth of a dense one. "image": Eq. 7 per picture, averaged.
     """
     d = holes_to_zero(d)
     M = (d > 0).to(d.dtype)
-    N = M.count_nonzero()
     e = torch.log(d_hat + eps) - torch.log(d + eps)
-    mean = masked_mean(e, M)
-    var = ((e - mean) ** 2 * M).sum() / (N - 1).clamp(min=1)
+    mean, N = image_means(e, M, pool)
+    square, _ = image_means((e - mean) ** 2, M, pool)
+    var = square * N / (N - 1).clamp(min=1)
     # The clamp keeps the square root's gradient finite when the prediction is perfect.
-    return alpha * (var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt()
+    return alpha * masked_mean((var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt(), N > 0)
 
 
 # ------------------------------------------------------------------------------------ Eq. 8, Fig. 4
@@ -180,10 +192,13 @@ def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
     return b / alpha * torch.expm1(alpha / 2 * torch.log1p(z / b))
 
 
-def L_robust(d_hat: Tensor, d: Tensor, *, alpha: float | Tensor, c: float | Tensor) -> Tensor:
-    """Eq. 10 averaged over valid pixels, e = d_hat - d in metres."""
+def L_robust(
+    d_hat: Tensor, d: Tensor, *, alpha: float | Tensor, c: float | Tensor, pool: str
+) -> Tensor:  # fmt: skip
+    """Eq. 10 averaged over valid pixels (`pool` as in Eq. 7), e = d_hat - d in metres."""
     d = holes_to_zero(d)
-    return masked_mean(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype))
+    mean, N = image_means(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype), pool)
+    return masked_mean(mean, N > 0)
 
 
 class AdaptiveRobust(nn.Module):
@@ -193,8 +208,9 @@ class AdaptiveRobust(nn.Module):
     the loss would be minimal at alpha = 0 whatever the data. Starts at the given alpha and c.
     """
 
-    def __init__(self, alpha: float, c: float) -> None:
+    def __init__(self, alpha: float, c: float, pool: str) -> None:
         super().__init__()
+        self.pool = pool
         if not 0.001 < alpha < 1.999 or c <= 0:
             raise ValueError(f"adaptive robust loss starts in 0 < alpha < 2, c > 0: {alpha}, {c}")
         share = (alpha / 2 - 0.0005) / 0.999  # of the open interval (0.001, 1.999)
@@ -204,7 +220,7 @@ class AdaptiveRobust(nn.Module):
     def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
         alpha = 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
         taught = (holes_to_zero(d) > 0).any()  # an empty batch teaches alpha and c nothing
-        nll = L_robust(d_hat, d, alpha=alpha, c=self.log_c.exp())
+        nll = L_robust(d_hat, d, alpha=alpha, c=self.log_c.exp(), pool=self.pool)
         return nll + torch.where(taught, self.log_c + log_partition(alpha), 0.0)
 
 
@@ -232,16 +248,16 @@ class DepthLoss(nn.Module):
         silog_alpha: float, silog_lambda: float, silog_eps: float,
         robust_alpha: float, robust_c: float, robust_adaptive: bool,
         vnl_share: float, vnl_filter: str, vnl_delta_z: float, vnl_cos: float,
-        vnl_near: float, vnl_drop: float,
+        vnl_near: float, vnl_drop: float, pool: str,
     ) -> None:  # fmt: skip
         super().__init__()
         if silog_eps <= 0:
             raise ValueError(f"silog_eps must be positive (a prediction may be 0), got {silog_eps}")
         self.w, self.seed = dict(zip(TERMS, weights)), seed
-        self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps}
-        self.robust = {"alpha": robust_alpha, "c": robust_c}
+        self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps, "pool": pool}
+        self.robust = {"alpha": robust_alpha, "c": robust_c, "pool": pool}
         adaptive = robust_adaptive and self.w["robust"] > 0  # DDP allows no unused parameter
-        self.adaptive = AdaptiveRobust(robust_alpha, robust_c) if adaptive else None
+        self.adaptive = AdaptiveRobust(**self.robust) if adaptive else None
         self.vnl_share = vnl_share
         self.vnl = {
             "filter_on": vnl_filter, "delta_z": vnl_delta_z, "cos": vnl_cos,
@@ -300,6 +316,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dynamic_weights", action="store_true",
         help="last row of Table 5: learn the weights, on top of --weights (default off; the paper "
         "found the fixed ones slightly better)",
+    )  # fmt: skip
+    g.add_argument(
+        "--pool", default="batch", choices=["batch", "image"],
+        help="Eq. 7 and 10: mean over all valid pixels of a batch, as released, or over each "
+        "picture's and then over pictures: for sets that mix sparse LiDAR with dense depth "
+        "(default batch)",
     )  # fmt: skip
     g.add_argument("--silog_alpha", type=float, default=1.0, help="Eq. 7: alpha (default 1)")
     g.add_argument(

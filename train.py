@@ -492,7 +492,7 @@ def build_loss(args: argparse.Namespace) -> losses.DepthLoss:
         robust_alpha=args.robust_alpha, robust_c=args.robust_c,
         robust_adaptive=args.robust_adaptive, vnl_share=args.vnl_share,
         vnl_filter=args.vnl_filter, vnl_delta_z=args.vnl_delta_z, vnl_cos=args.vnl_cos,
-        vnl_near=args.vnl_near, vnl_drop=args.vnl_drop,
+        vnl_near=args.vnl_near, vnl_drop=args.vnl_drop, pool=args.pool,
     )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from torch.autograd import gradcheck
 
 import losses
 
-SILOG = {"alpha": 1.0, "lam": 0.85, "eps": 1e-3}
-ROBUST = {"alpha": 1.0, "c": 2.0}
+SILOG = {"alpha": 1.0, "lam": 0.85, "eps": 1e-3, "pool": "batch"}
+ROBUST = {"alpha": 1.0, "c": 2.0, "pool": "batch"}
 VNL = {"filter_on": "prediction", "delta_z": 0.1, "cos": 0.867, "near": 0.005, "drop": 0.25}
 NO_FILTER = {"filter_on": "prediction", "delta_z": 0.0, "cos": 2.0, "near": 0.0, "drop": 0.0}
 PRED = [[1.0, 2.0, 4.0], [3.0, 5.0, 8.0]]  # the printed test vector of Eq. 8 and 10
@@ -54,7 +54,7 @@ TERMS = {
     "vnl": vnl,
     "vnl_gt": lambda d_hat, d: vnl(d_hat, d, filter_on="gt"),
     "robust": lambda d_hat, d: losses.L_robust(d_hat, d, **ROBUST),
-    "adaptive": lambda d_hat, d: losses.AdaptiveRobust(1.0, 2.0)(d_hat, d),
+    "adaptive": lambda d_hat, d: losses.AdaptiveRobust(1.0, 2.0, "batch")(d_hat, d),
 }
 
 
@@ -87,12 +87,12 @@ def arrays(*tensors):
 
 def test_eq7_by_hand():
     d_hat, d = maps([[math.e, math.e**3, 7.0]], [[1.0, 1.0, 0.0]])  # e = 1, 3 and a hole
-    L = losses.L_silog(d_hat, d, alpha=10.0, lam=0.85, eps=1e-12)
+    L = losses.L_silog(d_hat, d, alpha=10.0, lam=0.85, eps=1e-12, pool="batch")
     assert L.item() == pytest.approx(10 * math.sqrt(2 + 0.15 * 2**2))  # var 2, mean 2
 
 
 def test_eq7_epsilon_is_inside_both_logarithms():
-    L = losses.L_silog(*maps([[0.0]], [[1.0]]), alpha=1.0, lam=0.0, eps=0.5)
+    L = losses.L_silog(*maps([[0.0]], [[1.0]]), alpha=1.0, lam=0.0, eps=0.5, pool="batch")
     assert L.item() == pytest.approx(math.log(1.5 / 0.5))
 
 
@@ -107,7 +107,7 @@ def test_eq7_matches_loops_and_pools_the_batch(lam):
             n, total, squares = n + 1, total + e, squares + e * e
     printed = squares / n - lam / n**2 * total**2
     bessel = (squares / n - (total / n) ** 2) / (n - 1)  # the variance is over n - 1, not n
-    L = losses.L_silog(d_hat, d, alpha=1.0, lam=lam, eps=1e-3)
+    L = losses.L_silog(d_hat, d, alpha=1.0, lam=lam, eps=1e-3, pool="batch")
     assert L.item() == pytest.approx(math.sqrt(printed + bessel))
     if lam == 0.85:
         assert L.item() == pytest.approx(released.silog(*arrays(d_hat, d)))
@@ -115,7 +115,7 @@ def test_eq7_matches_loops_and_pools_the_batch(lam):
 
 def test_eq7_lambda_is_the_blindness_to_scale():
     d_hat, d = scene()
-    blind, half = ({"alpha": 1.0, "lam": lam, "eps": 1e-12} for lam in (1.0, 0.5))
+    blind, half = ({**SILOG, "lam": lam, "eps": 1e-12} for lam in (1.0, 0.5))
     L = losses.L_silog(d_hat, d, **blind)
     assert L > 0.1
     torch.testing.assert_close(losses.L_silog(5 * d_hat, d, **blind), L)
@@ -125,7 +125,7 @@ def test_eq7_lambda_is_the_blindness_to_scale():
 
 def test_eq7_one_pixel_has_variance_0_where_the_released_code_gives_nan():
     d_hat, d = maps([[2.0, 9.0]], [[4.0, 0.0]])
-    L = losses.L_silog(d_hat, d, alpha=1.0, lam=0.85, eps=1e-3)
+    L = losses.L_silog(d_hat, d, alpha=1.0, lam=0.85, eps=1e-3, pool="batch")
     assert L.item() == pytest.approx(math.sqrt(0.15) * math.log(4.001 / 2.001))
     assert math.isnan(released.silog(*arrays(d_hat, d)))
 
@@ -261,7 +261,7 @@ def test_eq9_equals_the_released_code_without_holes():
 
 def test_eq9_leaves_invalid_triplets_out_and_the_released_code_shrinks():
     d_hat, d, K = tilted_plane()
-    triplets = losses.draw_triplets(0, 0, 1280, 192)
+    triplets = losses.draw_triplets(0, 0, 1280, 2000)
     holes = torch.rand(d.shape, generator=torch.Generator().manual_seed(0))
     shrunk = []
     for share in (0.0, 0.3, 0.5, 0.7):
@@ -429,7 +429,7 @@ def test_eq10_literal_formula_and_learnable_alpha(alpha):
 
 def test_eq10_printed_vector():
     d_hat, d = maps(PRED, GT)
-    assert losses.L_robust(d_hat, d, alpha=1.0, c=2.0).item() == pytest.approx(0.2128990, abs=1e-7)
+    assert losses.L_robust(d_hat, d, **ROBUST).item() == pytest.approx(0.2128990, abs=1e-7)
     assert released.robust(np.array(PRED), np.array(GT)) == pytest.approx(0.2128990, abs=1e-7)
 
 
@@ -447,19 +447,19 @@ def test_eq10_partition_function_in_closed_form():
 
 def test_eq10_adaptive_form_starts_as_the_likelihood_of_the_fixed_one():
     d_hat, d = scene()
-    L = losses.AdaptiveRobust(1.0, 2.0)(d_hat, d)
-    fixed = losses.L_robust(d_hat, d, alpha=1.0, c=2.0)
+    L = losses.AdaptiveRobust(1.0, 2.0, "batch")(d_hat, d)
+    fixed = losses.L_robust(d_hat, d, alpha=1.0, c=2.0, pool="batch")
     Z = 2 * math.e * 0.6019072301972346
     assert L.item() == pytest.approx(fixed.item() + math.log(2.0) + math.log(Z), rel=1e-6)
     for alpha, c in [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, 0.0)]:
         with pytest.raises(ValueError, match="0 < alpha < 2, c > 0"):
-            losses.AdaptiveRobust(alpha, c)
+            losses.AdaptiveRobust(alpha, c, "batch")
 
 
 def fit(e):
     """alpha and c that the adaptive form learns from residuals e."""
     d = torch.full((1, 1, 1, len(e)), 10.0)
-    model = losses.AdaptiveRobust(1.0, 1.0)
+    model = losses.AdaptiveRobust(1.0, 1.0, "batch")
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=60, line_search_fn="strong_wolfe")
 
     def closure():
@@ -489,7 +489,7 @@ def test_eq11_defaults_are_the_papers():
     losses.add_arguments(parser)
     assert vars(parser.parse_args([])) == {
         "weights": (1.0, 0.25, 2.5, 0.6), "dynamic_weights": False,
-        "silog_alpha": 1.0, "silog_lambda": 0.85, "silog_eps": 1e-3,
+        "silog_alpha": 1.0, "silog_lambda": 0.85, "silog_eps": 1e-3, "pool": "batch",
         "robust_alpha": 1.0, "robust_c": 2.0, "robust_adaptive": False,
         "vnl_share": 0.15, "vnl_filter": "prediction", "vnl_delta_z": 0.1, "vnl_cos": 0.867,
         "vnl_near": 0.005, "vnl_drop": 0.25,
@@ -505,12 +505,12 @@ def terms_by_hand(d_hat, batch, seed=0):
     K = torch.stack([fx / 4, fy / 4, (cx - 1.5) / 4, (cy - 1.5) / 4], 1)
     triplets = losses.draw_triplets(seed, batch["step"], h * w, h * w // 2)
     return {
-        "silog": losses.L_silog(full(d_hat), d, alpha=3.0, lam=0.5, eps=0.01),
+        "silog": losses.L_silog(full(d_hat), d, alpha=3.0, lam=0.5, eps=0.01, pool="batch"),
         "grad": TERMS["grad"](d_hat, low),
         "vnl": losses.L_vnl(
             d_hat, low, K, triplets, filter_on="gt", delta_z=1.5, cos=0.9, near=0.5, drop=0.4
         ),
-        "robust": losses.L_robust(full(d_hat), d, alpha=0.5, c=0.7),
+        "robust": losses.L_robust(full(d_hat), d, alpha=0.5, c=0.7, pool="batch"),
     }
 
 
@@ -585,7 +585,7 @@ def test_eq11_adaptive_robust_takes_the_place_of_the_fixed_one():
     d_hat, batch = picture()
     loss = depth_loss("--weights", "0,0,0,0.4", "--robust_adaptive", "--robust_c", "0.7")
     L, report = loss(d_hat, full(d_hat), batch)
-    fixed = losses.L_robust(full(d_hat), batch["depth"], alpha=1.0, c=0.7).item()
+    fixed = losses.L_robust(full(d_hat), batch["depth"], alpha=1.0, c=0.7, pool="batch").item()
     nll = fixed + math.log(0.7) + math.log(2 * math.e * 0.6019072301972346)
     assert L.item() == pytest.approx(0.4 * nll, rel=1e-5)
     assert report["robust_c"].item() == pytest.approx(0.7)
@@ -620,9 +620,32 @@ def test_eq10_gradients(alpha):
     c = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
     learned = [torch.tensor(0.6, dtype=torch.float64, requires_grad=True)] if alpha == 0.5 else []
     assert gradcheck(
-        lambda x, c, *a: losses.L_robust(x, d, alpha=a[0] if a else alpha, c=c),
+        lambda x, c, *a: losses.L_robust(x, d, alpha=a[0] if a else alpha, c=c, pool="batch"),
         (d_hat.requires_grad_(), c, *learned),
     )
+
+
+@pytest.mark.parametrize("term", ["silog", "robust", "adaptive"])
+def test_eq7_eq10_per_image_are_the_mean_over_pictures_that_have_depth(term):
+    """pool="image": the mean over pictures, however few pixels each has; empty ones are left out."""
+
+    def loss(d_hat, d, pool):
+        if term == "silog":
+            return losses.L_silog(d_hat, d, **{**SILOG, "pool": pool})
+        if term == "robust":
+            return losses.L_robust(d_hat, d, **{**ROBUST, "pool": pool})
+        return losses.AdaptiveRobust(1.5, 0.7, pool)(d_hat, d)
+
+    d_hat, d = scene(n=4)
+    d[1].flatten()[3:] = 0  # three pixels (or fewer) of one, none of another
+    d[2] = 0
+    d_hat.requires_grad_()
+    alone = [loss(d_hat[i : i + 1], d[i : i + 1], "batch") for i in (0, 1, 3)]
+    L = loss(d_hat, d, "image")
+    torch.testing.assert_close(L, sum(alone) / 3)
+    assert abs(L - loss(d_hat, d, "batch")).item() > 1e-3
+    (slope,) = torch.autograd.grad(L, d_hat)
+    assert torch.isfinite(slope).all() and not slope[2].any() and slope[1].any()
 
 
 def value_and_gradient(term, d_hat, d):
@@ -698,7 +721,7 @@ def test_eq11_stays_finite_and_attached(flags, case):
 
 def test_eq10_adaptive_form_learns_nothing_from_an_empty_batch():
     d_hat, _ = scene(dtype=torch.float32)
-    model = losses.AdaptiveRobust(1.0, 2.0)
+    model = losses.AdaptiveRobust(1.0, 2.0, "batch")
     L = model(d_hat, 0 * d_hat)
     L.backward()
     assert L == 0 and model.latent_alpha.grad == 0 and model.log_c.grad == 0
@@ -707,7 +730,7 @@ def test_eq10_adaptive_form_learns_nothing_from_an_empty_batch():
 @pytest.mark.parametrize("latent", [-1e4, 1e4])
 def test_eq10_adaptive_form_keeps_alpha_strictly_between_0_and_2(latent):
     d_hat, d = scene(dtype=torch.float32)
-    model = losses.AdaptiveRobust(1.0, 2.0)
+    model = losses.AdaptiveRobust(1.0, 2.0, "batch")
     model.latent_alpha.data.fill_(latent)
     L = model(d_hat.requires_grad_(), d)
     L.backward()
