@@ -278,8 +278,9 @@ class Validator:
         # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
         which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
         self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
-        truths = [s.depth / np.float32(depth_scale) for _, s in self._shown]
-        self._range = predict.auto_range(truths)
+        # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
+        ranges = [predict.auto_range([s.depth / np.float32(depth_scale)]) for _, s in self._shown]
+        self._range = min(r[0] for r in ranges), max(r[1] for r in ranges)
 
     def __call__(self, epoch: int) -> dict[str, float]:
         """-> mean metrics over the split; `epoch` is written on the picture."""

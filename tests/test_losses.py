@@ -627,7 +627,7 @@ def test_eq10_gradients(alpha):
 
 @pytest.mark.parametrize("term", ["silog", "robust", "adaptive"])
 def test_eq7_eq10_per_image_are_the_mean_over_pictures_that_have_depth(term):
-    """pool="image": the mean over pictures, however few pixels each has; empty ones are left out."""
+    """pool="image": the mean over pictures, however few pixels each has; empty ones are out."""
 
     def loss(d_hat, d, pool):
         if term == "silog":
