@@ -25,18 +25,17 @@ def holes_to_zero(d: Tensor) -> Tensor:
     return torch.nan_to_num(d, nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
 
 
-def masked_mean(x: Tensor, M: Tensor) -> Tensor:
-    """Mean of a finite x where M is 1 and not 0; 0, still attached, where it is 1 nowhere."""
+def masked_mean(x: Tensor, M: Tensor, pool: str = "batch") -> Tensor:
+    """Mean of a finite x where M is 1 and not 0; 0, still attached, where it is 1 nowhere.
+
+    pool = "batch": all pixels count alike. "image": every picture of x (N,1,H,W) counts alike, by
+    its own masked mean, however few its valid pixels; one without any is left out.
+    """
     # A product and count_nonzero: on a CPU torch.where costs 5 times as much, bool.sum() 50 times.
-    return (x * M).sum() / M.count_nonzero().clamp(min=1)
-
-
-def image_means(x: Tensor, M: Tensor, pool: str) -> tuple[Tensor, Tensor]:
-    """Masked means of x (N,1,H,W) and the number of pixels in each, both (N,1,1,1) for pool =
-    "image" or (1,1,1,1) for pool = "batch", which counts all pixels of the batch alike."""
-    dims = (1, 2, 3) if pool == "image" else (0, 1, 2, 3)
-    n = M.sum(dims, keepdim=True)
-    return (x * M).sum(dims, keepdim=True) / n.clamp(min=1), n
+    if pool == "batch":
+        return (x * M).sum() / M.count_nonzero().clamp(min=1)
+    n = M.sum((1, 2, 3))
+    return masked_mean((x * M).sum((1, 2, 3)) / n.clamp(min=1), n > 0)
 
 
 # ------------------------------------------------------------------------------------------- Eq. 7
@@ -50,17 +49,19 @@ def L_silog(
     eps > 0 (metres) is added inside both logarithms.
     PAPER: silent on alpha, lam and eps; the released code's are 1, 0.85 and 1e-3. It also takes
     the unbiased variance, which for one valid pixel is NaN: here the variance of one pixel is 0.
-    PAPER: silent on N; the released code pools the pixels of a batch (pool = "batch"), so a LiDAR
-    picture with 2 % valid weighs a fiftieth of a dense one. "image": Eq. 7 per picture, averaged.
+    PAPER: silent on which pixels share a mean; the released code takes a batch's valid ones alike
+    (pool = "batch"), so a LiDAR picture, 2 % valid, weighs a fiftieth of a dense one. "image" gives
+    every picture the same weight. Either way e is centred over the batch: a scale that is wrong
+    from picture to picture costs in full, only one common to the batch is forgiven by lam.
     """
     d = holes_to_zero(d)
     M = (d > 0).to(d.dtype)
+    N = M.count_nonzero()
     e = torch.log(d_hat + eps) - torch.log(d + eps)
-    mean, N = image_means(e, M, pool)
-    square, _ = image_means((e - mean) ** 2, M, pool)
-    var = square * N / (N - 1).clamp(min=1)
+    mean = masked_mean(e, M, pool)
+    var = masked_mean((e - mean) ** 2, M, pool) * N / (N - 1).clamp(min=1)
     # The clamp keeps the square root's gradient finite when the prediction is perfect.
-    return alpha * masked_mean((var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt(), N > 0)
+    return alpha * (var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt()
 
 
 # ------------------------------------------------------------------------------------ Eq. 8, Fig. 4
@@ -197,8 +198,7 @@ def L_robust(
 ) -> Tensor:  # fmt: skip
     """Eq. 10 averaged over valid pixels (`pool` as in Eq. 7), e = d_hat - d in metres."""
     d = holes_to_zero(d)
-    mean, N = image_means(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype), pool)
-    return masked_mean(mean, N > 0)
+    return masked_mean(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype), pool)
 
 
 class AdaptiveRobust(nn.Module):
@@ -319,9 +319,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     g.add_argument(
         "--pool", default="batch", choices=["batch", "image"],
-        help="Eq. 7 and 10: mean over all valid pixels of a batch, as released, or over each "
-        "picture's and then over pictures: for sets that mix sparse LiDAR with dense depth "
-        "(default batch)",
+        help="Eq. 7 and 10: all valid pixels of a batch count alike, as released, or all pictures "
+        "do, for sets that mix sparse LiDAR with dense depth (default batch)",
     )  # fmt: skip
     g.add_argument("--silog_alpha", type=float, default=1.0, help="Eq. 7: alpha (default 1)")
     g.add_argument(
