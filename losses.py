@@ -185,6 +185,8 @@ def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
     if not isinstance(alpha, Tensor):
         if alpha == 0:
             return torch.log1p(z / 2)
+        if alpha == 1:  # the general form below to rounding, at half the cost
+            return torch.sqrt(z + 1) - 1
         if alpha == 2:
             return z / 2
         if math.isinf(alpha):
@@ -318,9 +320,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "found the fixed ones slightly better)",
     )  # fmt: skip
     g.add_argument(
-        "--pool", default="batch", choices=["batch", "image"],
-        help="Eq. 7 and 10: all valid pixels of a batch count alike, as released, or all pictures "
-        "do, for sets that mix sparse LiDAR with dense depth (default batch)",
+        "--pool", default="image", choices=["image", "batch"],
+        help="Eq. 7 and 10: every picture counts alike, however few its valid pixels, or every "
+        "valid pixel of a batch does, as released (default image: sets that mix sparse LiDAR with "
+        "dense depth need it, for others it makes little difference)",
     )  # fmt: skip
     g.add_argument("--silog_alpha", type=float, default=1.0, help="Eq. 7: alpha (default 1)")
     g.add_argument(

@@ -625,27 +625,45 @@ def test_eq10_gradients(alpha):
     )
 
 
-@pytest.mark.parametrize("term", ["silog", "robust", "adaptive"])
-def test_eq7_eq10_per_image_are_the_mean_over_pictures_that_have_depth(term):
-    """pool="image": the mean over pictures, however few pixels each has; empty ones are out."""
+@pytest.mark.parametrize("term", ["silog", "robust"])
+def test_eq7_eq10_can_weigh_pictures_alike(term):
+    """pool="image" is "batch" on a set where each picture's pixels are repeated to one number."""
 
     def loss(d_hat, d, pool):
         if term == "silog":
-            return losses.L_silog(d_hat, d, **{**SILOG, "pool": pool})
-        if term == "robust":
-            return losses.L_robust(d_hat, d, **{**ROBUST, "pool": pool})
-        return losses.AdaptiveRobust(1.5, 0.7, pool)(d_hat, d)
+            N = (d > 0).sum().item()  # lam = 1 and the biased variance: one square root, no N
+            L = losses.L_silog(d_hat, d, **{**SILOG, "lam": 1.0, "pool": pool})
+            return L * math.sqrt((N - 1) / N)
+        return losses.L_robust(d_hat, d, **{**ROBUST, "pool": pool})
 
-    d_hat, d = scene(n=4)
-    d[1].flatten()[3:] = 0  # three pixels (or fewer) of one, none of another
-    d[2] = 0
+    counts = (6, 2, 0, 3)
+    d_hat, d = scene(n=4, h=2, w=3, holes=0)
+    for picture, count in zip(d, counts):
+        picture.flatten()[count:] = 0
+    d_hat[1] *= 3
     d_hat.requires_grad_()
-    alone = [loss(d_hat[i : i + 1], d[i : i + 1], "batch") for i in (0, 1, 3)]
     L = loss(d_hat, d, "image")
-    torch.testing.assert_close(L, sum(alone) / 3)
-    assert abs(L - loss(d_hat, d, "batch")).item() > 1e-3
+    rows = [
+        x[i, 0].flatten()[:count].repeat(12 * 50 // count)
+        for x in (d_hat, d)
+        for i, count in enumerate(counts)
+        if count
+    ]
+    alike = [torch.stack(half)[:, None, None] for half in (rows[:3], rows[3:])]
+    torch.testing.assert_close(L, loss(*alike, "batch"))
+    assert abs(L - loss(d_hat, d, "batch")).item() > 0.05 * L
     (slope,) = torch.autograd.grad(L, d_hat)
     assert torch.isfinite(slope).all() and not slope[2].any() and slope[1].any()
+
+
+def test_eq7_centres_over_the_batch_however_it_is_pooled():
+    """A scale that differs from picture to picture costs in full, a common one 1 - lam of it."""
+    d = torch.full((2, 1, 4, 4), 2.0)
+    apart = torch.stack([d[0] * math.e, d[1] / math.e])
+    for pool in ("batch", "image"):
+        blind = {**SILOG, "lam": 1.0, "eps": 1e-12, "pool": pool}
+        assert losses.L_silog(3 * d, d, **blind) < 1e-4
+        assert losses.L_silog(apart, d, **blind).item() == pytest.approx(math.sqrt(32 / 31))
 
 
 def value_and_gradient(term, d_hat, d):

@@ -96,11 +96,11 @@ def test_schedule_ends_at_a_quarter_and_warms_up_a_tenth_of_a_short_run():
 
 # -------------------------------------------------------------------------------------- trajectory
 
-# Ten steps at 480x640, batch 4, into the warm-up of 10,000 steps. With other threads or memory
-# layouts the same code was seen to differ by 1e-4; at a larger learning rate, Eq. 9's choice of
-# triplets makes a trajectory from random weights chaotic.
+# Ten steps at 480x640, batch 4, seed 2, into the warm-up of 10,000 steps. One or two threads and
+# either memory layout agree on it to 3e-5. At a larger learning rate, or where a triplet sits on a
+# threshold of Eq. 9's filter, a trajectory from random weights is chaotic.
 GOLDEN = [
-    8.91409, 8.30719, 8.48016, 9.03188, 8.59104, 9.11205, 8.83600, 9.60239, 9.03379, 7.52190
+    6.80850, 6.96850, 6.94052, 7.51755, 6.74271, 7.86823, 6.91645, 6.56874, 5.49446, 6.53471
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_golden_ten_steps(tmp_path):
     """The loss of ten steps, kept: any change of network, losses, pipeline or draws shows here."""
     write_pairs(tmp_path, "train", 8, size=(480, 640))
     pairs = data.list_pairs(tmp_path, "train")
-    objective, loader = objective_on(pairs, "--batch_size", "4", "--workers", "2")
+    objective, loader = objective_on(pairs, "--batch_size", "4", "--seed", "2", "--workers", "2")
 
     def rate(step):
         return train.learning_rate(step, 10_000, **RELEASED)
