@@ -631,6 +631,9 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
     "nearest": the pixel at ((i + 0.5) H // h, (j + 0.5) W // w);
     "bilinear": align_corners=True, holes left out and the weights of the other taps renormalised.
 
+    PAPER: silent; the released code resizes bilinearly with the holes' zeros in it, which makes
+    false depths beside every hole. "nearest" leaves sparse LiDAR almost no neighbouring pairs.
+
     Raises TypeError (dtype) and ValueError (shape, mode, output layout).
     """
     _check("metres", metres, np.float32, (None, None))

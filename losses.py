@@ -87,6 +87,8 @@ def L_grad(d_hat: Tensor, grad_x: Tensor, grad_y: Tensor, M_x: Tensor, M_y: Tens
 
     grad_x .. M_y come from `gt_gradient` or from the loader, all shaped like d_hat. The mask covers
     prediction and ground truth alike; x and y are averaged each over its own valid positions.
+    PAPER: so Eq. 8 says; the released code clears the ground truth's invalid differences first and
+    then masks by them, hence masks nothing: beside every hole the prediction is pulled flat.
     """
     dx = d_hat[..., :, 1:] - d_hat[..., :, :-1] - grad_x[..., :, :-1]
     dy = d_hat[..., 1:, :] - d_hat[..., :-1, :] - grad_y[..., :-1, :]

@@ -191,6 +191,10 @@ def upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     "corners": bilinear, align_corners=True (inside the decoder);
     "bilinear": half-pixel centres (the input); also what `--upsample bilinear` does to the output;
     "nearest": output pixel v reads cell floor(v*h/H), in integer arithmetic.
+
+    PAPER: says "resize" three times and no more. Corners inside and nearest at the end are the
+    released code's; it trains with half-pixel centres at the input but exports align_corners=True,
+    1.5 px apart at the border: here both are half-pixel.
     """
     (h, w), (H, W) = x.shape[-2:], tuple(size)
     if (h, w) == (H, W):
