@@ -548,6 +548,10 @@ def r2_crop(
     half-pixel bilinear without antialias, black outside the source, rounded to a grey level,
     then lut.
 
+    PAPER: silent on how crops of several sizes share a batch; as in the released code they keep
+    their scale, top left in a full canvas. A network row that a crop fills in part (384 rows are
+    102.4 of them; the released code has 360) belongs to the padding.
+
     Raises TypeError (dtype) and ValueError (shape, crop, depth_scale, output layout).
     """
     _check("rgb", rgb, np.uint8, (None, None, 3))

@@ -155,6 +155,7 @@ class Decoder(nn.Module):
 
     `kind` is the row of Table 3: "mix" (1x1 deep, 3x3 shallow: the paper's), "3x3" or "1x1".
     In: the encoder's taps. Out: d_hat (N, 1, H/4, W/4) in metres, >= 0.
+    PAPER: calls that output 32x64; 128x160 over 4 is 32x40. No normalisation layer, as released.
     """
 
     def __init__(self, kind: str, widths: tuple[int, ...] = (72, 24, 8), logits: int = 24) -> None:

@@ -109,6 +109,8 @@ def fit(
     all ranks but the first. validate: (epoch) -> metrics with "si_rmse". resume: a dictionary from
     model.read_checkpoint. state: plain values to keep in every checkpoint.
     Raises TrainError (prediction dead, loss not finite) and Stopped (signals).
+    PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
+    best.pt, the lowest validation si-RMSE.
     """
     plain = objective.module if isinstance(objective, DistributedDataParallel) else objective
     total = epochs * len(loader)
