@@ -23,7 +23,6 @@ from operator import index as as_index
 from pathlib import Path
 from typing import NamedTuple
 
-import litedepth_kernels
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +30,13 @@ from torch import Tensor
 import model
 import predict
 import synthetic
+from losses import nonnegative, positive, probability, whole
 from predict import cv2
+
+try:
+    import litedepth_kernels
+except ImportError as error:
+    sys.exit(f"the C++ kernels are not there ({error}): in the root, run pip install ./csrc")
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
@@ -79,7 +84,8 @@ def find_split(root: Path, name: str) -> str:
             return split
     raise DataError(
         f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
-        f"the folders {name}/rgb and {name}/depth with equal file names"
+        f"the folders {name}/rgb and {name}/depth with equal file names (training can do without "
+        "validation: --val_split none)"
     )
 
 
@@ -127,7 +133,7 @@ def _from_folders(folder: Path, split: str) -> list[Pair]:
     scenes = [folder] if (folder / "rgb").is_dir() else sorted(folder.iterdir(), key=natural)
     pairs = []
     for scene in scenes:
-        if not (scene / "rgb").is_dir():
+        if not (scene / "rgb").is_dir() and not (scene / "depth").is_dir():
             continue
         rgb, depth = _by_stem(scene / "rgb", RGB_SUFFIXES), _by_stem(scene / "depth", (".png",))
         lonely = sorted(rgb.keys() ^ depth.keys(), key=natural)
@@ -135,7 +141,8 @@ def _from_folders(folder: Path, split: str) -> list[Pair]:
             names = ", ".join(lonely[:5]) + (", ..." if lonely[5:] else "")
             raise DataError(
                 f"{scene}: {len(lonely)} file(s) without a partner of the same name in rgb/ and "
-                f"depth/: {names}. Rename or remove them, or list the pairs in {split}.txt"
+                f"depth/ ({', '.join(RGB_SUFFIXES)} and .png are read): {names}. Rename or remove "
+                f"them, or list the pairs in {split}.txt"
             )
         name = split if scene == folder else scene.name
         pairs += [Pair(rgb[s], depth[s], name, scene) for s in sorted(rgb, key=natural)]
@@ -287,17 +294,18 @@ class Sample(NamedTuple):
 
 
 def read_pair(
-    pair: Pair, image_size: tuple[int, int], intrinsics: tuple[float, ...], known: dict
+    pair: Pair, image_size: tuple[int, int], intrinsics: tuple[float, ...] | None, known: dict
 ) -> Sample:
     """Decodes a pair and brings it to image_size (centre crop to the aspect, then resize).
 
-    intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json. known: a cache
-    of those files, shared by the calls. Raises DataError.
+    intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json; None = the
+    Kinect's. known: a cache of those files, shared by the calls. Raises DataError.
     """
     rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
     if depth.dtype != np.uint16 or depth.ndim != 2:
         raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
+    check_headers(Header(rgb.shape[:2], 8, 3), Header(depth.shape, 16, 1), pair)
     K = stored_intrinsics(pair, rgb.shape[:2], known)
     H, W = image_size
     if rgb.shape[:2] != image_size:
@@ -315,7 +323,14 @@ def read_pair(
         rows, cols = (2 * np.arange(H) + 1) * h // (2 * H), (2 * np.arange(W) + 1) * w // (2 * W)
         depth = depth[rows[:, None], cols]
     rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
-    return Sample(rgb, np.ascontiguousarray(depth), np.array(K or intrinsics, np.float64))
+    K = K or intrinsics or kinect_intrinsics(image_size)
+    return Sample(rgb, np.ascontiguousarray(depth), np.array(K, np.float64))
+
+
+def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy that the released code takes for every picture, scaled to image_size."""
+    H, W = image_size
+    return 518.85790117450188 * W / 640, 519.46961112127485 * H / 480, W / 2, H / 2
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
@@ -425,7 +440,7 @@ class Draw(NamedTuple):
 
 
 class Augment(NamedTuple):
-    """The ranges of Sec. 3.2 that `draw` draws from; see add_arguments for their meaning."""
+    """The ranges of Sec. 3.2 that `draw` draws from; add_augment_arguments tells what each is."""
 
     crops: tuple[tuple[int, int], ...]
     rotate_prob: float
@@ -709,7 +724,7 @@ class Loader:
     def __init__(
         self, pairs: list[Pair], *, batch_size: int, seed: int, augment: Augment | None,
         image_size: tuple[int, int], size: tuple[int, int], mean: tuple[float, ...],
-        depth_scale: float, intrinsics: tuple[float, ...], gt_down: str, kernels: Kernels,
+        depth_scale: float, intrinsics: tuple[float, ...] | None, gt_down: str, kernels: Kernels,
         threads: int, ram_cache: float, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         if batch_size > len(pairs):
@@ -898,10 +913,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
         "(default 40, the challenge's range; 80 for driving)",
     )  # fmt: skip
     g.add_argument(
-        "--intrinsics", default="518.857901,519.469611,320,240", type=parse_intrinsics,
-        metavar="FX,FY,CX,CY",
+        "--intrinsics", type=parse_intrinsics, metavar="FX,FY,CX,CY",
         help="camera of the pairs whose folder has no intrinsics.json, in pixels at --image_size; "
-        "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code)",
+        "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code, "
+        "518.86,519.47,320,240 at 480x640)",
     )  # fmt: skip
 
 
@@ -957,38 +972,6 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory for decoded pairs, 1.5 MB each at 480x640; what does not fit is decoded anew "
         "every epoch, 5 ms a pair (default 4)",
     )  # fmt: skip
-
-
-def _number(text: str, low: float, high: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
-def positive(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    return _number(text, 1e-12, 1e12, "a positive number")
-
-
-def nonnegative(text: str) -> float:
-    """argparse type: a finite number, 0 or more."""
-    return _number(text, 0.0, 1e12, "a number of 0 or more")
-
-
-def probability(text: str) -> float:
-    """argparse type: a number in 0..1."""
-    return _number(text, 0.0, 1.0, "a probability between 0 and 1")
-
-
-def whole(text: str) -> int:
-    """argparse type: a whole number, 0 or more."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 def parse_range(text: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 import data
-import model
 import predict
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
@@ -37,22 +36,25 @@ def prepare(
     """Valid pixels of prediction and truth, in millimetres, as the challenge's script takes them.
 
     d_hat, d: (H, W) metres, d = 0 (or not finite) is a hole. The prediction is cut to
-    1 mm .. max_depth, the truth is not cut; a truth of 1 mm or less is a hole too.
+    1 mm .. max_depth, the truth is not cut; a truth of 1 mm or less is a hole too. A prediction
+    that is not finite comes out as NaN.
     """
     d = np.where(np.isfinite(d), d, 0).astype(np.float64) * 1000
-    d_hat = np.clip(np.nan_to_num(d_hat.astype(np.float64)), 1e-3, max_depth) * 1000
+    d_hat = np.where(np.isfinite(d_hat), d_hat, np.nan).astype(np.float64)
+    d_hat = np.clip(d_hat, 1e-3, max_depth) * 1000
     M = d > 1
     return np.maximum(d_hat[M], 1), d[M]
 
 
 def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, float]:
-    """All metrics of one picture; (H, W) metres in, NaN throughout when no pixel is valid.
+    """All metrics of one picture; (H, W) metres in. NaN throughout when no pixel is valid, or when
+    the prediction is not finite at a valid one.
 
     si_rmse = sqrt(mean(g^2) - mean(g)^2), g = ln d_hat - ln d; rmse in metres; log10 and rel are
     mean absolute errors; delta_k the share of pixels with max(d_hat/d, d/d_hat) < 1.25^k.
     """
     p, t = prepare(d_hat, d, max_depth)
-    if t.size == 0:
+    if t.size == 0 or np.isnan(p).any():
         return dict.fromkeys(METRICS, float("nan"))
     g = np.log(p) - np.log(t)
     ratio = np.maximum(p / t, t / p)
@@ -90,6 +92,7 @@ class Tally:
         self.max_depth = max_depth
         self.rows: list[tuple[str, str, dict, dict]] = []  # name, scene, raw, median-aligned
         self.bins = np.zeros((len(BINS) - 1, 4))  # pixels, sum rel, sum squared error, sum error
+        self.empty = self.not_finite = 0  # pictures that no mean can count
 
     def add(self, name: str, scene: str, d_hat: np.ndarray, d: np.ndarray) -> None:
         """One picture: (H, W) metres each, 0 = hole in d."""
@@ -97,12 +100,16 @@ class Tally:
         raw = metrics(d_hat, d, self.max_depth)
         self.rows.append((name, scene, raw, metrics(aligned, d, self.max_depth)))
         p, t = (v / 1000 for v in prepare(d_hat, d, self.max_depth))
+        if np.isnan(raw["si_rmse"]):
+            self.empty += t.size == 0
+            self.not_finite += t.size > 0
+            return
         which = np.digitize(t, BINS[1:-1])
         for column, values in enumerate((np.ones_like(t), np.abs(p - t) / t, (p - t) ** 2, p - t)):
             self.bins[:, column] += np.bincount(which, values, len(BINS) - 1)
 
     def mean(self, scene: str | None = None, aligned: bool = False) -> dict[str, float]:
-        """Mean over the pictures that have a valid pixel, plus their number as "images"."""
+        """Mean over the pictures with valid depth and a finite prediction; "images": how many."""
         rows = [r[3] if aligned else r[2] for r in self.rows if scene in (None, r[1])]
         rows = [r for r in rows if np.isfinite(r["si_rmse"])]
         out = {k: float(np.mean([r[k] for r in rows])) if rows else float("nan") for k in METRICS}
@@ -124,7 +131,8 @@ class Tally:
             "median_aligned": self.mean(aligned=True),
             "scenes": {s: self.mean(s) for s in scenes},
             "by_distance": by_distance,
-            "without_valid_depth": sum(not np.isfinite(r[2]["si_rmse"]) for r in self.rows),
+            "without_valid_depth": self.empty,
+            "not_finite": self.not_finite,
             "max_depth": self.max_depth,
         }
 
@@ -145,10 +153,22 @@ def read_all(
     pairs: list[data.Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...],
     progress: str | None = None,
 ) -> Iterable[tuple[data.Pair, data.Sample]]:  # fmt: skip
-    """Decodes pairs one after the other; `progress` names the bar (None: no bar)."""
+    """Decodes pairs one after the other; `progress` names the bar (None: no bar).
+
+    A pair that cannot be read is named and skipped. Raises DataError when none can be.
+    """
     known: dict = {}
+    skipped = 0
     for pair in tqdm(pairs, desc=progress, unit="image", disable=progress is None):
-        yield pair, data.read_pair(pair, image_size, intrinsics, known)
+        try:
+            sample = data.read_pair(pair, image_size, intrinsics, known)
+        except data.DataError as error:
+            data.notice(f"skipped: {error}")
+            skipped += 1
+            continue
+        yield pair, sample
+    if skipped and skipped == len(pairs):
+        raise data.DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
 
 
 # ------------------------------------------------------------------ what any network has to beat
@@ -207,6 +227,11 @@ def table(report: dict) -> str:
         )
     if report["without_valid_depth"]:
         lines.append(f"{report['without_valid_depth']} picture(s) without valid depth left out")
+    if report["not_finite"]:
+        lines.append(
+            f"WARNING: {report['not_finite']} prediction(s) are NaN or infinite where there is "
+            "truth: broken weights? The means above leave these pictures out"
+        )
     return "\n".join(lines)
 
 
@@ -225,9 +250,21 @@ def measure(predictor: predict.Predictor, warmup: int, runs: int) -> dict:
 # -------------------------------------------------------------------------------------------- main
 
 
-def parser() -> argparse.ArgumentParser:
+def plain(value: object) -> object:
+    """The same without NaN and infinity, which JSON does not know: they become None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def make_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="evaluate.py", description="Score a network: the metrics of Sec. 4.1 and Eq. 14.",
+        epilog="--image_size: unlike in training, the default here is the model file's own: a "
+        ".tflite takes one size only, a .pt keeps that of its training (480x640 where it does not "
+        "say).",
     )  # fmt: skip
     p.add_argument(
         "--model", metavar="FILE",
@@ -235,6 +272,7 @@ def parser() -> argparse.ArgumentParser:
         "runs/distilled)",
     )  # fmt: skip
     data.add_data_arguments(p, split="val")
+    p.set_defaults(image_size=None)  # see the epilog
     g = p.add_argument_group("run time and Score (Eq. 14)")
     g.add_argument(
         "--C", type=data.positive, default=0.01,
@@ -266,17 +304,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     path = Path(args.model) if args.model else predict.newest_model()
     predictor = predict.load_predictor(
-        path, image_size=args.image_size, threads=args.threads or os.cpu_count(),
-        device=args.device,
-    )  # fmt: skip
+        path, image_size=args.image_size, threads=args.threads, device=args.device
+    )
     root = data.resolve(args.data)
     pairs = data.open_split(root, args.split, args.depth_scale)
     options = {"depth_scale": args.depth_scale, "max_depth": args.max_depth}
-    samples = read_all(pairs, args.image_size, args.intrinsics, "evaluate")
-    report = run(predictor, samples, **options).report()
+    samples = read_all(pairs, predictor.size, args.intrinsics, "evaluate")
+    tally = run(predictor, samples, **options)
+    report = tally.report() | {"unreadable": len(pairs) - len(tally.rows)}
     timing = measure(predictor, args.warmup, max(1, args.runs))
     runtime = args.runtime_ms / 1000 if args.runtime_ms else timing["median_s"]
     report |= {
@@ -285,6 +323,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     print(f"\n{path} on {len(pairs)} pictures of {args.data}, split {args.split}")
     print(table(report))
+    if report["unreadable"]:
+        print(f"{report['unreadable']} picture(s) could not be read and were left out")
     where = "as given"
     if not args.runtime_ms:
         where = f"{timing['about']}, on this machine, not on a phone: median of {timing['runs']}"
@@ -294,23 +334,24 @@ def main(argv: list[str] | None = None) -> int:
     print(markdown_row(args.name or path.name, report["metric"], runtime, args.C))
     if args.baselines:
         fit = data.open_split(root, args.fit_split, args.depth_scale)
-        fit_samples = read_all(fit, args.image_size, args.intrinsics, f"fit on {args.fit_split}")
+        fit_samples = read_all(fit, predictor.size, args.intrinsics, f"fit on {args.fit_split}")
         rows = {}
         for name, trivial in trivial_predictors(fit_samples, depth_scale=args.depth_scale).items():
-            samples = read_all(pairs, args.image_size, args.intrinsics)
+            samples = read_all(pairs, predictor.size, args.intrinsics)
             rows[name] = run(trivial, samples, **options).report()["metric"]
             print(markdown_row(name, rows[name], None, args.C))
         report["baselines"] = rows
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+        text = json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
+        predict.write_file(Path(args.json), text.encode())
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (data.DataError, model.CheckpointError, predict.PredictError, OSError) as error:
+    except (data.DataError, predict.PredictError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

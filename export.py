@@ -24,7 +24,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import CheckpointError, ConvSame, LiteDepth, load, merge_normalization, parse_size
+from model import (
+    CheckpointError,
+    ConvSame,
+    LiteDepth,
+    build,
+    merge_normalization,
+    parse_size,
+    read_checkpoint,
+)
+from predict import usable_cores
 
 
 class ExportError(ValueError):
@@ -275,7 +284,7 @@ def compare(
     return Parity(len(rows), worst, float(rows[:, 1].mean()), border, depth, tolerance)
 
 
-def test_pictures(size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
+def pattern_pictures(size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
     """Name -> (H, W, 3) uint8: flat, smooth, rough, and bright or dark along the border."""
     H, W = size
     v, u = np.mgrid[:H, :W]
@@ -305,7 +314,7 @@ def real_pictures(data_arg: str, split: str, size: tuple[int, int], limit: int) 
         chosen = np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)
         return [data.read_pair(pairs[i], size, (0.0, 0.0, 0.0, 0.0), {}).rgb for i in chosen]
     except (ImportError, ValueError) as error:
-        raise ExportError(f"--data {data_arg}: {error} (or go without: --pictures 0)") from error
+        raise ExportError(f"pictures of {data_arg}: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -325,12 +334,14 @@ def newest_checkpoint(runs: Path) -> Path:
     return max(found, key=lambda file: file.stat().st_mtime)
 
 
-def training_data(checkpoint: Path) -> str | None:
-    """The --data that the checkpoint's run was trained on, if its args.json says so and it is there
-    (embedded scenes always are: they are rendered again)."""
+def training_data(checkpoint: Path) -> tuple[str, str] | None:
+    """(--data, --val_split) of the checkpoint's run, if its args.json says so and the data is there
+    (embedded scenes always are: they are rendered again). A run without validation: "val"."""
     try:
-        name = json.loads((checkpoint.parent / "args.json").read_text())["data"]
-        return name if name.startswith("synthetic:") or Path(name).is_dir() else None
+        run = json.loads((checkpoint.parent / "args.json").read_text())
+        name, split = run["data"], str(run.get("val_split", "val"))
+        there = name.startswith("synthetic:") or Path(name).is_dir()
+        return (name, "val" if split == "none" else split) if there else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -372,7 +383,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Merge the normalisation (Eq. 3-6), fold BatchNorm, write fp32 TFLite, compare "
         "it with PyTorch and time it on this host.",
-        epilog="exit code: 0 written and equal; 2 an error, in one line; 3 written, but not equal",
+        epilog="exit code: 0 written and equal; 2 an error, in one line; 3 not equal: the file is "
+        "written as <name>.failed.tflite, and an older <name>.tflite stays as it was",
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="FILE",
@@ -381,22 +393,25 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=tflite_name, metavar="FILE.tflite",
         help="file to write; missing folders are made (default: model.tflite beside the "
         "checkpoint)")  # fmt: skip
-    add("--image_size", type=parse_size, default="480x640", metavar="HxW",
+    add("--image_size", type=parse_size, metavar="HxW",
         help="size of the file's input and output; fixed in the file, so take the camera's. The "
-        "network still works at its own --size (default 480x640, Sec. 4.1)")  # fmt: skip
+        "network still works at its own --size (default: the checkpoint's own, that of its "
+        "training pictures; 480x640, Sec. 4.1, where it does not say)")  # fmt: skip
     add("--data", metavar="ROOT|synthetic:N",
         help="data set whose pictures are compared beside six test pictures (default: the "
         "checkpoint's own, where its args.json names it and it is still there)")  # fmt: skip
-    add("--split", default="val", help="which pictures of --data (default val)")
+    add("--split",
+        help="which pictures of --data (default: the --val_split of the checkpoint's run on its "
+        "own data; val otherwise)")  # fmt: skip
     add("--pictures", type=number(int, 0), default=16, metavar="N",
         help="how many pictures of --data to compare, spread evenly over the split; 0 = only the "
         "test pictures (default 16)")  # fmt: skip
     add("--tolerance", type=number(float, 0), default=1e-4, metavar="M",
         help="largest absolute error allowed, in metres; times the largest depth where that "
         "exceeds 1 m (default 1e-4; float rounding gives about 1e-5)")  # fmt: skip
-    add("--threads", type=number(int, 1), default=min(4, os.cpu_count() or 1), metavar="N",
+    add("--threads", type=number(int, 0), default=min(4, usable_cores()), metavar="N",
         help="second thread count that is timed, after 1; more than the idle cores only slows it "
-        "down (default: the host's cores, at most 4)")  # fmt: skip
+        "down; 0 = all usable cores (default: these, at most 4)")  # fmt: skip
     add("--runs", type=number(int, 1), default=50, metavar="N",
         help="timed invocations per thread count; more on a busy host (default 50)")  # fmt: skip
     add("--warmup", type=number(int, 0), default=10, metavar="N",
@@ -411,35 +426,54 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
-        model = load(checkpoint)
+        stored = read_checkpoint(checkpoint)
+        model = build(stored, checkpoint).eval()
+        image_size = args.image_size or tuple(stored.get("image_size") or (480, 640))
         out = args.out or checkpoint.with_name("model.tflite")
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures = list(test_pictures(args.image_size, args.seed).values())
+        pictures = list(pattern_pictures(image_size, args.seed).values())
         source = f"{len(pictures)} test pictures"
-        data_arg = args.data or training_data(checkpoint)
+        trained_on, val_split = training_data(checkpoint) or (None, "val")
+        data_arg = args.data or trained_on
+        split = args.split or (val_split if data_arg == trained_on else "val")
         if data_arg and args.pictures:
-            real = real_pictures(data_arg, args.split, args.image_size, args.pictures)
-            pictures += real
-            source += f", {len(real)} of {data_arg} {args.split}"
-        write(out, convert(model, args.image_size))
-        content = out.read_bytes()
-        ops, partitions = operations(content)
-        parity = compare(run_torch(model, pictures), run_tflite(content, pictures), args.tolerance)
+            try:
+                real = real_pictures(data_arg, split, image_size, args.pictures)
+                pictures += real
+                source += f", {len(real)} of {data_arg} {split}"
+            except (ExportError, OSError) as error:
+                if args.data:
+                    raise
+                print(f"notice: {error}; only the test pictures are compared", file=sys.stderr)
+        # The final name is for a file that passed: other scripts pick it up without asking.
+        failed = out.with_name(f"{out.stem}.failed.tflite")
+        write(failed, convert(model, image_size))
+        try:
+            content = failed.read_bytes()
+            ops, partitions = operations(content)
+            outputs = run_tflite(content, pictures)
+            parity = compare(run_torch(model, pictures), outputs, args.tolerance)
+            if parity.passed:
+                os.replace(failed, out)
+        except BaseException:
+            failed.unlink(missing_ok=True)
+            raise
         times = {
             threads: time_tflite(
                 content, pictures[0], threads=threads, warmup=args.warmup, runs=args.runs
             )
-            for threads in sorted({1, args.threads})
+            for threads in sorted({1, args.threads or usable_cores()})
         }
     except (CheckpointError, ExportError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
 
-    H, W = args.image_size
+    H, W = image_size
     low, high = parity.depth
+    file = out if parity.passed else failed
     rows = [
         ("checkpoint", str(checkpoint)),
-        ("file", f"{out}, {len(content) / 1e6:.3f} MB ({len(content) / 2**20:.3f} MiB), fp32"),
+        ("file", f"{file}, {len(content) / 1e6:.3f} MB ({len(content) / 2**20:.3f} MiB), fp32"),
         ("input", f"1x{H}x{W}x3 float32, raw RGB 0..255"),
         ("output", f"1x{H}x{W}x1 float32, metres"),
         ("operations", f"{ops.total()}: " + ", ".join(f"{n} {k}" for k, n in ops.most_common())),
@@ -463,8 +497,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"WARNING: the reference is {low:g} m everywhere: equal, but an untrained or dead "
               "network", file=sys.stderr)  # fmt: skip
     if not parity.passed:
-        print(f"export.py: {out} is written but does NOT equal PyTorch: {parity.max_abs:.2e} m > "
-              f"{parity.limit:.2e} m", file=sys.stderr)  # fmt: skip
+        older = f"; {out} is still the older file" if out.exists() else ""
+        print(f"export.py: {file} is written but does NOT equal PyTorch: {parity.max_abs:.2e} m "
+              f"> {parity.limit:.2e} m{older}", file=sys.stderr)  # fmt: skip
     return 0 if parity.passed else 3
 
 

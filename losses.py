@@ -139,7 +139,8 @@ def L_vnl(
     pick = triplets.to(d.device).flatten()
 
     def corners(x: Tensor) -> Tensor:  # (N, C, h*w) -> (N, C, 3 corners, triplets)
-        # gather, because the backward of x[..., pick] depends on the threads' order
+        # gather: on a CPU its backward gives the same bits on any threads, that of x[..., pick]
+        # does not. On CUDA it adds with atomics: equal from run to run only up to rounding.
         n, c, _ = x.shape
         return x.gather(2, pick.expand(n, c, -1)).view(n, c, *triplets.shape)
 
@@ -179,7 +180,7 @@ def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
     """Eq. 10, Barron's general loss: |a-2|/a * ( ((e/c)^2 / |a-2| + 1)^(a/2) - 1 ).
 
     alpha: any float, its limits 0 (Cauchy), 2 (L2), -inf (Welsch) and +inf included, or a tensor
-    strictly inside (0, 2).
+    strictly inside (0, 2). At +inf it is exponential: beyond 13 c it overflows float32.
     PAPER: Eq. 10 lacks the "+ 1", without which it is negative at e = 0. At the paper's alpha = 1,
     c = 2 it is sqrt((e/2)^2 + 1) - 1 (Charbonnier), not "a simple L2 loss"; that is alpha = 2.
     """
@@ -202,7 +203,9 @@ def L_robust(
 ) -> Tensor:  # fmt: skip
     """Eq. 10 averaged over valid pixels (`pool` as in Eq. 7), e = d_hat - d in metres."""
     d = holes_to_zero(d)
-    return masked_mean(rho(d_hat - d, alpha, c), (d > 0).to(d.dtype), pool)
+    M = (d > 0).to(d.dtype)
+    # M twice: whatever is predicted in a hole, rho must not overflow there, for inf * 0 is NaN.
+    return masked_mean(rho((d_hat - d) * M, alpha, c), M, pool)
 
 
 class AdaptiveRobust(nn.Module):
@@ -221,10 +224,18 @@ class AdaptiveRobust(nn.Module):
         self.latent_alpha = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
         self.log_c = nn.Parameter(torch.tensor(math.log(c)))
 
+    @property
+    def alpha(self) -> Tensor:
+        return 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
+
+    @property
+    def c(self) -> Tensor:
+        return self.log_c.exp()
+
     def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
-        alpha = 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
+        alpha = self.alpha
         taught = (holes_to_zero(d) > 0).any()  # an empty batch teaches alpha and c nothing
-        nll = L_robust(d_hat, d, alpha=alpha, c=self.log_c.exp(), pool=self.pool)
+        nll = L_robust(d_hat, d, alpha=alpha, c=self.c, pool=self.pool)
         return nll + torch.where(taught, self.log_c + log_partition(alpha), 0.0)
 
 
@@ -260,8 +271,9 @@ class DepthLoss(nn.Module):
         self.w, self.seed = dict(zip(TERMS, weights)), seed
         self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps, "pool": pool}
         self.robust = {"alpha": robust_alpha, "c": robust_c, "pool": pool}
-        adaptive = robust_adaptive and self.w["robust"] > 0  # DDP allows no unused parameter
-        self.adaptive = AdaptiveRobust(**self.robust) if adaptive else None
+        if robust_adaptive and not self.w["robust"]:  # DDP allows no unused parameter either
+            raise ValueError("robust_adaptive needs a robust weight above 0")
+        self.adaptive = AdaptiveRobust(**self.robust) if robust_adaptive else None
         self.vnl_share = vnl_share
         self.vnl = {
             "filter_on": vnl_filter, "delta_z": vnl_delta_z, "cos": vnl_cos,
@@ -282,7 +294,8 @@ class DepthLoss(nn.Module):
         if self.w["vnl"]:
             h, w = d_hat.shape[-2:]
             K = scale_intrinsics(batch["K"], d.shape[-2:], (h, w))
-            triplets = draw_triplets(self.seed, batch["step"], h * w, int(self.vnl_share * h * w))
+            count = max(1, int(self.vnl_share * h * w))
+            triplets = draw_triplets(self.seed, batch["step"], h * w, count)
             out["vnl"] = L_vnl(d_hat, low, K, triplets, **self.vnl)
         if self.w["robust"]:
             out["robust"] = (
@@ -303,7 +316,8 @@ class DepthLoss(nn.Module):
         report = {k: v.detach() for k, v in terms.items()}
         report |= {f"w_{k}": torch.as_tensor(v).detach() for k, v in weights.items()}
         if self.adaptive:
-            report["robust_c"] = self.adaptive.log_c.detach().exp()
+            report["robust_alpha"] = self.adaptive.alpha.detach()
+            report["robust_c"] = self.adaptive.c.detach()
         return loss, report
 
 
@@ -327,50 +341,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "valid pixel of a batch does, as released (default image: sets that mix sparse LiDAR with "
         "dense depth need it, for others it makes little difference)",
     )  # fmt: skip
-    g.add_argument("--silog_alpha", type=float, default=1.0, help="Eq. 7: alpha (default 1)")
+    g.add_argument("--silog_alpha", type=positive, default=1.0, help="Eq. 7: alpha (default 1)")
     g.add_argument(
-        "--silog_lambda", type=float, default=0.85,
+        "--silog_lambda", type=from_0_to_1, default=0.85,
         help="Eq. 7: lambda, 1 = blind to a global scale, 0 = plain log RMSE (default 0.85)",
     )  # fmt: skip
     g.add_argument(
-        "--silog_eps", type=float, default=1e-3, help="Eq. 7: metres inside the log (default 0.001)"
-    )
+        "--silog_eps", type=positive, default=1e-3,
+        help="Eq. 7: metres inside the log (default 0.001)",
+    )  # fmt: skip
     g.add_argument(
-        "--robust_alpha", type=float, default=1.0,
+        "--robust_alpha", type=any_number, default=1.0,
         help="Eq. 10: shape; 2 = L2, 1 = Charbonnier, 0 = Cauchy, -2 = Geman-McClure, -inf = "
         "Welsch (default 1)",
     )  # fmt: skip
     g.add_argument(
-        "--robust_c", type=float, default=2.0,
+        "--robust_c", type=positive, default=2.0,
         help="Eq. 10: scale in metres; smaller errors are treated as squared ones (default 2)",
     )  # fmt: skip
     g.add_argument(
         "--robust_adaptive", action="store_true",
-        help="Sec. 3.3: learn alpha and c, starting from the two flags above (default off; the "
+        help="Sec. 3.3: learn alpha and c, starting from the two flags above; its weight in "
+        "--weights must not be 0 (default off; the "
         "paper found the fixed form better; the released config uses weight 0.4 with it)",
     )  # fmt: skip
     g.add_argument(
-        "--vnl_share", type=float, default=0.15,
-        help="Eq. 9: triplets drawn per image as a share of the map's pixels (default 0.15: 192)",
+        "--vnl_share", type=above_0_to_1, default=0.15,
+        help="Eq. 9: triplets drawn per image as a share of the map's pixels, one at least "
+        "(default 0.15: 192)",
     )  # fmt: skip
     g.add_argument(
         "--vnl_filter", default="prediction", choices=["prediction", "gt"],
         help="Eq. 9: where triplets are judged (default prediction, Sec. 3.3; gt = original VNL)",
     )  # fmt: skip
     g.add_argument(
-        "--vnl_delta_z", type=float, default=0.1,
+        "--vnl_delta_z", type=nonnegative, default=0.1,
         help="Eq. 9: a triplet's depths must exceed this many metres (default 0.1)",
     )  # fmt: skip
     g.add_argument(
-        "--vnl_cos", type=float, default=0.867,
+        "--vnl_cos", type=above_0_to_1, default=0.867,
         help="Eq. 9: largest |cosine| between two edges of a triplet (default 0.867)",
     )  # fmt: skip
     g.add_argument(
-        "--vnl_near", type=float, default=0.005,
+        "--vnl_near", type=nonnegative, default=0.005,
         help="Eq. 9: metres that all edges must span along x, y or z (default 0.005)",
     )  # fmt: skip
     g.add_argument(
-        "--vnl_drop", type=float, default=0.25,
+        "--vnl_drop", type=below_1, default=0.25,
         help="Eq. 9: share of the easiest triplets left out (default 0.25; 0 = the printed mean)",
     )  # fmt: skip
 
@@ -384,3 +401,56 @@ def parse_weights(text: str) -> tuple[float, ...]:
     if len(weights) != 4 or not all(0 <= w < math.inf for w in weights) or not any(weights):
         raise argparse.ArgumentTypeError(f"{text!r} is not four weights >= 0: 1,0.25,2.5,0.6")
     return weights
+
+
+def number(text: str, low: float, high: float, what: str) -> float:
+    """argparse type, once the bounds are given: a number in low..high; NaN never is."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def positive(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    return number(text, 1e-12, 1e12, "a positive number")
+
+
+def nonnegative(text: str) -> float:
+    """argparse type: a finite number, 0 or more."""
+    return number(text, 0.0, 1e12, "a number of 0 or more")
+
+
+def probability(text: str) -> float:
+    """argparse type: a number in 0..1."""
+    return number(text, 0.0, 1.0, "a probability between 0 and 1")
+
+
+def from_0_to_1(text: str) -> float:
+    """argparse type: the same for what is no probability."""
+    return number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def above_0_to_1(text: str) -> float:
+    """argparse type: a number in 0..1, but not 0."""
+    return number(text, 1e-12, 1.0, "a number above 0, at most 1")
+
+
+def below_1(text: str) -> float:
+    """argparse type: a number in 0..1, but not 1."""
+    return number(text, 0.0, math.nextafter(1.0, 0.0), "a number of 0 or more, below 1")
+
+
+def any_number(text: str) -> float:
+    """argparse type: any number, infinite ones too, but not NaN."""
+    return number(text, -math.inf, math.inf, "a number, inf or -inf")
+
+
+def whole(text: str) -> int:
+    """argparse type: a whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)

@@ -280,12 +280,13 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
 
     PAPER: Eq. 6 as printed is exact only away from the border. The trained network pads
     *normalised* pixels with 0, and 0 after Eq. 1 is the mean before it: the merged stem pads with
-    the mean (`ConvSame.fill`). Exact to float rounding for any per-channel mean and std.
+    the mean (`ConvSame.fill`). Exact to float rounding for any per-channel mean and std. The copy
+    is float32, on the device and in the mode (train or eval) of the network given.
     """
     if model.merged:
         raise ValueError("this network's normalisation is merged already")
     colours = {"mean": model.mean.tolist(), "std": model.std.tolist()}
-    merged = LiteDepth(**{**model.model_args, **colours, "merged": True})
+    merged = LiteDepth(**{**model.model_args, **colours, "merged": True}).to(model.mean.device)
     merged.load_state_dict(model.state_dict(), strict=False)  # all but the stem's bias and fill
     m, s = model.mean.double().view(1, 3, 1, 1), model.std.double().view(1, 3, 1, 1)
     W = model.encoder.conv_stem.weight.detach().double()
@@ -299,14 +300,17 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
 # ------------------------------------------------------------------- checkpoints and public weights
 
 
-def save(path: str | os.PathLike, model: LiteDepth, **state: object) -> None:
+def save(path: str | os.PathLike, model: LiteDepth, /, **state: object) -> None:
     """Writes a checkpoint that `load` can rebuild; atomic: a reader sees the old file or the new.
 
     `state` (optimizer, epoch, ...) goes beside the weights; plain containers and tensors only.
+    Raises ValueError for a state that would take the place of the weights.
     """
     path = Path(path)
-    weights = {"model_args": model.model_args, "model": model.state_dict()}
-    content = {"format": FORMAT, **weights, **state}
+    content = {"format": FORMAT, "model_args": model.model_args, "model": model.state_dict()}
+    if taken := sorted(content.keys() & state.keys()):
+        raise ValueError(f"these names in a checkpoint are the network's: {', '.join(taken)}")
+    content |= state
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -390,32 +394,34 @@ def _load_matching(module: nn.Module, weights: dict[str, Tensor], path: object) 
     module.load_state_dict(weights)
 
 
-def load_pretrained(model: LiteDepth, source: str) -> str:
-    """Sec. 4.2 "the encoder is pretrained on ImageNet". Returns one line saying what was loaded.
+def load_pretrained(model: LiteDepth, source: str) -> tuple[str, bool]:
+    """Sec. 4.2 "the encoder is pretrained on ImageNet". -> (what was loaded in one line, fell_back)
 
-    source: "auto" (the public timm file if it is cached or comes within 10 s, else from scratch),
-    "imagenet" (the same, but its absence is an error), "none", a file or a URL. A file may be
-    timm's (encoder only; its classifier is ignored) or one of our checkpoints (whole network).
-    Raises CheckpointError.
+    source: "auto" (the public timm file if it is cached or comes within 10 s, else from scratch:
+    only then fell_back is True), "imagenet" (the same, but its absence is an error), "none", a file
+    or a URL (kept in torch.hub's cache, see `fetch`). A file may be timm's (encoder only; its
+    classifier is ignored) or one of our checkpoints (whole network). Raises CheckpointError.
     """
     if source == "none":
-        return "none: from scratch"
+        return "none: from scratch", False
     if source == "auto":
         try:
             path = fetch(IMAGENET_URL, timeout=10.0)
         except CheckpointError as error:
-            return f"none: from scratch, because ImageNet weights are not to be had ({error})"
+            return f"none: from scratch, because ImageNet weights are not to be had ({error})", True
     elif source == "imagenet":
         path = fetch(IMAGENET_URL, timeout=60.0)
-    elif urlparse(source).scheme in ("http", "https", "file"):
+    elif urlparse(source).scheme in ("http", "https"):
         path = fetch(source, timeout=600.0)
+    elif urlparse(source).scheme == "file":
+        path = Path(urllib.request.url2pathname(urlparse(source).path))
     else:
         path = Path(source)
     weights = _read_weights(path)
     if isinstance(weights, dict) and weights.get("format") == FORMAT:
         _load_matching(model, weights.get("model"), path)
         model.model_args |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
-        return f"whole network from {path.name}"
+        return f"whole network from {path.name}", False
     for wrapper in ("state_dict", "model"):
         if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
             weights = weights[wrapper]
@@ -427,54 +433,69 @@ def load_pretrained(model: LiteDepth, source: str) -> str:
     # Files older than PyTorch 0.4.1 lack this counter; nothing is lost by keeping ours.
     own = {k: v for k, v in model.encoder.state_dict().items() if k.endswith("num_batches_tracked")}
     _load_matching(model.encoder, {**own, **weights}, path)
-    return f"encoder from {path.name}"
+    return f"encoder from {path.name}", False
 
 
 def fetch(url: str, timeout: float) -> Path:
     """The file behind `url`, from torch.hub's cache or downloaded there within `timeout` seconds.
 
     A name like NAME-1a2b3c4d.pth promises the first digits of its SHA-256 (torch.hub's custom):
-    they are checked, in the cache too. Raises CheckpointError.
+    they are checked, in the cache too. Any other file is cached by its address: delete it to have
+    a newer one. Raises CheckpointError, also where the cache cannot be written or read.
     """
     name = Path(urlparse(url).path).name
     promised = re.search(r"-([0-9a-f]{8,})\.", name)
     if not promised:  # any server may have a best.pth: the cache's name holds the address too
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{name}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    fresh = not path.is_file()
-    if fresh:
-        part = path.with_name(f".{name}.{os.getpid()}.part")
-        result: list[object] = []
-
-        def download() -> None:
+    part = path.with_name(f".{name}.{os.getpid()}.part")
+    try:
+        cached = path.is_file()
+        content = path.read_bytes() if cached else _download(url, timeout, path.parent)
+        digest = hashlib.sha256(content).hexdigest()
+        if promised and not digest.startswith(promised[1]):
+            raise CheckpointError(
+                f"{path if cached else url}: SHA-256 begins {digest[:8]}, its name promises "
+                f"{promised[1]}" + ("; delete it" if cached else "")
+            )
+        if not cached:
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with urllib.request.urlopen(url, timeout=timeout) as response:
-                    part.write_bytes(response.read())
-                result.append(None)
-            except Exception as error:  # handed to the caller's thread
-                result.append(error)
-
-        # A thread, because name resolution ignores urlopen's timeout.
-        thread = threading.Thread(target=download, daemon=True)
-        thread.start()
-        thread.join(timeout)
-        if not result or result[0] is not None:
-            reason = result[0] if result else f"no answer within {timeout:.0f} s"
-            raise CheckpointError(
-                f"could not download {url}: {reason}. Download it elsewhere and pass its path to "
-                f"--pretrained, or put it into {path.parent}"
-            )
-        os.replace(part, path)
-    if promised:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not digest.startswith(promised[1]):
-            if fresh:
-                path.unlink()
-            raise CheckpointError(
-                f"{path}: SHA-256 begins {digest[:8]}, its name promises {promised[1]}; delete it"
-            )
+                part.write_bytes(content)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep {url} in the cache: {error}. Set TORCH_HOME to a folder that can be "
+            "written, or download it elsewhere and pass its path to --pretrained"
+        ) from error
     return path
+
+
+def _download(url: str, timeout: float, cache: Path) -> bytes:
+    """What `url` holds; `cache` is for the message."""
+    result: list[bytes | Exception] = []
+
+    def download() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=timeout) as response:
+                result.append(response.read())
+        except Exception as error:  # handed to the caller's thread
+            result.append(error)
+
+    # A thread, because name resolution ignores urlopen's timeout. It writes no file: one that ends
+    # too late leaves nothing behind.
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    answer = result[0] if result else f"no answer within {timeout:.0f} s"
+    if not isinstance(answer, bytes):
+        raise CheckpointError(
+            f"could not download {url}: {answer}. Download it elsewhere and pass its path to "
+            f"--pretrained, or put it into {cache}"
+        )
+    return answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -494,8 +515,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--upsample", default="nearest", choices=["nearest", "bilinear"],
-        help="last layer, from 32x40 to the picture's size (default nearest, as released; the "
-        "paper says only 'resize')",
+        help="last layer, from a quarter of --size to the picture's size (default nearest, as "
+        "released; the paper says only 'resize')",
     )  # fmt: skip
     for flag, text in (("--mean", "m"), ("--std", "s")):
         group.add_argument(
@@ -505,7 +526,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pretrained", default="auto", metavar="auto|imagenet|none|FILE|URL",
         help="encoder weights: auto = public ImageNet weights if they are cached or download "
-        "within 10 s, else from scratch (said loudly); imagenet = insist; none = never ask "
+        "within 10 s, else from scratch (said loudly); imagenet = insist; none = never ask; a URL "
+        "is downloaded once and then read from torch.hub's cache: delete it there to have it anew "
         "(default auto)",
     )  # fmt: skip
 

@@ -223,23 +223,36 @@ def load_predictor(
 ) -> Predictor:  # fmt: skip
     """A .pt written by `model.save` or a .tflite written by export.py, ready to be called.
 
-    image_size (.pt only; None = 480x640) is what a picture is resized to, as the .tflite's own
-    input. PyTorch is imported for a .pt only. Raises PredictError.
+    image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that does
+    not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
+    default. PyTorch is imported for a .pt only. Raises PredictError.
     """
     path = Path(path)
     if not path.is_file():
         raise PredictError(f"{path}: no such model file")
+    threads = usable_cores() if threads == 0 else threads
     if path.suffix == ".tflite":
+        if device == "cuda":
+            say("notice: --device cuda does nothing here: a .tflite runs on the CPU")
         run, size = _load_tflite(path, threads)
         if image_size not in (None, size):
-            raise PredictError(f"{path} takes {size[0]}x{size[1]} only: leave out --image_size")
+            shape = f"{size[0]}x{size[1]}"
+            raise PredictError(
+                f"{path} takes {shape} only: give --image_size {shape}, or leave it out"
+            )
         about = f"TFLite, threads {threads or 1}"
     elif path.suffix == ".pt":
-        size = image_size or (480, 640)
-        run, about = _load_checkpoint(path, threads, device)
+        run, own, about = _load_checkpoint(path, threads, device)
+        size = image_size or own
     else:
         raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
     return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}")
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use (a container or taskset may have set fewer than there are)."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, int]]:
@@ -276,7 +289,9 @@ def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, 
     return run, size
 
 
-def _load_checkpoint(path: Path, threads: int | None, device: str) -> tuple[Callable, str]:
+def _load_checkpoint(
+    path: Path, threads: int | None, device: str
+) -> tuple[Callable, tuple[int, int], str]:
     try:
         import torch
 
@@ -292,7 +307,8 @@ def _load_checkpoint(path: Path, threads: int | None, device: str) -> tuple[Call
     if threads:
         torch.set_num_threads(threads)
     try:
-        network = model.load(path).to(device)
+        checkpoint = model.read_checkpoint(path)
+        network = model.build(checkpoint, path).eval().to(device)
     except model.CheckpointError as error:
         raise PredictError(str(error)) from error
 
@@ -302,7 +318,8 @@ def _load_checkpoint(path: Path, threads: int | None, device: str) -> tuple[Call
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return network(x)[0, 0].float().cpu().numpy()
 
-    return run, f"PyTorch, {device}, threads {torch.get_num_threads()}"
+    own = tuple(checkpoint.get("image_size") or (480, 640))
+    return run, own, f"PyTorch, {device}, threads {torch.get_num_threads()}"
 
 
 # ----------------------------------------------------------------------------------- files in, out
@@ -386,9 +403,14 @@ def is_cut(data: bytes) -> bool:
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """PNG, whole or not at all. Raises OSError."""
+    write_file(path, cv2.imencode(".png", picture)[1].tobytes())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """The file is there whole, or as it was before. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -487,12 +509,12 @@ def say(text: str) -> None:
 # -------------------------------------------------------------------------------------------- main
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="predict.py",
         description="Metric depth for pictures, folders, videos, a camera; no ground truth needed.",
-        epilog="A picture of another shape than the network's input (4:3) is stretched to it and "
-        "the depth stretched back; you are told when the shapes differ by more than 2 %%.",
+        epilog="A picture of another shape than --image_size is stretched to it and the depth "
+        "stretched back; you are told when the shapes differ by more than 2 %%.",
     )
     add = p.add_argument
     add("inputs", nargs="*", metavar="INPUT",
@@ -515,15 +537,16 @@ def parser() -> argparse.ArgumentParser:
         "network gave; bilinear is smoother but invents depths between the two sides of an edge "
         "(default nearest)")
     add("--image_size", type=parse_size, metavar="HxW",
-        help="for a .pt: pictures are resized to this first; keep it at the training pictures' "
-        "size (default 480x640). A .tflite has its own")
+        help="pictures are resized to this first; keep it at the training pictures' size "
+        "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
+        "own only")
     add("--frames", action="store_true",
         help="videos and camera: also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
     add("--show", action="store_true",
         help="camera: show it in a window instead of recording it (needs a display)")
     add("--threads", type=int, default=1, metavar="N",
-        help="CPU threads of the network (default 1: it is so small that more pay on an idle "
-        "machine only, and cost on a busy one; try 4 on a Raspberry Pi)")
+        help="CPU threads of the network; 0 = all cores (default 1: it is so small that more pay "
+        "on an idle machine only, and cost on a busy one; try 4 on a Raspberry Pi)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"],
         help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
     return p
@@ -560,7 +583,7 @@ def newest_model() -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
         return run(args)
     except KeyboardInterrupt:
@@ -576,10 +599,14 @@ def run(args: argparse.Namespace) -> int:
     live = args.camera is not None
     if live == bool(args.inputs):
         raise PredictError("give pictures, folders or videos, or else --camera N")
-    if args.threads < 1:
-        raise PredictError(f"--threads must be 1 or more, got {args.threads}")
+    if args.threads < 0:
+        raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
     out = Path(args.out)
     files = [] if live else collect(args.inputs)
+    if args.show and not live:
+        say("notice: --show does nothing here: it is for --camera")
+    if args.frames and not live and not any(p.suffix.lower() in VIDEOS for p in files):
+        say("notice: --frames does nothing here: it is for videos and --camera")
     names = output_names(files)
     # An input may lie in --out; a result must not take its place.
     taken = {p.resolve() for p in files} | {p.resolve().parent for p in files}

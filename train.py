@@ -117,13 +117,29 @@ def fit(
     epoch, first, step, best, log = 0, 0, 0, math.inf, []
     sums: dict[str, float] = {}
     if resume is not None:
-        optimizer.load_state_dict(resume["optimizer"])
-        plain.load_state_dict(resume["objective"], strict=False)
+        names = ("betas", "eps", "weight_decay")
+        given = [{k: group[k] for k in names} for group in optimizer.param_groups]
+        try:
+            optimizer.load_state_dict(resume["optimizer"])
+            plain.load_state_dict(resume["objective"], strict=False)
+        except (ValueError, RuntimeError) as error:
+            raise TrainError(
+                f"--resume: these flags make another loss or network than the run's ({error})"
+            ) from error
+        for group, now in zip(optimizer.param_groups, given):
+            group.update(now)  # flags win over what was saved, as --lr does
         torch.set_rng_state(resume["rng"])
         if device.type == "cuda" and resume["cuda_rng"] is not None:
             torch.cuda.set_rng_state(resume["cuda_rng"])
         epoch, first, step = resume["epoch"], resume["batch"], resume["step"]
+        if first > len(loader):
+            raise TrainError(
+                f"--resume: stopped after step {first} of an epoch that now has {len(loader)}: "
+                "give the run's own --data and --batch_size"
+            )
         best, sums = resume["best"], resume["sums"]
+        if out is not None and not (out / "best.pt").exists():  # resumed into another folder
+            best = math.inf
         log = [row for row in _read_log(out) if row["epoch"] <= epoch]
         _write_log(out, log)
 
@@ -146,6 +162,7 @@ def fit(
             objective.train()
             meter = {k: torch.tensor(v, device=device) for k, v in sums.items()}
             started, seen = time.perf_counter(), 0
+            rate = schedule(max(step - 1, 0), total)
             for batch_number, batch in enumerate(loader.epoch(epoch, first), first):
                 batch = {k: v.to(device) for k, v in batch.items()} | {"step": step}
                 batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
@@ -167,7 +184,8 @@ def fit(
                 if step % CHECK_EVERY == 0 or batch_number + 1 == len(loader):
                     _check_alive(meter, dead, step)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
-                if stop.signal:
+                if (_world() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
+                    _check_alive(meter, dead, step)
                     sums = {k: float(v) for k, v in meter.items()}
                     checkpoint("last.pt", epoch, batch_number + 1, sums)
                     raise Stopped(128 + stop.signal)
@@ -177,13 +195,15 @@ def fit(
             row |= {k: float(v) / len(loader) for k, v in meter.items()}
             row["images_per_s"] = seen * _world() / seconds if seen else None
             row["skipped_pairs"] = len(loader.failed)
+            checkpoint("last.pt", epoch, 0, {})  # before validation, which may fail on a file
             if validate and (epoch % val_every == 0 or epoch == epochs):
                 started = time.perf_counter()
                 row |= validate(epoch)
                 row["val_s"] = time.perf_counter() - started
                 if row["si_rmse"] < best:
                     best = row["si_rmse"]
-                    checkpoint("best.pt", epoch, 0, {})
+                    for name in ("best.pt", "last.pt"):
+                        checkpoint(name, epoch, 0, {})
                 bar.write(
                     f"epoch {epoch}: loss {row['loss']:.3f}, val si-RMSE {row['si_rmse']:.3f}, "
                     f"RMSE {row['rmse']:.2f} m",
@@ -191,16 +211,15 @@ def fit(
                 )
             log.append(row)
             _write_log(out, log[-1:], append=True)
-            checkpoint("last.pt", epoch, 0, {})
-            if stop.signal:
+            if stop.agreed(device):
                 raise Stopped(128 + stop.signal)
     return log
 
 
 def _check_alive(meter: dict[str, Tensor], dead: Tensor, step: int) -> None:
-    if not math.isfinite(float(meter["loss"])):
+    if not math.isfinite(float(meter["loss"]) + float(meter["grad_norm"])):
         raise TrainError(
-            f"the loss is not finite at step {step}; the checkpoints on disk are from before. "
+            f"the loss or its gradient is not finite by step {step}; what is saved is older. "
             "Lower --lr or --clip, and look at the data with --dry_run"
         )
     if float(dead) >= DEAD_BATCHES:
@@ -230,6 +249,15 @@ class _StopSignals:
         for number, handler in self.old.items():
             signal.signal(number, handler)
 
+    def agreed(self, device: torch.device) -> int:
+        """The signal that any process has got, 0 for none; all processes must ask together, or
+        one of them stops while the others wait for its gradients."""
+        if _world() > 1:
+            flag = torch.tensor(self.signal, device=device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            self.signal = int(flag)
+        return self.signal
+
     def _note(self, number: int, _frame: object) -> None:
         if self.signal:
             raise KeyboardInterrupt
@@ -254,9 +282,18 @@ def _read_log(out: Path | None) -> list[dict]:
 
 
 def _write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
-    if out is not None:
-        with open(out / "log.jsonl", "a" if append else "w") as f:
-            f.writelines(json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        return
+    name = out / ("log.jsonl" if append else ".log.jsonl.part")
+    with open(name, "a" if append else "w") as f:
+        # a scene without valid depth scores NaN, which JSON does not know
+        f.writelines(json.dumps({k: _or_none(v) for k, v in row.items()}) + "\n" for row in rows)
+    if not append:
+        os.replace(name, out / "log.jsonl")
+
+
+def _or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------ validation and pictures
@@ -293,6 +330,9 @@ class Validator:
             self._draw(epoch)
         finally:
             self.network.train(training)
+        if report["not_finite"]:
+            data.notice(f"epoch {epoch}: {report['not_finite']} prediction(s) are not finite")
+            report["metric"]["si_rmse"] = math.nan  # never the best
         per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
         return {k: report["metric"][k] for k in evaluate.METRICS} | per_scene
 
@@ -324,6 +364,9 @@ def prepare_folder(out: Path, keep: bool) -> None:
         out.rename(aside)
         data.notice(f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)")
     out.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        for stale in ("log.jsonl", "best.pt"):  # of a run that ended before its first checkpoint
+            (out / stale).unlink(missing_ok=True)
 
 
 def installed(package: str) -> bool:
@@ -375,7 +418,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     g.add_argument(
         "--resume", nargs="?", const="auto", metavar="FILE",
-        help="go on from FILE, or bare: from the run folder's last.pt if there is one",
+        help="go on from FILE, or bare: from the run folder's last.pt if there is one. Give the "
+        "run's other flags again",
     )  # fmt: skip
     g.add_argument("--seed", type=data.whole, default=0, help="decides everything random (0)")
     g.add_argument(
@@ -384,7 +428,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     g.add_argument(
         "--threads", type=data.whole, default=0,
-        help="CPU threads of the network; 0 = all cores (default 0)",
+        help="CPU threads of the network; 0 = all cores, shared by the processes of this machine "
+        "(default 0)",
     )  # fmt: skip
     g.add_argument(
         "--dry_run", action="store_true",
@@ -511,7 +556,7 @@ def build_loader(
         pairs, batch_size=args.batch_size, seed=args.seed, augment=augment,
         image_size=args.image_size, size=network.size, mean=network.mean.tolist(),
         depth_scale=args.depth_scale, intrinsics=args.intrinsics, gt_down=args.gt_down,
-        kernels=data.kernels(args.kernels), threads=args.workers or os.cpu_count() or 1,
+        kernels=data.kernels(args.kernels), threads=args.workers or cores(),
         ram_cache=args.ram_cache, rank=rank, world=world,
     )  # fmt: skip
 
@@ -529,37 +574,103 @@ def dry_run(args: argparse.Namespace, network: nn.Module, loss: nn.Module, loade
     masked = float(batch["M_x"].float().mean())
     print(f"valid: depth {valid:.1%}, depth_low {low:.1%}, M_x {masked:.1%} of the canvas")
     with torch.no_grad():
-        value, terms = Supervised(network, loss)(batch | {"step": 0})
+        on_device = {k: v.to(network.mean.device) for k, v in batch.items()}
+        value, terms = Supervised(network, loss)(on_device | {"step": 0})
     shown = ", ".join(f"{k} {float(terms[k]):.3f}" for k in losses.TERMS if k in terms)
     print(f"loss before training {float(value):.3f}: {shown}")
+    args.out.mkdir(parents=True, exist_ok=True)
     predict.write_picture(args.out / "dry_run.png", data.batch_picture(batch))
     print(f"wrote {args.out / 'dry_run.png'}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = make_parser().parse_args(argv)
-    reuse_memory()
-    if min(args.epochs, args.batch_size, args.val_every) < 1:
-        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
-    torch.set_num_threads(args.threads or os.cpu_count() or 1)
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    first = rank == 0
+def cores() -> int:
+    """CPU cores of this process's share: those it may use, over the processes of this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
-    resume = Path(args.out / "last.pt" if args.resume == "auto" else args.resume or "")
-    resume = _read_run(resume) if args.resume and _exists(resume, args) else None
-    if world > 1 and not first:
+
+NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std")
+# Flags that may differ between a run and its resumption without a word.
+FREE_FLAGS = (
+    "out", "resume", "dry_run", "device", "threads", "workers", "ram_cache", "kernels",
+    "val_split", "val_every", "pretrained",
+)  # fmt: skip
+
+
+def run_state(args: argparse.Namespace) -> dict:
+    """What a checkpoint keeps besides weights and optimizer: picture size and flags."""
+    flags = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
+    return {"image_size": list(args.image_size), "flags": json.loads(json.dumps(flags))}
+
+
+def read_run(args: argparse.Namespace) -> dict | None:
+    """The checkpoint of --resume, or None for a fresh start.
+
+    Raises CheckpointError (weights only, damaged) and TrainError (flags of another network); other
+    flags that differ are named.
+    """
+    if not args.resume:
+        return None
+    path = args.out / "last.pt" if args.resume == "auto" else Path(args.resume)
+    if args.resume == "auto" and not path.exists():
+        data.notice(f"nothing to resume in {args.out}: starting afresh")
+        return None
+    checkpoint = model.read_checkpoint(path)
+    lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
+    if lacking:
+        raise model.CheckpointError(
+            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
+            f"start a run from them with --pretrained {path}"
+        )
+    then, now = checkpoint["flags"], run_state(args)["flags"]
+    changed = [f"--{k} {then[k]}" for k in now if k in then and now[k] != then[k]]
+    network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
+    if network:
+        raise TrainError(f"--resume: {path} is another network ({', '.join(network)}); give that")
+    if changed:
+        data.notice(f"resuming with other flags than the run had: {', '.join(changed)}")
+    return {**checkpoint, "path": path}
+
+
+def open_data(
+    args: argparse.Namespace, rank: int, world: int
+) -> tuple[list[data.Pair], list[data.Pair]]:  # fmt: skip
+    """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
+    if rank > 0:
         dist.barrier()  # the first process renders synthetic scenes, the others then find them
     root = data.resolve(args.data)
-    if world > 1 and first:
+    if rank == 0 and world > 1:
         dist.barrier()
     pairs = data.open_split(root, args.split, args.depth_scale)
-    val = None
-    if args.val_split != "none":
-        val = data.open_split(root, args.val_split, args.depth_scale)
+    if args.val_split == "none":
+        return pairs, []
+    return pairs, data.open_split(root, args.val_split, args.depth_scale)
 
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see make_parser."""
+    args = make_parser().parse_args(argv)
+    reuse_memory()
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
+    torch.set_num_threads(args.threads or cores())
+    if min(args.epochs, args.batch_size, args.val_every) < 1:
+        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+    if args.sync_bn and (world == 1 or device.type != "cuda"):
+        raise TrainError("--sync_bn is for several processes on GPUs (torchrun)")
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        return train(args, device, rank, world)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def train(args: argparse.Namespace, device: torch.device, rank: int, world: int) -> int:
+    """Everything between the flags and the exit code, in one process of `world`."""
+    resume = read_run(args)
+    pairs, val = open_data(args, rank, world)
     torch.manual_seed(args.seed)
     try:
         loss = build_loss(args).to(device)
@@ -569,34 +680,43 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     except ValueError as error:  # flags that do not go together
         raise TrainError(str(error)) from error
+    fell_back = False
     if resume is None:
-        weights = model.load_pretrained(network, args.pretrained)
+        weights, fell_back = model.load_pretrained(network, args.pretrained)
     else:
-        network = model.build(resume, args.resume)
-        weights = f"resumed at epoch {resume['epoch']}"
+        network = model.build(resume, resume["path"])
+        weights = f"resumed from {resume['path']} after epoch {resume['epoch']}"
     network.to(device, memory_format=torch.channels_last)
     loader = build_loader(args, pairs, network, rank, world)
+    validate = None
+    if val and rank == 0 and not args.dry_run:
+        validate = Validator(
+            network, val, image_size=args.image_size, intrinsics=args.intrinsics,
+            depth_scale=args.depth_scale, max_depth=args.max_depth, device=device, out=args.out,
+            ram_cache=args.ram_cache,
+        )  # fmt: skip
 
-    if first:
-        if args.dry_run:
-            args.out.mkdir(parents=True, exist_ok=True)
-            dry_run(args, network, loss, loader)
-            return 0
-        prepare_folder(args.out, keep=resume is not None)
-        facts = {
-            "device_name": device_name(device), "torch_threads": torch.get_num_threads(),
-            "processes": world, "initial_weights": weights, "train_pairs": len(pairs),
-            "val_pairs": len(val or []), "steps_per_epoch": len(loader),
-        }  # fmt: skip
-        (args.out / "args.json").write_text(json.dumps(describe(args, **facts), indent=1) + "\n")
-        where = facts["device_name"]
-        print(f"training on {where}, {len(pairs)} pairs of {root}, {len(loader)} steps of "
+    if rank == 0:
+        name = device_name(device)
+        print(f"training on {name}, {len(pairs)} pairs of {args.data}, {len(loader)} steps of "
               f"{loader.batch_size} an epoch; kernels: {args.kernels}")  # fmt: skip
-        print(f"weights: {weights}")
-        if weights.startswith("none: from scratch, because"):
-            data.notice("NO IMAGENET WEIGHTS: the encoder starts from scratch and will need more "
-                        "epochs; see --pretrained")  # fmt: skip
-    elif args.dry_run:
+        loud = "NO IMAGENET WEIGHTS, more epochs will be needed: " if fell_back else ""
+        print(f"{loud}initial weights: {weights}")
+        if args.dry_run:
+            dry_run(args, network, loss, loader)
+        else:
+            same_folder = resume is not None and resume["path"].resolve().parent == (
+                args.out.resolve()
+            )
+            prepare_folder(args.out, keep=same_folder)
+            facts = describe(
+                args, device_name=name, torch_threads=torch.get_num_threads(), processes=world,
+                initial_weights=weights, train_pairs=len(pairs), val_pairs=len(val),
+                steps_per_epoch=len(loader),
+            )  # fmt: skip
+            (args.out / "args.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if args.dry_run:
+        loader.close()
         return 0
 
     if args.sync_bn:
@@ -609,13 +729,6 @@ def main(argv: list[str] | None = None) -> int:
     if world > 1:
         ids = [device.index] if device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
-    validate = None
-    if val and first:
-        validate = Validator(
-            network, val, image_size=args.image_size, intrinsics=args.intrinsics,
-            depth_scale=args.depth_scale, max_depth=args.max_depth, device=device, out=args.out,
-            ram_cache=args.ram_cache,
-        )  # fmt: skip
 
     def schedule(step: int, total: int) -> float:
         return learning_rate(
@@ -626,44 +739,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         fit(
             objective, optimizer, loader, network=network, schedule=schedule, epochs=args.epochs,
-            clip=args.clip, device=device, amp=args.amp, out=args.out if first else None,
-            validate=validate, val_every=args.val_every, resume=resume,
+            clip=args.clip, device=device, amp=args.amp, out=args.out if rank == 0 else None,
+            validate=validate, val_every=args.val_every, resume=resume, state=run_state(args),
         )  # fmt: skip
     except Stopped as stopped:
-        if first:
-            print(f"saved {args.out / 'last.pt'}; go on with --resume", file=sys.stderr)
+        if rank == 0:
+            again = " ".join(a for a in sys.argv if not a.startswith("--resume"))
+            print(f"saved {args.out / 'last.pt'}; to go on: python {again} --resume",
+                  file=sys.stderr)  # fmt: skip
         return stopped.code
     finally:
         loader.close()
-        if world > 1:
-            dist.destroy_process_group()
-    if first:
+    if rank == 0:
         if loader.failed:
             data.notice(f"{len(loader.failed)} pair(s) could not be read and were skipped")
-        best = "best.pt" if validate else "last.pt"
-        print(f"done: {args.out / best}; next: python evaluate.py --data {args.data} "
-              f"--model {args.out / best}, python export.py")  # fmt: skip
+        made = args.out / ("best.pt" if (args.out / "best.pt").exists() else "last.pt")
+        print(f"done: {made}; next: python evaluate.py --data {args.data} --model {made}, "
+              f"python export.py --checkpoint {made}")  # fmt: skip
     return 0
-
-
-def _read_run(path: Path) -> dict:
-    """A checkpoint that holds a run, not weights alone."""
-    checkpoint = model.read_checkpoint(path)
-    lacking = {"optimizer", "objective", "epoch", "batch", "step", "rng"} - checkpoint.keys()
-    if lacking:
-        raise model.CheckpointError(
-            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
-            f"start a run from them with --pretrained {path}"
-        )
-    return checkpoint
-
-
-def _exists(path: Path, args: argparse.Namespace) -> bool:
-    """A bare --resume starts afresh without a checkpoint; a named one must be there."""
-    if args.resume == "auto" and not path.exists():
-        data.notice(f"nothing to resume in {args.out}: starting afresh")
-        return False
-    return True
 
 
 def device_name(device: torch.device) -> str:
@@ -673,16 +766,11 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def run(entry: Callable[[], int], name: str) -> None:
-    """Runs a script's main: what the user can mend is one line and exit code 2."""
+if __name__ == "__main__":
     try:
-        sys.exit(entry())
+        sys.exit(main())
     except (data.DataError, model.CheckpointError, TrainError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"train.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    run(main, "train.py")

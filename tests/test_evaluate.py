@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +14,9 @@ import torch
 import data
 import evaluate
 import model
+import predict
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def by_hand(pred, gt, max_depth=40.0):
@@ -109,6 +115,31 @@ def test_dataset_value_is_the_mean_over_pictures_with_depth():
     assert report["metric"]["images"] == 2 and report["without_valid_depth"] == 1
     assert report["scenes"]["far"]["rmse"] == pytest.approx(3)
     assert report["scenes"]["near"]["images"] == 1
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
+def test_a_prediction_that_is_not_finite_is_counted_not_scored(junk):
+    gt, hole = np.full((4, 4), 2.0), np.full((4, 4), 2.0)
+    hole[0, 0] = 0
+    broken = gt + 1
+    broken[0, 0] = junk
+    assert all(np.isnan(v) for v in evaluate.metrics(broken, gt, 40).values())
+    assert evaluate.metrics(broken, hole, 40)["rmse"] == pytest.approx(1)  # no truth there
+    tally = evaluate.Tally(40)
+    tally.add("a", "s", gt + 3, gt)
+    tally.add("b", "s", broken, gt)
+    tally.add("c", "s", gt, np.zeros((4, 4)))
+    report = tally.report()
+    assert report["not_finite"] == 1 and report["without_valid_depth"] == 1
+    assert report["metric"]["images"] == 1 and report["metric"]["rmse"] == pytest.approx(3)
+    assert report["median_aligned"]["rmse"] == pytest.approx(0)
+    assert [row["rmse"] for row in report["by_distance"]] == [pytest.approx(3)]
+    assert "WARNING: 1 prediction(s)" in evaluate.table(report)
+
+
+def test_json_knows_no_nan():
+    made = evaluate.plain({"a": float("nan"), "b": [1, {"c": -math.inf, "d": 0.5}], "e": "x"})
+    assert made == {"a": None, "b": [1, {"c": None, "d": 0.5}], "e": "x"}
 
 
 def test_error_by_distance_pools_pixels():
@@ -210,6 +241,79 @@ def test_command_scores_a_checkpoint_and_writes_json(one_scene, capsys):
     )
     text = capsys.readouterr().out
     assert "median-aligned" in text and "| net.pt |" in text and "constant" in text
+
+
+QUICK = ["--runs", "1", "--warmup", "0", "--device", "cpu"]
+
+
+def test_image_size_is_the_model_files_own(one_scene):
+    network = model.load(one_scene / "net.pt")
+    model.save(one_scene / "sized.pt", network, image_size=[48, 72])
+    scores = []
+    for name, flags in (("sized", []), ("sized", ["--image_size", "48x72"]),
+                        ("sized", ["--image_size", "64x96"]), ("net", ["--image_size", "64x96"])):
+        out = one_scene / "report.json"
+        command = ["--data", str(one_scene / "data"), "--model", str(one_scene / f"{name}.pt")]
+        assert evaluate.main([*command, "--json", str(out), *QUICK, *flags]) == 0
+        scores.append(json.loads(out.read_text())["metric"]["si_rmse"])
+    assert scores[0] == scores[1] != scores[2] == scores[3]
+    predictor = predict.load_predictor(one_scene / "net.pt", device="cpu")
+    assert predictor.size == (480, 640)  # an older file does not say
+
+
+def spoil(path):
+    """Header and end mark stay, so that only decoding finds out."""
+    content = bytearray(path.read_bytes())
+    content[60:-30] = bytes(len(content) - 90)
+    path.write_bytes(content)
+
+
+def test_unreadable_pictures_are_named_skipped_and_counted(one_scene, capsys):
+    spoil(one_scene / "data/val/rgb/0.png")
+    out = one_scene / "report.json"
+    command = ["--data", str(one_scene / "data"), "--model", str(one_scene / "net.pt"),
+               "--image_size", "64x96", "--json", str(out), *QUICK]  # fmt: skip
+    assert evaluate.main(command) == 0
+    report, told = json.loads(out.read_text()), capsys.readouterr()
+    assert report["unreadable"] == 1 and report["metric"]["images"] == 1
+    assert "rgb/0.png" in told.err and "1 picture(s) could not be read" in told.out
+    pairs = data.list_pairs(one_scene / "data", "val")
+    kept = list(evaluate.read_all(pairs, (64, 96), (1, 1, 0, 0)))
+    assert [pair.rgb.name for pair, _ in kept] == ["1.png"]
+    with pytest.raises(data.DataError, match="none of the 1 pairs"):
+        list(evaluate.read_all(pairs[:1], (64, 96), (1, 1, 0, 0)))
+
+
+def test_a_network_of_nan_gives_valid_json_written_whole(one_scene, capsys):
+    network = model.load(one_scene / "net.pt")
+    network.decoder.depth.bias.data.fill_(float("nan"))
+    model.save(one_scene / "nan.pt", network, image_size=[64, 96])
+    out = one_scene / "made/report.json"
+    command = ["--data", str(one_scene / "data"), "--model", str(one_scene / "nan.pt"), *QUICK]
+    assert evaluate.main([*command, "--json", str(out)]) == 0
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = json.loads(out.read_text(), parse_constant=refuse)
+    assert report["not_finite"] == 2 and report["metric"]["images"] == 0
+    assert report["metric"]["si_rmse"] is None and report["score"] is None
+    assert [p.name for p in out.parent.iterdir()] == ["report.json"]
+    assert "WARNING: 2 prediction(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        (["--data", "absent"], "no such folder"), (["--data", "synthetic:0"], "positive number"),
+        (["--model", "absent.pt"], "absent.pt"), (["--data", "data", "--split", "x"], "'x'"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_and_exit_2(one_scene, flags, reason):
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--model", "net.pt", "--device", "cpu"]
+    done = subprocess.run([*command, *flags], cwd=one_scene, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("evaluate.py: error: ") and reason in done.stderr
 
 
 def test_baselines_do_not_look_at_the_picture(one_scene):

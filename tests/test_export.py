@@ -1,6 +1,7 @@
 """Sec. 3.1 (Eq. 3-6) and Sec. 4.5: the exported file equals PyTorch, to the last border pixel."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def random_network(**model_args) -> LiteDepth:
 
 
 def parity(model: LiteDepth, content: bytes, size: tuple[int, int]) -> export.Parity:
-    pictures = list(export.test_pictures(size).values())
+    pictures = list(export.pattern_pictures(size).values())
     outputs = export.run_tflite(content, pictures)
     return export.compare(export.run_torch(model, pictures), outputs, TOLERANCE)
 
@@ -185,11 +186,11 @@ def test_compare_limit_nan_and_misuse():
         export.compare([ones, ones], [ones], 1e-4)
 
 
-def test_test_pictures():
-    pictures = export.test_pictures((40, 50), seed=3)
+def test_pattern_pictures():
+    pictures = export.pattern_pictures((40, 50), seed=3)
     assert {"noise", "gradient", "black", "white", "frame", "checker"} == set(pictures)
     assert all(p.shape == (40, 50, 3) and p.dtype == np.uint8 for p in pictures.values())
-    assert np.array_equal(pictures["noise"], export.test_pictures((40, 50), seed=3)["noise"])
+    assert np.array_equal(pictures["noise"], export.pattern_pictures((40, 50), seed=3)["noise"])
 
 
 # ---------------------------------------------------------------------------------- the command
@@ -214,7 +215,42 @@ def test_command_exit_3_when_not_equal(checkpoint, monkeypatch, capsys):
     assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 3
     printed = capsys.readouterr()
     assert "FAILED" in printed.out and "does NOT equal" in printed.err
-    assert checkpoint.with_name("model.tflite").is_file()
+    failed, final = (checkpoint.with_name(n) for n in ("model.failed.tflite", "model.tflite"))
+    assert str(failed) in printed.out and str(failed) in printed.err and "older" not in printed.err
+    assert failed.is_file() and not final.exists()  # predict.py would pick that name up
+    final.write_bytes(b"an older export")
+    assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 3
+    assert f"{final} is still the older file" in capsys.readouterr().err
+    assert final.read_bytes() == b"an older export"
+    monkeypatch.undo()
+    assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 0
+    assert final.stat().st_size > 1e6 and not failed.exists()
+
+
+def test_command_stopped_before_parity_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "compare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export.main(["--checkpoint", str(checkpoint), *QUICK])
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_command_takes_the_checkpoints_image_size(small, tmp_path, monkeypatch, capsys):
+    sizes = []
+    monkeypatch.setattr(export, "convert", lambda _, size: sizes.append(size) or small[1])
+    save(tmp_path / "best.pt", small[0], image_size=[120, 200])
+    command = ["--checkpoint", str(tmp_path / "best.pt"), *QUICK[2:], "--threads", "0"]
+    assert export.main(command) == 0
+    printed = capsys.readouterr().out
+    cores = export.usable_cores()
+    assert "1x120x200x3" in printed and f"run time, {cores} thread" in printed
+    save(tmp_path / "best.pt", small[0])  # an older file: 480x640, which this content is not
+    monkeypatch.setattr(export, "run_tflite", lambda *_: iter(()))
+    with pytest.raises(ValueError):
+        export.main(command)
+    assert sizes == [(120, 200), (480, 640)]
 
 
 def test_command_compares_real_pictures(checkpoint, tmp_path, capsys):
@@ -231,10 +267,35 @@ def test_command_compares_real_pictures(checkpoint, tmp_path, capsys):
     assert export.main(["--checkpoint", str(checkpoint), "--pictures", "2", *QUICK]) == 0
     assert "6 test pictures, 2 of" in capsys.readouterr().out
     (tmp_path / "4.png").write_bytes(b"no picture")
-    assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2
+    assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 0  # nobody asked for these
+    told = one_line(capsys)
+    assert "4.png" in told and "only the test pictures are compared" in told
+    assert export.main(["--checkpoint", str(checkpoint), "--data", str(tmp_path), *QUICK]) == 2
     assert "4.png" in one_line(capsys)
     assert export.main(["--checkpoint", str(checkpoint), "--data", "absent", *QUICK]) == 2
     assert "absent" in one_line(capsys)
+
+
+def test_command_splits(checkpoint, tmp_path, monkeypatch, capsys):
+    """The run's --val_split on the run's own data; a run without one is no reason to stop."""
+    asked = []
+
+    def real(data_arg, split, size, limit):
+        asked.append((data_arg, split))
+        raise export.ExportError(f"no split {split!r}")
+
+    monkeypatch.setattr(export, "real_pictures", real)
+    own, command = str(tmp_path), ["--checkpoint", str(checkpoint), *QUICK]
+    for val_split, flags, expected, code in (
+        ("held", [], (own, "held"), 0),
+        ("none", [], (own, "val"), 0),
+        ("held", ["--split", "train"], (own, "train"), 0),
+        ("held", ["--data", own], (own, "held"), 2),
+        ("held", ["--data", "other"], ("other", "val"), 2),
+    ):
+        (tmp_path / "args.json").write_text(json.dumps({"data": own, "val_split": val_split}))
+        assert export.main([*command, *flags]) == code
+        assert asked[-1] == expected and repr(expected[1]) in one_line(capsys)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"data": 3}', '{"seed": 0}', '{"data": "absent"}'])

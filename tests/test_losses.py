@@ -489,7 +489,7 @@ def test_eq11_defaults_are_the_papers():
     losses.add_arguments(parser)
     assert vars(parser.parse_args([])) == {
         "weights": (1.0, 0.25, 2.5, 0.6), "dynamic_weights": False,
-        "silog_alpha": 1.0, "silog_lambda": 0.85, "silog_eps": 1e-3, "pool": "batch",
+        "silog_alpha": 1.0, "silog_lambda": 0.85, "silog_eps": 1e-3, "pool": "image",
         "robust_alpha": 1.0, "robust_c": 2.0, "robust_adaptive": False,
         "vnl_share": 0.15, "vnl_filter": "prediction", "vnl_delta_z": 0.1, "vnl_cos": 0.867,
         "vnl_near": 0.005, "vnl_drop": 0.25,
@@ -516,7 +516,8 @@ def terms_by_hand(d_hat, batch, seed=0):
 
 FLAGS = (
     "--silog_alpha 3 --silog_lambda 0.5 --silog_eps 0.01 --robust_alpha 0.5 --robust_c 0.7 "
-    "--vnl_share 0.5 --vnl_filter gt --vnl_delta_z 1.5 --vnl_cos 0.9 --vnl_near 0.5 --vnl_drop 0.4"
+    "--vnl_share 0.5 --vnl_filter gt --vnl_delta_z 1.5 --vnl_cos 0.9 --vnl_near 0.5 --vnl_drop 0.4 "
+    "--pool batch"
 ).split()
 
 
@@ -585,11 +586,73 @@ def test_eq11_adaptive_robust_takes_the_place_of_the_fixed_one():
     d_hat, batch = picture()
     loss = depth_loss("--weights", "0,0,0,0.4", "--robust_adaptive", "--robust_c", "0.7")
     L, report = loss(d_hat, full(d_hat), batch)
-    fixed = losses.L_robust(full(d_hat), batch["depth"], alpha=1.0, c=0.7, pool="batch").item()
+    fixed = losses.L_robust(full(d_hat), batch["depth"], alpha=1.0, c=0.7, pool="image").item()
     nll = fixed + math.log(0.7) + math.log(2 * math.e * 0.6019072301972346)
     assert L.item() == pytest.approx(0.4 * nll, rel=1e-5)
-    assert report["robust_c"].item() == pytest.approx(0.7)
     assert {n for n, _ in loss.named_parameters()} == {"adaptive.latent_alpha", "adaptive.log_c"}
+
+
+def test_eq11_reports_what_the_adaptive_robust_loss_has_learned():
+    d_hat, batch = picture()
+    flags = "--robust_adaptive --robust_alpha 0.6 --robust_c 0.7".split()
+    loss = depth_loss(*flags)
+    report = loss(d_hat, full(d_hat), batch)[1]
+    assert report["robust_alpha"].item() == pytest.approx(0.6)
+    assert report["robust_c"].item() == pytest.approx(0.7)
+    loss.adaptive.latent_alpha.data.fill_(1.0)
+    loss.adaptive.log_c.data.fill_(-1.0)
+    report = loss(d_hat, full(d_hat), batch)[1]
+    by_hand = 0.001 + 1.998 / (1 + math.exp(-1))
+    assert report["robust_alpha"].item() == pytest.approx(by_hand)
+    assert report["robust_c"].item() == pytest.approx(math.exp(-1))
+    assert not report["robust_alpha"].requires_grad and not report["robust_c"].requires_grad
+    assert not {"robust_alpha", "robust_c"} & depth_loss()(d_hat, full(d_hat), batch)[1].keys()
+
+
+def test_eq11_adaptive_robust_needs_a_weight():
+    with pytest.raises(ValueError, match="robust_adaptive needs a robust weight above 0"):
+        depth_loss("--weights", "1,0.25,2.5,0", "--robust_adaptive")
+
+
+@pytest.mark.parametrize(
+    "flag, good, bad",
+    [
+        ("silog_alpha", "1e-3 10", "0 -1 inf"),
+        ("silog_lambda", "0 0.85 1", "-0.1 1.1 inf"),
+        ("silog_eps", "1e-6 1", "0 -1e-3 inf"),
+        ("robust_alpha", "-inf -2 0 1 2 3.5 inf", ""),
+        ("robust_c", "0.01 2", "0 -2 inf"),
+        ("vnl_share", "0.001 1", "0 -0.1 1.01 inf"),
+        ("vnl_delta_z", "0 0.1", "-0.1 inf"),
+        ("vnl_cos", "0.5 1", "0 -0.5 1.01"),
+        ("vnl_near", "0 0.005", "-0.1 inf"),
+        ("vnl_drop", "0 0.25 0.99", "-0.1 1 1.5"),
+    ],
+)
+def test_flags_take_numbers_that_mean_something(flag, good, bad, capsys):
+    parser = argparse.ArgumentParser()
+    losses.add_arguments(parser)
+    for text in good.split():
+        assert getattr(parser.parse_args([f"--{flag}={text}"]), flag) == float(text)
+    for text in [*bad.split(), "nan", "x", ""]:
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--{flag}={text}"])
+        assert f"argument --{flag}: {text!r} is not a" in capsys.readouterr().err
+
+
+def test_argparse_types():
+    assert losses.number("-3.5", -4, 1, "x") == -3.5
+    assert (losses.positive("2"), losses.nonnegative("0"), losses.probability("1")) == (2, 0, 1)
+    assert losses.whole("12") == 12 and isinstance(losses.whole("0"), int)
+    for kind, texts in {
+        losses.positive: ("0", "-1", "inf", "nan", "a", "", "1,2"),
+        losses.nonnegative: ("-1e-9", "inf", "nan", "a"),
+        losses.probability: ("-0.1", "1.1", "nan"),
+        losses.whole: ("-1", "1.5", "", "a", "1e3", "\u00b2"),
+    }.items():
+        for text in texts:
+            with pytest.raises(argparse.ArgumentTypeError, match=" is not a"):
+                kind(text)
 
 
 @pytest.mark.parametrize(
@@ -688,6 +751,30 @@ def test_eq7_to_eq10_are_blind_to_holes(term, hole):
     assert torch.equal(L, L_) and torch.equal(slope, slope_)
 
 
+@pytest.mark.parametrize("alpha", [INF, 50.0, 2.0, 1.0, -INF])
+def test_eq10_survives_any_prediction_in_a_hole(alpha):
+    """At alpha = inf, rho overflows there, and inf * 0 = NaN."""
+    d_hat, d = scene(dtype=torch.float32)
+    d_hat = d + 0.5
+    wild = torch.where(d > 0, d_hat, 1e4)
+    args = {**ROBUST, "alpha": alpha}
+    plain, x = losses.L_robust(d_hat, d, **args), wild.requires_grad_()
+    L = losses.L_robust(x, d, **args)
+    L.backward()
+    assert L.isfinite() and torch.equal(L, plain)
+    assert x.grad.isfinite().all() and not x.grad[d == 0].any() and x.grad[d > 0].all()
+
+
+def test_eq10_adaptive_form_survives_any_prediction_in_a_hole():
+    d_hat, d = scene(dtype=torch.float32)
+    x = torch.where(d > 0, d_hat, 1e30).requires_grad_()  # its square overflows
+    model = losses.AdaptiveRobust(1.0, 2.0, "batch")
+    L = model(x, d)
+    L.backward()
+    assert torch.equal(L, model(d_hat, d))
+    assert x.grad.isfinite().all() and all(p.grad.isfinite() for p in model.parameters())
+
+
 def hard_cases():
     """name -> (d_hat, d) 24x32, float32."""
     d_hat, d = scene(h=24, w=32, holes=0, dtype=torch.float32)
@@ -728,7 +815,7 @@ def test_eq7_to_eq10_stay_finite_and_attached(term, case):
 def test_eq11_stays_finite_and_attached(flags, case):
     d_hat, d = CASES[case]
     x = d_hat[..., ::4, ::4].clone().requires_grad_()
-    loss = depth_loss("--vnl_share", "3", *flags.split())
+    loss = depth_loss("--vnl_share", "1", *flags.split())
     L, report = loss(x, full(x), batch_of(d))
     assert L.requires_grad and L.isfinite()
     L.backward()
@@ -761,7 +848,16 @@ def test_eq9_maps_too_small_for_a_triplet():
     x = d_hat[..., ::4, ::4].clone().requires_grad_()  # 2x2 pixels, a share of 0.15: no triplet
     L, report = depth_loss()(x, full(x), batch_of(d))
     L.backward()
-    assert report["vnl"] == 0 and x.grad.isfinite().all()
+    assert L.isfinite() and report["vnl"].isfinite() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("share, count", [("0.001", 1), ("0.01", 1), ("0.15", 28), ("1", 192)])
+def test_eq9_draws_one_triplet_at_least(share, count, monkeypatch):
+    drawn, draw = [], losses.draw_triplets
+    monkeypatch.setattr(losses, "draw_triplets", lambda *a: drawn.append(a) or draw(*a))
+    d_hat, batch = picture()
+    depth_loss("--vnl_share", share)(d_hat, full(d_hat), batch)
+    assert drawn == [(0, 5, 192, count)]
 
 
 @pytest.mark.parametrize("flags", ["", "--dynamic_weights --robust_adaptive"])

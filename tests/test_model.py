@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
+import http.server
+import io
 import math
 import os
 import pickle
@@ -500,6 +503,16 @@ def test_eq6_merged_network_can_be_saved(tmp_path):
     assert torch.equal(again(x), merged(x)) and close(again(x), net(x), 1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_eq6_stays_on_the_device():
+    net = network(**colours(3)).cuda()
+    merged = M.merge_normalization(net)
+    assert {v.device for v in merged.state_dict().values()} == {net.mean.device}
+    x = pictures(1, 128, 160).cuda()
+    assert close(merged(x), net(x), 1e-3)
+
+
 def test_eq6_merges_once_and_keeps_the_mode():
     net = network()
     merged = M.merge_normalization(net)
@@ -576,6 +589,14 @@ def test_checkpoint_round_trip(tmp_path):
     assert content["optimizer"]["param_groups"] == want["param_groups"]
     assert all(same_tensors(content["optimizer"]["state"][k], v) for k, v in want["state"].items())
     assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize("name", ["format", "model_args", "model"])
+def test_checkpoint_state_cannot_replace_the_network(tmp_path, saved, name):
+    path = Path(shutil.copy(saved, tmp_path / "last.pt"))
+    with pytest.raises(ValueError, match=rf"the network's: {name}$"):
+        M.save(path, network(), epoch=3, **{name: {}})
+    assert path.read_bytes() == saved.read_bytes() and os.listdir(tmp_path) == ["last.pt"]
 
 
 def test_checkpoint_save_is_atomic(tmp_path, monkeypatch, saved):
@@ -768,7 +789,7 @@ def holds(net: LiteDepth, seed: int) -> bool:
 
 def test_pretrained_none_changes_nothing():
     net = network(1)
-    assert M.load_pretrained(net, "none") == "none: from scratch"
+    assert M.load_pretrained(net, "none") == ("none: from scratch", False)
     assert same_tensors(net.state_dict(), network(1).state_dict())
 
 
@@ -781,7 +802,7 @@ def test_pretrained_timm_file(tmp_path, wrapper, prefix, old_format):
     path = tmp_path / "timm.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not old_format)
     net = network(1)
-    assert M.load_pretrained(net, str(path)) == "encoder from timm.pth"
+    assert M.load_pretrained(net, str(path)) == ("encoder from timm.pth", False)
     assert holds(net, 5)
     assert same_tensors(net.decoder.state_dict(), network(1).decoder.state_dict())
 
@@ -797,7 +818,7 @@ def test_pretrained_file_without_counters(tmp_path):
 
 def test_pretrained_own_checkpoint(saved):
     net = network(1)
-    assert M.load_pretrained(net, str(saved)) == "whole network from last.pt"
+    assert M.load_pretrained(net, str(saved)) == ("whole network from last.pt", False)
     assert same_tensors(net.state_dict(), M.load(saved).state_dict())
     with pytest.raises(CheckpointError, match=r"last\.pt.*decoder\.fuse4\.weight is"):
         M.load_pretrained(LiteDepth(decoder="3x3"), str(saved))
@@ -835,9 +856,9 @@ def test_pretrained_damaged_file(tmp_path):
 def test_pretrained_unreachable_network():
     net = network(1)
     began = time.monotonic()
-    line = M.load_pretrained(net, "auto")
+    line, fell_back = M.load_pretrained(net, "auto")
     assert time.monotonic() - began < 10
-    assert line.startswith("none: from scratch, because") and "\n" not in line
+    assert fell_back and line.startswith("none: from scratch, because") and "\n" not in line
     assert "weights.pth" in line and "--pretrained" in line  # what was asked for, and the cure
     assert same_tensors(net.state_dict(), network(1).state_dict())
     with pytest.raises(CheckpointError, match="could not download.*--pretrained"):
@@ -854,7 +875,8 @@ def test_pretrained_patience(monkeypatch, source, limit):
 
     monkeypatch.setattr(M, "fetch", fetch)
     if source == "auto":
-        assert "(away)" in M.load_pretrained(LiteDepth(), source)
+        line, fell_back = M.load_pretrained(LiteDepth(), source)
+        assert "(away)" in line and fell_back
     else:
         with pytest.raises(CheckpointError, match="away"):
             M.load_pretrained(LiteDepth(), source)
@@ -863,19 +885,48 @@ def test_pretrained_patience(monkeypatch, source, limit):
 
 @pytest.mark.parametrize("source", ["auto", "imagenet"])
 def test_pretrained_download_then_cache(tmp_path, public, source):
-    net = network(1)
-    assert M.load_pretrained(net, source) == f"encoder from {public.name}" and holds(net, 5)
+    net, loaded = network(1), (f"encoder from {public.name}", False)
+    assert M.load_pretrained(net, source) == loaded and holds(net, 5)
     assert os.listdir(tmp_path / "hub" / "checkpoints") == [public.name]
     public.unlink()  # from now on only the cache has it
     net = network(1)
-    assert M.load_pretrained(net, source) == f"encoder from {public.name}" and holds(net, 5)
+    assert M.load_pretrained(net, source) == loaded and holds(net, 5)
 
 
-def test_pretrained_url(tmp_path):
-    torch.save(timm_layout(5), tmp_path / "mine.pth")
-    net = network(1)
-    M.load_pretrained(net, (tmp_path / "mine.pth").as_uri())
-    assert holds(net, 5)
+@pytest.fixture
+def server(tmp_path):
+    """The folder tmp_path over HTTP on this machine: its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def test_pretrained_url_is_cached_by_its_address(tmp_path, server):
+    path, cache = tmp_path / "mine.pth", tmp_path / "hub" / "checkpoints"
+    for seed, held in ((5, 5), (6, 5)):  # the second time, the first download serves
+        torch.save(timm_layout(seed), path)
+        net = network(1)
+        M.load_pretrained(net, f"{server}/mine.pth")
+        assert holds(net, held)
+    (name,) = os.listdir(cache)
+    (cache / name).unlink()  # as the help advises
+    M.load_pretrained(net, f"{server}/mine.pth")
+    assert holds(net, 6)
+
+
+def test_pretrained_file_url_is_a_path(tmp_path):
+    path = tmp_path / "mine 100%.pth"
+    for seed in (5, 6):
+        torch.save(timm_layout(seed), path)
+        net = network(1)
+        assert M.load_pretrained(net, path.as_uri()) == (f"encoder from {path.name}", False)
+        assert holds(net, seed)
+    assert not (tmp_path / "hub").exists()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"mine 100%\.pth: no such"):
+        M.load_pretrained(net, path.as_uri())
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -887,8 +938,9 @@ def test_pretrained_wrong_hash(tmp_path, monkeypatch, public, cached):
     public.rename(wrong)
     monkeypatch.setattr(M, "IMAGENET_URL", wrong.as_uri())
     net = network(1)
-    line = M.load_pretrained(net, "auto")
+    line, fell_back = M.load_pretrained(net, "auto")
     assert line.startswith("none: from scratch") and "SHA-256" in line and "0123abcd" in line
+    assert fell_back and ("delete it" in line) == cached
     assert same_tensors(net.state_dict(), network(1).state_dict())
     with pytest.raises(CheckpointError, match="SHA-256"):
         M.load_pretrained(net, "imagenet")
@@ -898,22 +950,45 @@ def test_pretrained_bad_download_is_not_kept(tmp_path, monkeypatch, public):
     wrong = public.with_name("small-0123abcd.pth")
     wrong.write_text("<html>log in to this wireless network</html>")
     monkeypatch.setattr(M, "IMAGENET_URL", wrong.as_uri())
-    assert "SHA-256" in M.load_pretrained(LiteDepth(), "auto")
-    assert os.listdir(tmp_path / "hub" / "checkpoints") == []
+    assert "SHA-256" in M.load_pretrained(LiteDepth(), "auto")[0]
+    assert not list((tmp_path / "hub").rglob("*"))
 
 
-def test_pretrained_urls_with_one_name(tmp_path):
+@pytest.mark.parametrize("call", ["mkdir", "write_bytes", "replace", "is_file", "read_bytes"])
+def test_pretrained_unusable_cache(tmp_path, monkeypatch, public, call):
+    """A full disk, a folder of another user's: "auto" goes on without, "imagenet" says why."""
+    cache = tmp_path / "hub" / "checkpoints"
+    if call == "read_bytes":
+        M.fetch(public.as_uri(), timeout=5.0)
+
+    def refuse(*args, **kwargs):
+        if call == "write_bytes":
+            args[0].touch()  # half-written
+        raise OSError(f"no {call} today")
+
+    monkeypatch.setattr(*((M.os, call) if call == "replace" else (Path, call)), refuse)
+    net = network(1)
+    line, fell_back = M.load_pretrained(net, "auto")
+    assert fell_back and f"no {call} today" in line and "TORCH_HOME" in line
+    assert same_tensors(net.state_dict(), network(1).state_dict())
+    with pytest.raises(CheckpointError, match=f"no {call} today"):
+        M.load_pretrained(net, "imagenet")
+    monkeypatch.undo()
+    assert not list(cache.glob(".*"))  # no part file
+
+
+def test_pretrained_urls_with_one_name(tmp_path, server):
     for seed in (5, 6):
         path = tmp_path / str(seed) / "best.pth"
         path.parent.mkdir()
         torch.save(timm_layout(seed), path)
         net = network(1)
-        M.load_pretrained(net, path.as_uri())
+        M.load_pretrained(net, f"{server}/{seed}/best.pth")
         assert holds(net, seed)
 
 
-@pytest.mark.parametrize("server", ["silent", "dripping"])
-def test_fetch_gives_up_in_time(tmp_path, server):
+@pytest.mark.parametrize("kind", ["silent", "dripping"])
+def test_fetch_gives_up_in_time(tmp_path, kind):
     """A server that accepts and says nothing; one that sends a byte now and then."""
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -921,12 +996,12 @@ def test_fetch_gives_up_in_time(tmp_path, server):
         def serve():
             with listener.accept()[0] as client:
                 client.recv(4096)
-                if server == "dripping":
+                if kind == "dripping":
                     client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
                 for _ in range(50):  # 5 s: fetch must not be what waits for the end
                     if stop.wait(0.1):
                         break
-                    if server == "dripping":
+                    if kind == "dripping":
                         client.sendall(b".")
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -939,6 +1014,29 @@ def test_fetch_gives_up_in_time(tmp_path, server):
         assert not (tmp_path / "hub" / "checkpoints" / "slow.pth").exists()
         stop.set()
         thread.join(5.0)
+
+
+def test_fetch_that_ends_too_late_leaves_nothing(tmp_path, monkeypatch):
+    ended = threading.Event()
+
+    class Slow(io.BytesIO):
+        def read(self):
+            time.sleep(0.5)
+            return super().read()
+
+        def close(self):
+            super().close()
+            ended.set()
+
+    monkeypatch.setattr(M.urllib.request, "urlopen", lambda *a, **k: Slow(b"weights"))
+    before = set(threading.enumerate())
+    with pytest.raises(CheckpointError, match="no answer"):
+        M.fetch("http://slow/x.pth", timeout=0.1)
+    (worker,) = set(threading.enumerate()) - before
+    worker.join(5.0)
+    assert ended.is_set() and not worker.is_alive()
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert M.fetch("http://slow/x.pth", timeout=5.0).read_bytes() == b"weights"
 
 
 def test_fetch_refused_connection():

@@ -210,7 +210,7 @@ def test_inputs_are_never_overwritten(tmp_path, toy, capsys):
 
 @pytest.mark.parametrize("arguments, reason", [
     (["empty"], "no pictures"), (["absent.jpg"], "no such file"), ([], "--camera"),
-    (["a.png", "--threads", "0"], "--threads"), (["a.png", "--camera", "0"], "--camera"),
+    (["a.png", "--threads", "-1"], "--threads"), (["a.png", "--camera", "0"], "--camera"),
     (["a.png", "--out", "a.png"], "a.png"),
 ])  # fmt: skip
 def test_wrong_commands_exit_2_with_one_line(tmp_path, toy, monkeypatch, capsys, arguments, reason):
@@ -437,7 +437,36 @@ def test_unusable_models_are_named(networks, tmp_path, capsys):
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert told.startswith("predict.py: error: ") and name in told
     assert run(source, "--model", networks / "model.tflite", "--image_size", "480x640") == 2
-    assert "takes 96x128" in capsys.readouterr().err
+    assert "takes 96x128 only: give --image_size 96x128" in capsys.readouterr().err
+
+
+def test_checkpoint_knows_its_image_size(networks, tmp_path):
+    import model
+
+    model.save(tmp_path / "sized.pt", model.load(networks / "best.pt"), image_size=[96, 128])
+    load = predict.load_predictor
+    assert load(tmp_path / "sized.pt", device="cpu").size == (96, 128)
+    assert load(tmp_path / "sized.pt", image_size=(64, 96), device="cpu").size == (64, 96)
+    assert load(networks / "best.pt", device="cpu").size == (480, 640)  # an older file
+
+
+def test_no_threads_means_all_usable_cores(networks, monkeypatch):
+    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    assert "threads 3" in predict.load_predictor(networks / "model.tflite", threads=0).about
+    monkeypatch.undo()
+    assert 1 <= predict.usable_cores() <= os.cpu_count()
+
+
+def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, capsys):
+    source = write(tmp_path / "a.png", picture())
+    assert toy_run(source, "--out", tmp_path / "out", "--show", "--frames", "--threads", 0) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 2 and "--show does nothing" in told and "--frames does" in told
+    assert toy_run(video(tmp_path / "b.avi", 3), "--out", tmp_path / "out", "--frames") == 0
+    assert "--frames" not in capsys.readouterr().err
+    monkeypatch.undo()
+    predict.load_predictor(networks / "model.tflite", device="cuda")
+    assert "--device cuda does nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shape, dtype", [((1, 3, 8, 8), "float32"), ((1, 8, 8, 3), "int32")])
@@ -477,7 +506,8 @@ def test_a_pi_needs_no_torch(networks, tmp_path):
 
 def test_top_level_imports_are_few():
     tree = ast.parse((ROOT / "predict.py").read_text())
+    nodes = [m for n in tree.body for m in (n.body if isinstance(n, ast.Try) else [n])]
     names = [n.names[0].name if isinstance(n, ast.Import) else n.module
-             for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]  # fmt: skip
+             for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]  # fmt: skip
     outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
     assert outside == {"cv2", "numpy"}

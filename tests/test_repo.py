@@ -52,7 +52,7 @@ def parsers():
 
     return {
         "train.py": train.make_parser(), "export.py": export.make_parser(),
-        "evaluate.py": evaluate.parser(), "predict.py": predict.parser(),
+        "evaluate.py": evaluate.make_parser(), "predict.py": predict.make_parser(),
     }  # fmt: skip
 
 
