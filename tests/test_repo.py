@@ -101,6 +101,26 @@ def test_readme_flags_and_tests_exist():
     assert count >= 4
 
 
+def test_readme_is_finished_and_its_pictures_exist():
+    readme = (ROOT / "README.md").read_text()
+    assert "@@" not in readme and "TODO" not in readme
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
+    assert pictures and all((ROOT / name).is_file() for name in pictures)
+
+
+def test_ci_reads_the_readmes_commands():
+    """.ci/run finds both commands, and they install alike."""
+    readme = (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci/run").read_text()
+    commands = []
+    for mark in ("<!-- main command -->", "<!-- test command -->"):
+        assert mark in script
+        commands.append(readme.split(mark)[1].split("```sh\n")[1].split("\n")[0])
+    main, tests = commands
+    assert main.startswith(tests.partition(" && python -m pytest")[0] + " && python train.py")
+    assert "requirements.txt" in tests
+
+
 def test_every_paper_mark_is_in_readmes_choices():
     """Each `PAPER:` in the code stands in a function that README's Choices table names."""
     choices = (ROOT / "README.md").read_text().split("## Choices")[1].split("\n## ")[0]
