@@ -260,7 +260,7 @@ def plain(value: object) -> object:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = predict.Parser(
         prog="evaluate.py", description="Score a network: the metrics of Sec. 4.1 and Eq. 14.",
         epilog="--image_size: unlike in training, the default here is the model file's own: a "
         ".tflite takes one size only, a .pt keeps that of its training (480x640 where it does not "

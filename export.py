@@ -33,7 +33,7 @@ from model import (
     parse_size,
     read_checkpoint,
 )
-from predict import usable_cores
+from predict import Parser, usable_cores
 
 
 class ExportError(ValueError):
@@ -380,7 +380,7 @@ def tflite_name(text: str) -> Path:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Merge the normalisation (Eq. 3-6), fold BatchNorm, write fp32 TFLite, compare "
         "it with PyTorch and time it on this host.",
         epilog="exit code: 0 written and equal; 2 an error, in one line; 3 not equal: the file is "

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -509,8 +510,15 @@ def say(text: str) -> None:
 # -------------------------------------------------------------------------------------------- main
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, without the page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="predict.py",
         description="Metric depth for pictures, folders, videos, a camera; no ground truth needed.",
         epilog="A picture of another shape than --image_size is stretched to it and the depth "

@@ -406,7 +406,7 @@ def describe(args: argparse.Namespace, **facts: object) -> dict:
 
 def make_parser() -> argparse.ArgumentParser:
     """All flags of training, grouped by section; distill.py extends it."""
-    p = argparse.ArgumentParser(
+    p = predict.Parser(
         prog="train.py",
         description="Train the student of Sec. 3.1 with the losses of Sec. 3.3.",
     )
