@@ -561,7 +561,9 @@ def build_loader(
     )  # fmt: skip
 
 
-def dry_run(args: argparse.Namespace, network: nn.Module, loss: nn.Module, loader: data.Loader):
+def dry_run(
+    args: argparse.Namespace, network: nn.Module, loss: nn.Module, loader: data.Loader
+) -> None:  # fmt: skip
     """--dry_run: what would be trained, on what, and a picture of it."""
     batch = next(iter(loader.epoch(0)))
     print(f"network {args.model}: {sum(p.numel() for p in network.parameters()):,} parameters")
