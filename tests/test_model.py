@@ -311,7 +311,8 @@ def test_sec31_encoder_equals_timm(timm, tmp_path):
     assert {"classifier.weight", "conv_head.bias"} <= theirs.state_dict().keys()
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     ours = LiteDepth().eval()
-    assert M.load_pretrained(ours, str(tmp_path / "timm.pth")) == "encoder from timm.pth"
+    text, _ = M.load_pretrained(ours, str(tmp_path / "timm.pth"))
+    assert text == "encoder from timm.pth"
     taps: list[torch.Tensor] = []
     for stage in (0, 1, 3, 4):
         theirs.blocks[stage].register_forward_hook(lambda m, x, y: taps.append(y))
