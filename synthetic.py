@@ -740,14 +740,22 @@ def contact_sheet(scenes: list[Scene], columns: int = 3) -> np.ndarray:
     return np.vstack([np.hstack(tiles[k : k + columns]) for k in range(0, len(tiles), columns)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Look at the embedded data set and time it.")
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of `python synthetic.py`, which draws a contact sheet."""
+    parser = argparse.ArgumentParser(
+        prog="synthetic.py", description="Look at the embedded data set and time it."
+    )
     parser.add_argument("--count", type=int, default=12, help="scenes to draw; 12 fill a screen")
     parser.add_argument("--seed", type=int, default=0,
                         help="stream to draw from: --data synthetic trains on stream 0 (even "
                              "streams train, odd ones validate), 1 its validation")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR",
                         help="folder for contact-sheet.png; made if missing")  # fmt: skip
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     args = parser.parse_args()
     if args.count < 1:
         parser.error("--count must be at least 1")

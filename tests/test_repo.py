@@ -48,15 +48,19 @@ def parsers():
     import evaluate
     import export
     import predict
+    import synthetic
     import train
 
     return {
         "train.py": train.make_parser(), "export.py": export.make_parser(),
         "evaluate.py": evaluate.make_parser(), "predict.py": predict.make_parser(),
+        "synthetic.py": synthetic.make_parser(),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("script", ["train.py", "export.py", "evaluate.py", "predict.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "export.py", "evaluate.py", "predict.py", "synthetic.py"]
+)
 def test_every_flag_has_a_help_that_says_something(script):
     parser = parsers()[script]
     for action in parser._actions:
