@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import model
 import predict
 import synthetic
 from losses import nonnegative, positive, probability, whole
@@ -307,21 +306,16 @@ def read_pair(
         raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
     check_headers(Header(rgb.shape[:2], 8, 3), Header(depth.shape, 16, 1), pair)
     K = stored_intrinsics(pair, rgb.shape[:2], known)
-    H, W = image_size
     if rgb.shape[:2] != image_size:
         top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
-        rgb = rgb[top : top + h, left : left + w]
-        shrink = h >= H and w >= W
-        rgb = cv2.resize(rgb, (W, H), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        rgb = predict.resize_picture(rgb[top : top + h, left : left + w], image_size)
         if K is not None:
             fx, fy, cx, cy = K
-            sx, sy = W / w, H / h
+            sy, sx = image_size[0] / h, image_size[1] / w
             K = fx * sx, fy * sy, (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5
     if depth.shape != image_size:
         top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = depth[top : top + h, left : left + w]
-        rows, cols = (2 * np.arange(H) + 1) * h // (2 * H), (2 * np.arange(W) + 1) * w // (2 * W)
-        depth = depth[rows[:, None], cols]
+        depth = predict.resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
     rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
     K = K or intrinsics or kinect_intrinsics(image_size)
     return Sample(rgb, np.ascontiguousarray(depth), np.array(K, np.float64))
@@ -685,6 +679,7 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
     else:
         raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
 
+
 # --------------------------------------------------------------------------------------- batches
 
 
@@ -756,8 +751,8 @@ class Loader:
         pair_bytes = 5 * image_size[0] * image_size[1]
         self._room = int(ram_cache * 1e9 / pair_bytes)
         self._pool = ThreadPoolExecutor(max(1, threads), "loader")
-        self._ring = [self._buffers(self.share.stop - self.share.start) for _ in range(self.AHEAD)]
-        self._ring.append(self._buffers(self.share.stop - self.share.start))
+        own = self.share.stop - self.share.start
+        self._ring = [self._buffers(own) for _ in range(self.AHEAD + 1)]  # and the one in use
         cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
 
     def __len__(self) -> int:
@@ -898,7 +893,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
         "--split", default=split, help=f"which split of the data to use (default {split})"
     )
     g.add_argument(
-        "--image_size", default="480x640", type=model.parse_size, metavar="HxW",
+        "--image_size", default="480x640", type=predict.parse_size, metavar="HxW",
         help="every pair is brought to this size when read: centre crop to the aspect, RGB "
         "area/bilinear, depth nearest, intrinsics follow (default 480x640)",
     )  # fmt: skip
@@ -996,4 +991,4 @@ def parse_intrinsics(text: str) -> tuple[float, ...]:
 
 def parse_crops(text: str) -> tuple[tuple[int, int], ...]:
     """ "240x384,480x640" -> ((240, 384), (480, 640)); "none" -> ()."""
-    return () if text == "none" else tuple(model.parse_size(part) for part in text.split(","))
+    return () if text == "none" else tuple(predict.parse_size(part) for part in text.split(","))

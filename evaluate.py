@@ -150,7 +150,7 @@ def run(
 
 
 def read_all(
-    pairs: list[data.Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...],
+    pairs: list[data.Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...] | None,
     progress: str | None = None,
 ) -> Iterable[tuple[data.Pair, data.Sample]]:  # fmt: skip
     """Decodes pairs one after the other; `progress` names the bar (None: no bar).

@@ -30,10 +30,9 @@ from model import (
     LiteDepth,
     build,
     merge_normalization,
-    parse_size,
     read_checkpoint,
 )
-from predict import Parser, usable_cores
+from predict import Parser, parse_size, usable_cores
 
 
 class ExportError(ValueError):
@@ -312,7 +311,7 @@ def real_pictures(data_arg: str, split: str, size: tuple[int, int], limit: int) 
 
         pairs = data.list_pairs(data.resolve(data_arg), split)
         chosen = np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)
-        return [data.read_pair(pairs[i], size, (0.0, 0.0, 0.0, 0.0), {}).rgb for i in chosen]
+        return [data.read_pair(pairs[i], size, None, {}).rgb for i in chosen]
     except (ImportError, ValueError) as error:
         raise ExportError(f"pictures of {data_arg}: {error}") from error
 

@@ -362,8 +362,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--robust_adaptive", action="store_true",
         help="Sec. 3.3: learn alpha and c, starting from the two flags above; its weight in "
-        "--weights must not be 0 (default off; the "
-        "paper found the fixed form better; the released config uses weight 0.4 with it)",
+        "--weights must not be 0 (default off; the paper found the fixed form better; the released "
+        "config uses weight 0.4 with it)",
     )  # fmt: skip
     g.add_argument(
         "--vnl_share", type=above_0_to_1, default=0.15,

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from predict import parse_size
+
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
     "tf_mobilenetv3_small_minimal_100-922a7843.pth"
@@ -531,14 +533,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is downloaded once and then read from torch.hub's cache: delete it there to have it anew "
         "(default auto)",
     )  # fmt: skip
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """"480x640" -> (480, 640), height first."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    if not match or min(int(match[1]), int(match[2])) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")
-    return int(match[1]), int(match[2])
 
 
 def parse_triple(text: str) -> tuple[float, float, float]:

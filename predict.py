@@ -572,7 +572,7 @@ def parse_range(text: str) -> tuple[float, float]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """"480x640" -> (480, 640), height first (model.py has it too, but that needs PyTorch)."""
+    """"480x640" -> (480, 640), height first."""
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     if not match or min(int(match[1]), int(match[2])) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")

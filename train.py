@@ -286,14 +286,9 @@ def _write_log(out: Path | None, rows: list[dict], append: bool = False) -> None
         return
     name = out / ("log.jsonl" if append else ".log.jsonl.part")
     with open(name, "a" if append else "w") as f:
-        # a scene without valid depth scores NaN, which JSON does not know
-        f.writelines(json.dumps({k: _or_none(v) for k, v in row.items()}) + "\n" for row in rows)
+        f.writelines(json.dumps(evaluate.plain(row)) + "\n" for row in rows)
     if not append:
         os.replace(name, out / "log.jsonl")
-
-
-def _or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------ validation and pictures
@@ -306,7 +301,7 @@ class Validator:
 
     def __init__(
         self, network: nn.Module, pairs: list[data.Pair], *, image_size: tuple[int, int],
-        intrinsics: tuple[float, ...], depth_scale: float, max_depth: float,
+        intrinsics: tuple[float, ...] | None, depth_scale: float, max_depth: float,
         device: torch.device, out: Path, ram_cache: float,
     ) -> None:  # fmt: skip
         self.network, self.device, self.out = network, device, out
@@ -587,8 +582,7 @@ def dry_run(
 
 def cores() -> int:
     """CPU cores of this process's share: those it may use, over the processes of this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (usable or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, predict.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std")
