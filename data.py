@@ -3,6 +3,7 @@
     list_pairs -> check_files -> read_pair                     Sec. 4.1
     draw(seed, epoch, index) -> r2_crop -> gt_down -> masked_gradient     Sec. 3.2, Fig. 4
     Loader.epoch(n) -> batches
+    open_teacher -> Loader(teacher=...)     depths of another model where the truth has holes
 
 Depth on disk is a 16-bit PNG, `depth_scale` units per metre, 0 = hole (no measurement). In a batch
 it is float32 metres, 0 = hole. No hole is ever blended into a depth.
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import struct
 import sys
+import tokenize
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +43,7 @@ except ImportError as error:
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
 SAMPLED_FILES = 2_000
+TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
 
 
 class DataError(ValueError):
@@ -285,11 +289,13 @@ def _edges(path: Path, head: int = 65536) -> bytes:
 
 class Sample(NamedTuple):
     """One decoded pair at image_size: RGB u8 (H,W,3), depth u16 (H,W) in file units with 0 = hole,
-    K = (fx, fy, cx, cy) float64 in pixels of that size."""
+    K = (fx, fy, cx, cy) float64 in pixels of that size. teacher: as depth, by another model, 0
+    where depth is not; None = there is none."""
 
     rgb: np.ndarray
     depth: np.ndarray
     K: np.ndarray
+    teacher: np.ndarray | None = None
 
 
 def read_pair(
@@ -422,6 +428,139 @@ def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
     return pairs
 
 
+# ----------------------------------------------------------- depths of another model, in the holes
+
+
+def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
+    """The depth map that another model made of each pair's picture; None where there is none.
+
+    Looked for by the rgb file's stem (TEACHER_NAMES), in `<folder>/<scene>`, then in `folder`.
+    Raises DataError: no folder, no map at all, two maps of one picture, one map of two pictures.
+    """
+    if not folder.is_dir():
+        raise DataError(f"--teacher_depth {folder}: no such folder")
+    listed: dict[Path, set[str]] = {}  # each folder once: asking the disk per name is slow
+    owner: dict[Path, Pair] = {}
+    maps = [_teacher_map(pair, folder, listed) for pair in pairs]
+    for pair, path in zip(pairs, maps):
+        other = owner.setdefault(path, pair) if path else pair
+        if other.rgb != pair.rgb:  # a list may name one picture twice
+            cure = (
+                f"use one sub-folder per scene ({folder / other.scene}, {folder / pair.scene})"
+                if other.scene != pair.scene
+                else f"both are of scene {pair.scene!r}: rename a picture or its scene's folder"
+            )
+            raise DataError(f"{other.rgb} and {pair.rgb} would both take {path}: {cure}")
+    missing = maps.count(None)
+    if missing == len(pairs):
+        names = ", ".join(name.format(pairs[0].rgb.stem) for name in TEACHER_NAMES)
+        raise DataError(
+            f"--teacher_depth {folder}: no map for any of {len(pairs)} pairs; looked for {names} "
+            f"in {folder / pairs[0].scene} and {folder}, and so on"
+        )
+    if missing:
+        notice(
+            f"teacher_depth: {missing} of {len(pairs)} pairs have no map in {folder}: taught by "
+            "the ground truth alone"
+        )
+    return maps
+
+
+def _teacher_map(pair: Pair, folder: Path, listed: dict[Path, set[str]]) -> Path | None:
+    for home in (folder / pair.scene, folder):
+        if home not in listed:
+            try:
+                listed[home] = set(os.listdir(home)) if home.is_dir() else set()
+            except OSError as error:
+                raise DataError(f"{home}: cannot be listed ({error.strerror})") from error
+        names = [name.format(pair.rgb.stem) for name in TEACHER_NAMES]
+        found = [name for name in names if name in listed[home]]
+        if len(found) > 1:
+            raise DataError(f"{home}: {' and '.join(found)} for one picture, {pair.rgb}: keep one")
+        if found:
+            return home / found[0]
+    return None
+
+
+def read_teacher(
+    path: Path, image_size: tuple[int, int], depth_scale: float,
+    picture: tuple[int, int] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """A teacher's map at image_size as u16 (H, W) in file units (depth_scale a metre), 0 = hole.
+
+    .png: 16 bit, in those units; .npy: floats in metres, or uint16 in those units. What is not
+    finite, not above 0 or beyond 16 bits is a hole. It is brought to image_size as read_pair does
+    with depth; picture: (H, W) of the picture as stored, which must have its aspect (None: that of
+    image_size). Raises DataError.
+    """
+    depth = _load_npy(path) if path.suffix == ".npy" else _decode(path, cv2.IMREAD_UNCHANGED)
+    floats = depth.dtype.kind == "f" and depth.dtype.itemsize <= 8 and path.suffix == ".npy"
+    if not floats and (depth.dtype.kind, depth.dtype.itemsize) != ("u", 2):
+        raise DataError(
+            f"{path}: a teacher's depth as {depth.dtype}: save metres as a float32 .npy, or "
+            "--depth_scale units per metre as a 16-bit grayscale PNG"
+        )
+    if depth.ndim > 2 and path.suffix == ".npy":
+        depth = depth.squeeze()
+    if depth.ndim != 2 or not depth.size:
+        raise DataError(
+            f"{path}: a teacher's depth of shape {depth.shape}: one depth map (H, W) a file (a "
+            "coloured depth picture holds no metres)"
+        )
+    (h, w), (H, W) = depth.shape, picture or image_size
+    if abs(h * W - w * H) > 0.01 * h * W:
+        raise DataError(
+            f"{path}: a teacher's depth is {h}x{w}, its picture {H}x{W}: another aspect; bring the "
+            "map to the picture's size"
+        )
+    if depth.shape != image_size:
+        top, left, h, w = _aspect_crop(depth.shape, image_size)
+        depth = predict.resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
+    if floats:
+        with np.errstate(over="ignore", invalid="ignore"):
+            units = np.rint(depth.astype(np.float64) * depth_scale)
+        depth = np.where((units > 0) & (units <= 65535), units, 0)  # False for NaN
+    return np.ascontiguousarray(depth, np.uint16)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        with open(path, "rb") as f:
+            array = np.lib.format.read_array(f, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError,
+            tokenize.TokenError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
+    return array
+
+
+def open_teacher(
+    pairs: list[Pair], folder: Path, image_size: tuple[int, int], depth_scale: float
+) -> list[Path | None]:
+    """teacher_maps + a look into 16 of them beside their truth. Raises DataError, and remarks on
+    maps that cannot be metres in file units."""
+    maps = teacher_maps(pairs, folder)
+    there = [i for i, path in enumerate(maps) if path]
+    ratios = []
+    for i in np.random.default_rng(0).permutation(there)[:16]:
+        teacher = read_teacher(maps[i], image_size, depth_scale, _header(pairs[i].rgb).size)
+        try:
+            truth = read_pair(pairs[i], image_size, None, {}).depth
+        except DataError:
+            continue  # the Loader names it, and takes another pair
+        both = (teacher > 0) & (truth > 0)
+        if both.any():
+            ratios.append(np.median(teacher[both] / truth[both]))
+    if ratios and not 0.5 < (ratio := float(np.median(ratios))) < 2:
+        notice(
+            f"teacher_depth: the maps in {folder} are {ratio:.3g} times the ground truth; a .npy "
+            f"holds metres, a .png --depth_scale ({depth_scale:g}) units per metre"
+        )
+    return maps
+
+
 # ------------------------------------------------------------------------------------- Sec. 3.2
 
 
@@ -532,6 +671,16 @@ def _source_position(
     return x, y
 
 
+def extent(
+    crop: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of an image of `size` that a crop fills, from its top left corner.
+
+    All (h, w); crop and canvas at full resolution. What is filled in part counts as padding.
+    """
+    return crop[0] * size[0] // canvas[0], crop[1] * size[1] // canvas[1]
+
+
 def r2_crop(
     rgb: np.ndarray,
     depth: np.ndarray,
@@ -587,7 +736,7 @@ def r2_crop(
     metres[:] = 0
     metres[:h, :w] = raw.astype(np.float32) / np.float32(depth_scale)
 
-    rows, cols = h * hn // Hc, w * wn // Wc
+    rows, cols = extent((h, w), (Hc, Wc), (hn, wn))
     u = (np.arange(cols) + 0.5) * (Wc / wn) - 0.5
     v = (np.arange(rows) + 0.5) * (Hc / hn) - 0.5
     x, y = _source_position(affine, u, v)
@@ -698,17 +847,25 @@ def kernels(name: str) -> Kernels:
     return Kernels(name, home.r2_crop, home.gt_down, home.masked_gradient)
 
 
+LOW = ("depth_low", "grad_x", "grad_y", "M_x", "M_y")  # a batch's maps at the prediction's size
+
+
 class Loader:
     """Batches of augmented samples; one `epoch(n)` at a time.
 
     A batch is a dictionary of tensors, valid until the next one is asked for (its memory is used
     again):
         image  (B,3,h,w)  float32 RGB 0..255 at network scale, `mean` beyond the crop
+        extent (B,2)      int64 rows and columns of image that the crop fills, from the top left
         depth  (B,1,H,W)  float32 metres on the full canvas, 0 = hole or beyond the crop
         depth_low (B,1,h/4,w/4)  the same at the prediction's size, by `gt_down`
         grad_x, grad_y, M_x, M_y (B,1,h/4,w/4)  Eq. 8's gradients (m) and masks of depth_low
         K      (B,4)      fx, fy, cx, cy in canvas pixels, followed through flip, crop and rotation
         index  (B,)       which pairs
+    With `teacher`, the file of another model's depth for each pair or None (see read_teacher), also
+        teacher_depth, teacher_depth_low, teacher_grad_x, teacher_grad_y, teacher_M_x, teacher_M_y
+    the same six of the teacher's map by the same draw, where the truth is a hole: a pixel that has
+    a truth is a hole there. A file that cannot be read is named once and counts as None: no depth.
     The order is keyed by (seed, epoch), a sample by (seed, epoch, index); neither depends on
     `threads` or `world`. With `world` processes each takes its share of every batch of batch_size.
     A pair that cannot be read is named once, counted in `failed`, and replaced by the next one.
@@ -721,7 +878,10 @@ class Loader:
         image_size: tuple[int, int], size: tuple[int, int], mean: tuple[float, ...],
         depth_scale: float, intrinsics: tuple[float, ...] | None, gt_down: str, kernels: Kernels,
         threads: int, ram_cache: float, rank: int = 0, world: int = 1,
+        teacher: list[Path | None] | None = None,
     ) -> None:  # fmt: skip
+        if teacher is not None and len(teacher) != len(pairs):
+            raise ValueError(f"teacher: {len(teacher)} maps for {len(pairs)} pairs")
         if batch_size > len(pairs):
             if rank == 0:
                 notice(f"batch size {len(pairs)}, not {batch_size}: there are no more pairs")
@@ -746,9 +906,11 @@ class Loader:
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pad = np.array(mean, np.float32)
         self.failed: dict[str, str] = {}
+        self.teacher = teacher
+        self._unread: dict[Path, object] = {}  # teacher's files that were named
         self._known: dict = {}
         self._kept: dict[int, Sample] = {}
-        pair_bytes = 5 * image_size[0] * image_size[1]
+        pair_bytes = (5 if teacher is None else 7) * image_size[0] * image_size[1]
         self._room = int(ram_cache * 1e9 / pair_bytes)
         self._pool = ThreadPoolExecutor(max(1, threads), "loader")
         own = self.share.stop - self.share.start
@@ -800,29 +962,46 @@ class Loader:
     def _buffers(self, n: int) -> dict[str, np.ndarray]:
         (H, W), (h, w) = self.image_size, self.size
         low = (n, 1, h // 4, w // 4)
-        maps = {k: np.zeros(low, np.float32) for k in ("depth_low", "grad_x", "grad_y")}
-        masks = {k: np.zeros(low, np.bool_) for k in ("M_x", "M_y")}
-        return {
+        buffers = {
             "image": np.zeros((n, 3, h, w), np.float32),
-            "depth": np.zeros((n, 1, H, W), np.float32),
-            **maps,
-            **masks,
+            "extent": np.zeros((n, 2), np.int64),
             "K": np.zeros((n, 4), np.float32),
             "index": np.zeros(n, np.int64),
         }
+        for who in ("",) if self.teacher is None else ("", "teacher_"):
+            buffers[f"{who}depth"] = np.zeros((n, 1, H, W), np.float32)
+            for name in LOW:
+                dtype = np.bool_ if name in ("M_x", "M_y") else np.float32
+                buffers[who + name] = np.zeros(low, dtype)
+        return buffers
 
     def _fill(self, out: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
         sample, index = self._readable(index)
         random = draw((self.seed, epoch, index), self.image_size, self.augment)
-        low = [out[k][slot, 0] for k in ("depth_low", "grad_x", "grad_y", "M_x", "M_y")]
-        self.kernels.r2_crop(
-            sample.rgb, sample.depth, random.affine, random.crop, random.lut, self.pad,
-            self.depth_scale, out["image"][slot], out["depth"][slot, 0],
-        )  # fmt: skip
-        self.kernels.gt_down(out["depth"][slot, 0], low[0], self.mode)
-        self.kernels.masked_gradient(*low)
+        self._maps(out, slot, "", sample.rgb, sample.depth, random, out["image"][slot])
+        if self.teacher is not None and sample.teacher is not None:
+            # The picture is made already: one pixel of it is the least that r2_crop makes.
+            image = np.empty((3, 1, 1), np.float32)
+            self._maps(out, slot, "teacher_", sample.rgb, sample.teacher, random, image)
+        elif self.teacher is not None:
+            for name in ("depth", *LOW):
+                out[f"teacher_{name}"][slot] = 0
+        out["extent"][slot] = extent(random.crop, self.image_size, self.size)
         out["K"][slot] = intrinsics_after(sample.K, random.affine)
         out["index"][slot] = index
+
+    def _maps(
+        self, out: dict[str, np.ndarray], slot: int, who: str, rgb: np.ndarray, depth: np.ndarray,
+        random: Draw, image: np.ndarray,
+    ) -> None:  # fmt: skip
+        """`image`, and the six maps of `depth` under the names that begin with `who`."""
+        metres, low = out[f"{who}depth"][slot, 0], [out[who + k][slot, 0] for k in LOW]
+        self.kernels.r2_crop(
+            rgb, depth, random.affine, random.crop, random.lut, self.pad, self.depth_scale, image,
+            metres,
+        )  # fmt: skip
+        self.kernels.gt_down(metres, low[0], self.mode)
+        self.kernels.masked_gradient(*low)
 
     def _readable(self, index: int) -> tuple[Sample, int]:
         """The sample of pair `index`, or of the first readable pair after it."""
@@ -842,18 +1021,38 @@ class Loader:
         sample = self._kept.get(index)
         if sample is None:
             sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
+            if self.teacher is not None:
+                sample = sample._replace(teacher=self._taught(index, sample.depth))
             if len(self._kept) < self._room:
                 self._kept[index] = sample
         return sample
 
+    def _taught(self, index: int, truth: np.ndarray) -> np.ndarray | None:
+        """The teacher's map of a pair, a hole where `truth` is not; None = no map to be read."""
+        path = self.teacher[index]
+        if path is None:
+            return None
+        try:
+            size = _header(self.pairs[index].rgb).size
+            depth = read_teacher(path, self.image_size, self.depth_scale, size)
+        except DataError as error:
+            if self._unread.setdefault(path, error) is error:  # as in _readable
+                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
+            return None
+        depth[truth > 0] = 0
+        return depth
+
 
 def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
-    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4).
+    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4),
+    and the teacher's depth at 32x40 where there is one.
 
     Holes are flat grey, everything beyond a crop shows as the mean colour and as holes.
     """
     rows = []
-    near, far = predict.auto_range([batch["depth_low"].numpy()])
+    taught = "teacher_depth_low" in batch
+    depths = ["depth_low", "teacher_depth_low"][: 1 + taught]
+    near, far = predict.auto_range([batch[k].numpy() for k in depths])
     for i in range(min(shown, len(batch["image"]))):
         image = batch["image"][i].permute(1, 2, 0).numpy()
         size = (2 * image.shape[1], 2 * image.shape[0])
@@ -868,11 +1067,14 @@ def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
         )
         color[~M_x] = predict.HOLE
         tiles += [color, cv2.cvtColor(M_x.astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR)]
+        if taught:
+            tiles.append(predict.colorize(batch["teacher_depth_low"][i, 0].numpy(), near, far))
         tiles = [cv2.resize(t, size, interpolation=cv2.INTER_NEAREST) for t in tiles]
         rows.append(np.concatenate(tiles, 1))
-    width = rows[0].shape[1] // 4
+    names = ["image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked"]
+    names += ["teacher depth"] * taught
+    width = rows[0].shape[1] // len(names)
     head = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
-    names = ("image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked")
     for k, name in enumerate(names):
         cv2.putText(head, name, (k * width + 6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (40,) * 3, 1)
     return np.concatenate([head, *rows])
@@ -881,8 +1083,9 @@ def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ flags
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
-    """Where the pairs are and how to read them (Sec. 4.1). `split`: the script's default one."""
+def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> argparse._ArgumentGroup:
+    """Where the pairs are and how to read them (Sec. 4.1). `split`: the script's default one.
+    Returns the group, for flags of the script's own."""
     g = parser.add_argument_group("data (Sec. 4.1)")
     g.add_argument(
         "--data", default="synthetic:512", metavar="ROOT|synthetic:N",
@@ -913,6 +1116,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> None:
         "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code, "
         "518.86,519.47,320,240 at 480x640)",
     )  # fmt: skip
+    return g
 
 
 def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
@@ -941,7 +1145,7 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--gamma_unit", action="store_true",
         help="apply that power to 0..1 instead, a milder jitter (default off, as released)",
-    )
+    )  # fmt: skip
     g.add_argument(
         "--brightness", default="0.75,1.25", type=parse_range, metavar="LOW,HIGH",
         help="colour: range of the common gain (default 0.75,1.25; 1,1 = off)",
@@ -958,7 +1162,7 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--kernels", default="cpp", choices=["cpp", "python"],
         help="C++ kernels or their Python twins, equal bit for bit, 10x slower (default cpp)",
-    )
+    )  # fmt: skip
     g.add_argument(
         "--workers", default=0, type=whole, help="loader threads (default 0: one per core)"
     )

@@ -67,6 +67,11 @@ def convert(model: LiteDepth, image_size: tuple[int, int]) -> bytes:
     not merged yet is merged first (Eq. 3-6). Raises ExportError when TensorFlow is missing.
     """
     tf = _tensorflow()
+    if not isinstance(model, LiteDepth):
+        raise ExportError(
+            f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
+            "distil it into one with python distill.py --teacher FILE"
+        )
     merged = model if model.merged else merge_normalization(model)
     signature = [tf.TensorSpec((1, *image_size, 3), tf.float32, name="image")]
 

@@ -1,14 +1,18 @@
-"""Sec. 3.1 Network Design: the student of Fig. 1, and Eq. 1-6 (merging the normalisation).
+"""Sec. 3.1 Network Design: the student of Fig. 1, and Eq. 1-6 (merging the normalisation);
+Sec. 3.4: the teacher of Fig. 5.
 
     raw RGB 0..255 -> resize to 128x160 -> encoder (taps at 1/4, 1/8, 1/16, 1/32)
                    -> decoder (five convolutions, 32x40) -> resize to the input's size -> metres
 
-The encoder keeps timm's parameter names, so that public ImageNet weights load as they are.
+The student's encoder is a MobileNetV3, the teacher's a Swin Transformer; the rest is the same.
+Encoders keep the parameter names of timm and of Swin's authors, so that public ImageNet weights
+load as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import math
 import os
@@ -29,6 +33,7 @@ IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
     "tf_mobilenetv3_small_minimal_100-922a7843.pth"
 )
+SWIN_URL = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 FORMAT = "litedepth-1"  # written into every checkpoint; raised when an old file could be misread
 
 
@@ -156,16 +161,19 @@ class Decoder(nn.Module):
     """Five convolutions: three fusions, one at the highest resolution, one to depth (Fig. 1).
 
     `kind` is the row of Table 3: "mix" (1x1 deep, 3x3 shallow: the paper's), "3x3" or "1x1".
+    channels: of the encoder's taps, shallow to deep. widths: of the three fusions, deep to shallow.
     In: the encoder's taps. Out: d_hat (N, 1, H/4, W/4) in metres, >= 0.
     PAPER: calls that output 32x64; 128x160 over 4 is 32x40. No normalisation layer, as released.
     """
 
-    def __init__(self, kind: str, widths: tuple[int, ...] = (72, 24, 8), logits: int = 24) -> None:
+    def __init__(
+        self, kind: str, channels: tuple[int, ...], widths: tuple[int, ...], logits: int = 24
+    ) -> None:
         super().__init__()
         if kind not in ("mix", "3x3", "1x1"):
             raise ValueError(f"decoder must be mix, 3x3 or 1x1, got {kind!r}")
         deep, shallow = (3 if kind == "3x3" else 1), (1 if kind == "1x1" else 3)
-        c1, c2, c3, c4 = Encoder.channels
+        c1, c2, c3, c4 = channels
         a, b, c = widths
         self.fuse4 = nn.Conv2d(c4, a, deep, padding=deep // 2)
         self.fuse3 = nn.Conv2d(a + c3, b, deep, padding=deep // 2)
@@ -181,12 +189,22 @@ class Decoder(nn.Module):
         nn.init.ones_(self.depth.bias)
 
     def forward(self, taps: list[Tensor]) -> Tensor:
+        return self.decode(taps)[0]
+
+    def decode(self, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """-> d_hat and [DeFeat2, DeFeat3, DeFeat4], what Eq. 12 compares: outputs of the second,
+        third and fourth convolution, at 1/16, 1/8 and 1/4.
+
+        PAPER: Fig. 6 does not say on which side of the ReLU; before it, as released.
+        """
         s1, s2, s3, s4 = taps
         x = F.relu(self.fuse4(s4))
-        x = F.relu(self.fuse3(torch.cat([upsample(x, s3.shape[-2:], "corners"), s3], 1)))
-        x = F.relu(self.fuse2(torch.cat([upsample(x, s2.shape[-2:], "corners"), s2], 1)))
-        x = F.relu(self.fuse1(torch.cat([upsample(x, s1.shape[-2:], "corners"), s1], 1)))
-        return F.relu(self.depth(x))
+        defeat2 = self.fuse3(torch.cat([upsample(x, s3.shape[-2:], "corners"), s3], 1))
+        x = upsample(F.relu(defeat2), s2.shape[-2:], "corners")
+        defeat3 = self.fuse2(torch.cat([x, s2], 1))
+        x = upsample(F.relu(defeat3), s1.shape[-2:], "corners")
+        defeat4 = self.fuse1(torch.cat([x, s1], 1))
+        return F.relu(self.depth(F.relu(defeat4))), [defeat2, defeat3, defeat4]
 
 
 def upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -217,12 +235,70 @@ def upsample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 # ------------------------------------------------------------------------------- Sec. 3.1, network
 
 
-class LiteDepth(nn.Module):
-    """The student: raw RGB in, metric depth out.
+class DepthNetwork(nn.Module):
+    """What student and teacher share: raw RGB in, metric depth out; `encoder` and `decoder` are
+    the subclass's.
 
     size: network resolution (h, w), multiples of 32; the first layer resizes to it.
-    decoder: "mix", "3x3" or "1x1" (Table 3). upsample: "nearest" or "bilinear", last layer.
+    upsample: "nearest" or "bilinear", last layer.
     mean, std: per channel, on 0..255, in RGB order; stored with the weights.
+    """
+
+    merged = False  # whether Eq. 1 is inside the stem already
+    encoder: nn.Module
+    decoder: Decoder
+
+    def __init__(
+        self, *, size: tuple[int, int], upsample: str,
+        mean: tuple[float, ...], std: tuple[float, ...],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(size) != 2 or any(s <= 0 or s % 32 for s in size):
+            raise ValueError(f"size must be multiples of 32, got {'x'.join(map(str, size))}")
+        if upsample not in ("nearest", "bilinear"):
+            raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise ValueError(f"{name} must be three finite numbers, got {tuple(values)}")
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {tuple(std)}")
+        self.model_args: dict = {
+            "size": list(size), "upsample": upsample, "mean": list(mean), "std": list(std),
+        }  # fmt: skip
+        self.size, self.mode = tuple(size), upsample
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def normalize(self, I_r: Tensor) -> Tensor:
+        """Eq. 1: I_n = (I_r - m) / s, with raw RGB I_r (N, 3, H, W) in 0..255."""
+        return (I_r - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
+
+    def features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Raw RGB (N, 3, h, w), already at network scale -> d_hat and the features of Fig. 6, in
+        one pass; see `Decoder.decode`."""
+        return self.decoder.decode(self.encoder(image if self.merged else self.normalize(image)))
+
+    def network(self, image: Tensor) -> Tensor:
+        """Raw RGB (N, 3, h, w), already at network scale -> d_hat (N, 1, h/4, w/4) in metres."""
+        return self.features(image)[0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Raw RGB (N, 3, H, W) in 0..255 -> depth (N, 1, H, W) in metres: the deployed graph."""
+        d_hat = self.network(upsample(image, self.size, "bilinear"))
+        return upsample(d_hat, image.shape[-2:], self.mode)
+
+    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A public ImageNet file's weights -> those of `encoder`, by its names."""
+        raise NotImplementedError
+
+    def imagenet(self) -> tuple[str, float]:
+        """Where those weights are published, and how many seconds their download may take."""
+        raise NotImplementedError
+
+
+class LiteDepth(DepthNetwork):
+    """The student (Fig. 1). decoder: "mix", "3x3" or "1x1" (Table 3).
+
     merged: the stem already holds Eq. 3-5 (made by `merge_normalization`, not by users).
     """
 
@@ -236,41 +312,24 @@ class LiteDepth(nn.Module):
         std: tuple[float, ...] = (127.5, 127.5, 127.5),
         merged: bool = False,
     ) -> None:
-        super().__init__()
-        if len(size) != 2 or any(s <= 0 or s % 32 for s in size):
-            raise ValueError(f"size must be multiples of 32, got {'x'.join(map(str, size))}")
-        if upsample not in ("nearest", "bilinear"):
-            raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name} must be three finite numbers, got {tuple(values)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {tuple(std)}")
-        self.model_args = {
-            "size": list(size), "decoder": decoder, "upsample": upsample,
-            "mean": list(mean), "std": list(std), "merged": merged,
-        }  # fmt: skip
-        self.size, self.mode, self.merged = tuple(size), upsample, merged
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        super().__init__(size=size, upsample=upsample, mean=mean, std=std)
+        self.model_args |= {"decoder": decoder, "merged": merged}
+        self.merged = merged
         self.encoder = Encoder()
-        self.decoder = Decoder(decoder)
+        self.decoder = Decoder(decoder, Encoder.channels, widths=(72, 24, 8))
         if merged:
             self.encoder.conv_stem.bias = nn.Parameter(torch.zeros(16))
             self.encoder.conv_stem.fill = self.mean.clone()
 
-    def normalize(self, I_r: Tensor) -> Tensor:
-        """Eq. 1: I_n = (I_r - m) / s, with raw RGB I_r (N, 3, H, W) in 0..255."""
-        return (I_r - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
+    def imagenet(self) -> tuple[str, float]:
+        return IMAGENET_URL, 10.0
 
-    def network(self, image: Tensor) -> Tensor:
-        """Raw RGB (N, 3, h, w), already at network scale -> d_hat (N, 1, h/4, w/4) in metres."""
-        return self.decoder(self.encoder(image if self.merged else self.normalize(image)))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Raw RGB (N, 3, H, W) in 0..255 -> depth (N, 1, H, W) in metres: the deployed graph."""
-        d_hat = self.network(upsample(image, self.size, "bilinear"))
-        return upsample(d_hat, image.shape[-2:], self.mode)
+    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        dropped = ("blocks.5.", "conv_head.", "classifier.")  # the 96 -> 576 layer and the rest
+        weights = {k: v for k, v in weights.items() if not k.startswith(dropped)}
+        # Files older than PyTorch 0.4.1 lack this counter; nothing is lost by keeping ours.
+        own = self.encoder.state_dict().items()
+        return {k: v for k, v in own if k.endswith("num_batches_tracked")} | weights
 
 
 # ----------------------------------------------------------------------------- Sec. 3.1, Eq. 1-6
@@ -286,6 +345,8 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
     the mean (`ConvSame.fill`). Exact to float rounding for any per-channel mean and std. The copy
     is float32, on the device and in the mode (train or eval) of the network given.
     """
+    if not isinstance(model, LiteDepth):
+        raise ValueError("a teacher's normalisation is not merged: only the student is deployed")
     if model.merged:
         raise ValueError("this network's normalisation is merged already")
     colours = {"mean": model.mean.tolist(), "std": model.std.tolist()}
@@ -300,10 +361,271 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
     return merged.train(model.training)
 
 
+# ------------------------------------------------------------------------------- Sec. 3.4, Fig. 5
+
+# name: embedding width, blocks and attention heads of the four stages, public ImageNet weights
+SWIN = {
+    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), "swin_large_patch4_window7_224_22k.pth"),
+    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), "swin_base_patch4_window7_224_22k.pth"),
+    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), "swin_small_patch4_window7_224.pth"),
+    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), "swin_tiny_patch4_window7_224.pth"),
+    "swin_nano": (48, (2, 2, 2, 2), (2, 4, 8, 16), None),  # ours, for a CPU
+}
+
+
+class WindowAttention(nn.Module):
+    """Self-attention among the window x window tokens of a window, with a learned bias for every
+    relative position. In and out: (windows, window^2, C)."""
+
+    def __init__(self, dim: int, window: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        table = torch.empty((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        at = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (window^2, 2)
+        apart = at[:, None] - at[None] + window - 1  # 0 .. 2 window - 2 down and across
+        row = (apart[..., 0] * (2 * window - 1) + apart[..., 1]).flatten()
+        self.register_buffer("row", row, persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """mask (windows of one picture, window^2, window^2), added to the attention's logits."""
+        n, t, dim = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        # gather, as in Eq. 9: its backward adds in one order on any CPU threads
+        rows = self.row[:, None].expand(-1, self.heads)
+        bias = self.relative_position_bias_table.gather(0, rows).T.reshape(1, self.heads, t, t)
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(n // len(mask), 1, 1, 1)
+        logits = q @ k.transpose(-2, -1) * (dim // self.heads) ** -0.5 + bias
+        x = logits.softmax(-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(n, t, dim))
+
+
+@functools.lru_cache(maxsize=32)
+def shift_mask(size: tuple[int, int], window: int) -> Tensor:
+    """-100 between tokens that only the cyclic shift by window // 2 brought into one window, else
+    0: (windows, window^2, window^2) for a map of `size`, multiples of window."""
+    regions = []
+    for length in size:  # rolled: what was there | the other end
+        regions.append((torch.arange(length) >= length - window // 2).long())
+    label = 2 * regions[0][:, None] + regions[1]
+    label = to_windows(label[None, ..., None], window).squeeze(-1)
+    return (label[:, :, None] != label[:, None]) * -100.0
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(N, H, W, C), H and W multiples of window -> (N * windows, window^2, C)."""
+    n, h, w, c = x.shape
+    x = x.view(n, h // window, window, w // window, window, c).transpose(2, 3)
+    return x.reshape(-1, window * window, c)
+
+
+def from_windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
+    """The inverse of `to_windows`; size: (H, W)."""
+    (h, w), c = size, x.shape[-1]
+    x = x.view(-1, h // window, w // window, window, window, c).transpose(2, 3)
+    return x.reshape(-1, h, w, c)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Window attention and an MLP, each after a LayerNorm and beside a skip; windows are shifted by
+    half in every second block. Any map (N, H, W, C) is padded with zeros to whole windows."""
+
+    def __init__(self, dim: int, window: int, heads: int, shifted: bool, drop_path: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, window // 2 if shifted else 0
+        self.drop_path = drop_path
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, heads)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._drop(self._attend(self.norm1(x)))
+        return x + self._drop(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        _, h, w, _ = x.shape
+        x = F.pad(x, (0, 0, 0, -w % self.window, 0, -h % self.window))
+        whole, s, mask = tuple(x.shape[1:3]), self.shift, None
+        if s:
+            x = x.roll((-s, -s), (1, 2))
+            mask = shift_mask(whole, self.window).to(x.device)
+        x = self.attn(to_windows(x, self.window), mask)
+        x = from_windows(x, self.window, whole)
+        return (x.roll((s, s), (1, 2)) if s else x)[:, :h, :w]
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Stochastic depth: in training this branch is left out for a share of the samples."""
+        if not self.training or not self.drop_path:
+            return x
+        keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
+        return x * (keep.to(x.dtype) / (1 - self.drop_path))
+
+
+class PatchMerging(nn.Module):
+    """2x2 tokens of C channels -> one of 2C. An odd map is padded with zeros."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, h, w, _ = x.shape
+        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        quarters = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.reduction(self.norm(torch.cat(quarters, -1)))
+
+
+class PatchEmbed(nn.Module):
+    """4x4 pixels -> a token: (N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C); zeros fill the last."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, 4, 4)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution, and the merging that follows (none after the last stage)."""
+
+    def __init__(self, dim: int, window: int, heads: int, drop: list[float], last: bool) -> None:
+        super().__init__()
+        blocks = [SwinBlock(dim, window, heads, i % 2 == 1, rate) for i, rate in enumerate(drop)]
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = None if last else PatchMerging(dim)
+
+
+class Swin(nn.Module):
+    """Swin Transformer (Liu et al., ICCV 2021) as a backbone, named as its authors name it.
+
+    In: (N, 3, H, W), normalised, of any size. Out: four maps of `channels` = embed * (1, 2, 4, 8)
+    at 1/4 .. 1/32 (rounded up), each after a LayerNorm of its own. drop_path grows linearly over
+    the blocks up to this rate. Patch 4, MLP ratio 4, no absolute position embedding.
+    """
+
+    def __init__(
+        self, embed: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7,
+        drop_path: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.window = window
+        self.channels = tuple(embed * 2**i for i in range(4))
+        self.patch_embed = PatchEmbed(embed)
+        total, self.layers = sum(depths), nn.ModuleList()
+        for i, dim in enumerate(self.channels):
+            before = sum(depths[:i])
+            rates = [drop_path * (before + j) / (total - 1) for j in range(depths[i])]
+            self.layers.append(SwinStage(dim, window, heads[i], rates, last=i == 3))
+        for i, dim in enumerate(self.channels):
+            self.add_module(f"norm{i}", nn.LayerNorm(dim))
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, taps = self.patch_embed(x), []
+        for i, stage in enumerate(self.layers):
+            for block in stage.blocks:
+                x = block(x)
+            taps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return taps
+
+
+class Teacher(DepthNetwork):
+    """The teacher (Fig. 5): Swin `model` (a name in SWIN) and the student's decoder, wider.
+
+    Works at the student's resolution, so Eq. 12 compares maps of one size. Normalises by its own
+    mean and std, ImageNet's by default. PAPER: gives neither the Swin's size nor the widths; the
+    released code takes the large one, 768, 192 and 48 channels and drop path 0.3.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        size: tuple[int, int] = (128, 160),
+        decoder: str = "mix",
+        upsample: str = "nearest",
+        mean: tuple[float, ...] = (123.675, 116.28, 103.53),
+        std: tuple[float, ...] = (58.395, 57.12, 57.375),
+        window: int = 7,
+        drop_path: float = 0.3,
+    ) -> None:
+        super().__init__(size=size, upsample=upsample, mean=mean, std=std)
+        if model not in SWIN:
+            raise ValueError(f"model must be student or one of {', '.join(SWIN)}, got {model!r}")
+        if window < 2 or not 0 <= drop_path < 1:
+            raise ValueError(f"window must be >= 2, drop_path in [0, 1): {window}, {drop_path}")
+        self.model_args |= {
+            "model": model, "decoder": decoder, "window": window, "drop_path": drop_path,
+        }  # fmt: skip
+        embed, depths, heads, self.published = SWIN[model]
+        self.encoder = Swin(embed, depths, heads, window, drop_path)
+        self.decoder = Decoder(decoder, self.encoder.channels, widths=(768, 192, 48))
+
+    def imagenet(self) -> tuple[str, float]:
+        if self.published is None:
+            raise CheckpointError(f"{self.model_args['model']} is ours: nobody published weights")
+        return SWIN_URL + self.published, 600.0
+
+    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Layouts: the authors' and timm's, which since 0.9 counts a merging to the stage after it.
+        The classifier, its norm and tables that follow from the window are left out, ours start
+        afresh; a bias table of another window is resized, bicubic, as the authors do."""
+        later = any(k.startswith("layers.3.downsample.") for k in weights)
+        dropped = ("relative_position_index", "attn_mask")
+        own = self.encoder.state_dict().items()
+        fits = {k: v for k, v in own if re.match(r"norm\d\.", k)}
+        for k, v in weights.items():
+            if k.startswith(("head.", "norm.")) or k.endswith(dropped):
+                continue
+            if later and ".downsample." in k:
+                k = re.sub(r"^layers\.(\d+)", lambda m: f"layers.{int(m[1]) - 1}", k)
+            if k.endswith("relative_position_bias_table"):
+                v = resize_bias_table(v, self.encoder.window)
+            fits[k] = v
+        return fits
+
+
+def resize_bias_table(table: Tensor, window: int) -> Tensor:
+    """((2a-1)^2, heads), windows a x a -> ((2 window - 1)^2, heads); not such a table: as it is."""
+    a, b = math.isqrt(len(table)), 2 * window - 1
+    if table.ndim != 2 or a * a != len(table) or a % 2 == 0 or a == b:
+        return table
+    grid = table.float().T.view(1, -1, a, a)
+    grid = F.interpolate(grid, size=(b, b), mode="bicubic", align_corners=False)
+    return grid.view(-1, b * b).T.contiguous()
+
+
+def create(model: str = "student", **model_args: object) -> DepthNetwork:
+    """The network of that name: "student" or a teacher of SWIN. Raises ValueError."""
+    return LiteDepth(**model_args) if model == "student" else Teacher(model, **model_args)
+
+
 # ------------------------------------------------------------------- checkpoints and public weights
 
 
-def save(path: str | os.PathLike, model: LiteDepth, /, **state: object) -> None:
+def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> None:
     """Writes a checkpoint that `load` can rebuild; atomic: a reader sees the old file or the new.
 
     `state` (optimizer, epoch, ...) goes beside the weights; plain containers and tensors only.
@@ -320,7 +642,7 @@ def save(path: str | os.PathLike, model: LiteDepth, /, **state: object) -> None:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
-        _read_weights(part)  # refuse now what `load` would refuse later
+        read_weights(part)  # refuse now what `load` would refuse later
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -332,7 +654,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     Raises CheckpointError for a file that is missing, cut, altered or of another kind. The
     archive's own checksums are verified first: torch.load does not notice flipped bytes.
     """
-    content = _read_weights(Path(path))
+    content = read_weights(Path(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: not a LiteDepth checkpoint (no {FORMAT!r} mark). A file of backbone weights "
@@ -341,22 +663,23 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return content
 
 
-def load(path: str | os.PathLike) -> LiteDepth:
+def load(path: str | os.PathLike) -> DepthNetwork:
     """Rebuilds any saved network, in eval mode on the CPU. Raises CheckpointError."""
     return build(read_checkpoint(path), path).eval()
 
 
-def build(checkpoint: dict, path: str | os.PathLike) -> LiteDepth:
+def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
     """The network of a dictionary from `read_checkpoint`; `path` is for the message."""
     try:
-        model = LiteDepth(**checkpoint["model_args"])
+        model = create(**checkpoint["model_args"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot rebuild the network: {error}") from error
     _load_matching(model, checkpoint.get("model"), path)
     return model
 
 
-def _read_weights(path: Path) -> object:
+def read_weights(path: Path) -> object:
+    """What a file of tensors and plain values holds, on the CPU. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
@@ -397,46 +720,61 @@ def _load_matching(module: nn.Module, weights: dict[str, Tensor], path: object) 
     module.load_state_dict(weights)
 
 
-def load_pretrained(model: LiteDepth, source: str) -> tuple[str, bool]:
+def load_pretrained(model: DepthNetwork, source: str) -> tuple[str, bool]:
     """Sec. 4.2 "the encoder is pretrained on ImageNet". -> (what was loaded in one line, fell_back)
 
-    source: "auto" (the public timm file if it is cached or comes within 10 s, else from scratch:
-    only then fell_back is True), "imagenet" (the same, but its absence is an error), "none", a file
-    or a URL (kept in torch.hub's cache, see `fetch`). A file may be timm's (encoder only; its
-    classifier is ignored) or one of our checkpoints (whole network). Raises CheckpointError.
+    source: "auto" (the public file of `model.imagenet` if it is cached or comes in time, else from
+    scratch: only then fell_back is True), "imagenet" (the same with more patience, but its absence
+    is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file may be a
+    public backbone (encoder only; its classifier is ignored) or one of our checkpoints (whole
+    network). Raises CheckpointError.
     """
     if source == "none":
         return "none: from scratch", False
     if source == "auto":
         try:
-            path = fetch(IMAGENET_URL, timeout=10.0)
+            path = fetch(*model.imagenet())
         except CheckpointError as error:
             return f"none: from scratch, because ImageNet weights are not to be had ({error})", True
     elif source == "imagenet":
-        path = fetch(IMAGENET_URL, timeout=60.0)
+        url, timeout = model.imagenet()
+        path = fetch(url, 6 * timeout)
     elif urlparse(source).scheme in ("http", "https"):
         path = fetch(source, timeout=600.0)
     elif urlparse(source).scheme == "file":
         path = Path(urllib.request.url2pathname(urlparse(source).path))
     else:
         path = Path(source)
-    weights = _read_weights(path)
+    weights = read_weights(path)
     if isinstance(weights, dict) and weights.get("format") == FORMAT:
         _load_matching(model, weights.get("model"), path)
         model.model_args |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
         return f"whole network from {path.name}", False
-    for wrapper in ("state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(wrapper), dict):
-            weights = weights[wrapper]
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f"{path}: holds no dictionary of weights")
-    weights = {k.removeprefix("module."): v for k, v in weights.items()}
-    dropped = ("blocks.5.", "conv_head.", "classifier.")  # the 96 -> 576 layer and what follows
-    weights = {k: v for k, v in weights.items() if not k.startswith(dropped)}
-    # Files older than PyTorch 0.4.1 lack this counter; nothing is lost by keeping ours.
-    own = {k: v for k, v in model.encoder.state_dict().items() if k.endswith("num_batches_tracked")}
-    _load_matching(model.encoder, {**own, **weights}, path)
+    weights = backbone_weights(weights, path)
+    _load_matching(model.encoder, model.pretrained_encoder(weights), path)
     return f"encoder from {path.name}", False
+
+
+def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
+    """{name: tensor} of a public file's content, out of the usual wrappers. Raises
+    CheckpointError."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: holds no dictionary of weights")
+    return {k.removeprefix("module."): v for k, v in content.items()}
+
+
+def recognize(weights: dict[str, Tensor]) -> str | None:
+    """The name in SWIN of a bare backbone's weights, by its width and its blocks; None for what is
+    no Swin, or one of another shape."""
+    blocks = {m[0] for k in weights if (m := re.search(r"layers\.\d+\.blocks\.\d+\.", k))}
+    width = weights.get("patch_embed.proj.weight", torch.empty(0)).shape[0]
+    for name, (embed, depths, _, _) in SWIN.items():
+        if (embed, sum(depths)) == (width, len(blocks)):
+            return name
+    return None
 
 
 def fetch(url: str, timeout: float) -> Path:
@@ -454,6 +792,8 @@ def fetch(url: str, timeout: float) -> Path:
     part = path.with_name(f".{name}.{os.getpid()}.part")
     try:
         cached = path.is_file()
+        if cached and not promised:
+            return path
         content = path.read_bytes() if cached else _download(url, timeout, path.parent)
         digest = hashlib.sha256(content).hexdigest()
         if promised and not digest.startswith(promised[1]):
@@ -501,12 +841,25 @@ def _download(url: str, timeout: float, cache: Path) -> bytes:
     return answer
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of Sec. 3.1."""
+def add_arguments(parser: argparse.ArgumentParser, teachers: bool) -> None:
+    """The flags of Sec. 3.1, and with `teachers` those of the teacher of Sec. 3.4."""
     group = parser.add_argument_group("network (Sec. 3.1)")
-    group.add_argument(
-        "--model", default="student", choices=["student"], help="which network to train"
-    )
+    if teachers:
+        group.add_argument(
+            "--model", default="student", choices=["student", *SWIN],
+            help="the student of Fig. 1, or a teacher of Fig. 5 for distill.py: large is the "
+            "paper's, tiny and up want a GPU, nano (ours) trains on a CPU (default student)",
+        )  # fmt: skip
+        group.add_argument(
+            "--drop_path", default=0.3, type=parse_share,
+            help="teacher: share of samples that skip the last block in training, less before it; "
+            "a small teacher or a short run wants less (default 0.3, as released)",
+        )  # fmt: skip
+        group.add_argument(
+            "--window", default=7, type=parse_window,
+            help="teacher: tokens across an attention window; bias tables of public weights are "
+            "resized to it (default 7)",
+        )  # fmt: skip
     group.add_argument(
         "--decoder", default="mix", choices=["mix", "3x3", "1x1"],
         help="kernels of the decoder, a row of Table 3 (default mix: 1x1 deep, 3x3 shallow)",
@@ -523,20 +876,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for flag, text in (("--mean", "m"), ("--std", "s")):
         group.add_argument(
-            flag, default="127.5,127.5,127.5", type=parse_triple, metavar="R,G,B",
-            help=f"{text} of Eq. 1 on 0..255 (default 127.5 each, as the ImageNet weights expect)",
+            flag, type=parse_triple, metavar="R,G,B",
+            help=f"{text} of Eq. 1 on 0..255 (default: what the network's ImageNet weights expect, "
+            "127.5 each for the student)",
         )  # fmt: skip
     group.add_argument(
         "--pretrained", default="auto", metavar="auto|imagenet|none|FILE|URL",
         help="encoder weights: auto = public ImageNet weights if they are cached or download "
-        "within 10 s, else from scratch (said loudly); imagenet = insist; none = never ask; a URL "
-        "is downloaded once and then read from torch.hub's cache: delete it there to have it anew "
-        "(default auto)",
+        "within 10 s (a teacher's: 600 s), else from scratch (said loudly); imagenet = insist; "
+        "none = never ask; a FILE of timm, of Swin's authors or of ours; a URL is downloaded once "
+        "and then read from torch.hub's cache: delete it there to have it anew (default auto)",
     )  # fmt: skip
 
 
+def parse_share(text: str) -> float:
+    """argparse type: a number of 0 or more, below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more, below 1")
+    return value
+
+
+def parse_window(text: str) -> int:
+    """argparse type: a whole number, 2 or more."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 2 or more")
+    return int(text)
+
+
 def parse_triple(text: str) -> tuple[float, float, float]:
-    """"127.5,127.5,127.5" -> three floats, R, G, B."""
+    """ "127.5,127.5,127.5" -> three floats, R, G, B."""
     try:
         r, g, b = (float(v) for v in text.split(","))
     except ValueError:

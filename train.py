@@ -4,6 +4,7 @@
     python train.py --data ROOT --epochs 100          your own pairs
     python train.py --crops 240x384,384x512,480x640   Table 4's best row (the default)
     torchrun --nproc_per_node 2 train.py --data ROOT  the paper's two GPUs
+    python train.py --model swin_l --data ROOT        the teacher of Sec. 3.4, for distill.py
 
 `fit` knows only an objective: a module that maps a batch to (loss, terms). Eq. 11 is one
 (`Supervised`), Eq. 13 is another; the loop is the same.
@@ -38,6 +39,12 @@ import losses
 import model
 import predict
 
+# The teacher's recipe, where it differs from the student's; see `parse`.
+TEACHER = {
+    "optimizer": "adamw", "lr": 2e-4, "min_lr_ratio": 0.01, "warmup": 1000, "warmup_ratio": 1e-3,
+    "eps": 1e-8, "weight_decay": 0.01, "weights": (1.0, 0.2, 2.5, 0.6), "batch_size": 16,
+    "epochs": 200, "out": Path("runs/teacher"),
+}  # fmt: skip
 DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
 CHECK_EVERY = 20  # steps between looks at values on the device, each of which waits for it
 
@@ -58,10 +65,10 @@ class Stopped(Exception):
 
 
 class Supervised(nn.Module):
-    """Eq. 11: the student under L_depth. Learnable loss weights live in `loss`, so wrapping the
+    """Eq. 11: a network under L_depth. Learnable loss weights live in `loss`, so wrapping the
     objective in DDP keeps them in step across processes."""
 
-    def __init__(self, network: model.LiteDepth, loss: losses.DepthLoss) -> None:
+    def __init__(self, network: model.DepthNetwork, loss: losses.DepthLoss) -> None:
         super().__init__()
         self.network, self.loss = network, loss
 
@@ -399,17 +406,18 @@ def describe(args: argparse.Namespace, **facts: object) -> dict:
 # ------------------------------------------------------------------------------------------- main
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All flags of training, grouped by section; distill.py extends it."""
+def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
+    """All flags of training, grouped by section; distill.py extends them, without `teachers`."""
     p = predict.Parser(
         prog="train.py",
-        description="Train the student of Sec. 3.1 with the losses of Sec. 3.3.",
+        description="Train the student of Sec. 3.1 (or, with --model swin_*, the teacher of Sec. "
+        "3.4) with the losses of Sec. 3.3.",
     )
     g = p.add_argument_group("run")
     g.add_argument(
         "--out", default=Path("runs/student"), type=Path, metavar="DIR",
         help="the run's folder: last.pt best.pt log.jsonl args.json preview.png "
-        "(default runs/student)",
+        "(default runs/student, a teacher's runs/teacher, distill.py's runs/distilled)",
     )  # fmt: skip
     g.add_argument(
         "--resume", nargs="?", const="auto", metavar="FILE",
@@ -441,38 +449,48 @@ def make_parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("optimisation (Sec. 4.2)")
     g.add_argument(
         "--epochs", type=data.whole, default=600,
-        help="passes over the training split (default 600; the released config has 650)",
+        help="passes over the training split (default 600; the released config has 650; a teacher: "
+        "200)",
     )  # fmt: skip
     g.add_argument(
         "--batch_size", type=data.whole, default=32,
-        help="pairs per step over all processes (default 32)",
+        help="pairs per step over all processes (default 32; a teacher: 16)",
     )  # fmt: skip
     g.add_argument(
-        "--lr", type=data.positive, default=4e-3, help="peak learning rate (default 4e-3)"
-    )
+        "--optimizer", default="adam", choices=["adam", "adamw"],
+        help="adamw decays weights apart from the gradient, and no norms or bias tables (default "
+        "adam; a teacher: adamw)",
+    )  # fmt: skip
+    g.add_argument(
+        "--lr", type=data.positive, default=4e-3,
+        help="peak learning rate (default 4e-3; a teacher: 2e-4)",
+    )  # fmt: skip
     g.add_argument(
         "--min_lr_ratio", type=data.probability, default=0.25,
-        help="the schedule ends at this share of --lr (default 0.25; lower suits short runs)",
+        help="the schedule ends at this share of --lr (default 0.25, a teacher: 0.01; lower suits "
+        "short runs)",
     )  # fmt: skip
     g.add_argument(
         "--power", type=data.nonnegative, default=0.9, help="of the poly schedule (default 0.9)"
     )
     g.add_argument(
         "--warmup", type=data.whole, default=1500,
-        help="steps of linear warm-up, at most a tenth of the run (default 1500)",
+        help="steps of linear warm-up, at most a tenth of the run (default 1500; a teacher: "
+        "1000)",
     )  # fmt: skip
     g.add_argument(
         "--warmup_ratio", type=data.probability, default=1e-4,
-        help="where the warm-up starts, as a share of --lr (default 1e-4)",
+        help="where the warm-up starts, as a share of --lr (default 1e-4; a teacher: 1e-3)",
     )  # fmt: skip
     g.add_argument(
         "--betas", default="0.9,0.999", type=parse_betas, metavar="B1,B2",
         help="Adam's (default 0.9,0.999)",
     )  # fmt: skip
-    g.add_argument("--eps", type=data.positive, default=1e-3, help="Adam's (default 1e-3)")
+    g.add_argument("--eps", type=data.positive, default=1e-3, help="Adam's (1e-3; a teacher: 1e-8)")
     g.add_argument(
-        "--weight_decay", type=data.nonnegative, default=0.0, help="Adam's L2 (default 0)"
-    )
+        "--weight_decay", type=data.nonnegative, default=0.0,
+        help="Adam's L2, or AdamW's decay (default 0; a teacher: 0.01)",
+    )  # fmt: skip
     g.add_argument(
         "--clip", type=data.nonnegative, default=35.0,
         help="largest gradient norm, 0 = no limit (default 35, as released)",
@@ -485,11 +503,32 @@ def make_parser() -> argparse.ArgumentParser:
         "--sync_bn", action="store_true",
         help="BatchNorm over all processes' pictures (default off, per process as released)",
     )  # fmt: skip
-    model.add_arguments(p)
+    model.add_arguments(p, teachers)
+    if not teachers:
+        p.set_defaults(model="student")
     losses.add_arguments(p)
-    data.add_data_arguments(p, split="train")
+    g = data.add_data_arguments(p, split="train")
+    g.add_argument(
+        "--extra_data", nargs="+", default=[], metavar="ROOT|synthetic:N",
+        help="more sets to train on, mixed with --data pair by pair; validation stays --data's "
+        "(same --split and --depth_scale; default none)",
+    )  # fmt: skip
     data.add_augment_arguments(p)
     return p
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; those not given are the student's or, for a teacher, those of TEACHER.
+
+    PAPER: gives none of a teacher's; they are the released code's. Its batch is 8 a GPU, on how
+    many it does not say: 2, as for the student.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.model != "student":
+        parser.set_defaults(**TEACHER)
+        args = parser.parse_args(argv)
+    return args
 
 
 def parse_betas(text: str) -> tuple[float, float]:
@@ -540,8 +579,9 @@ def build_loss(args: argparse.Namespace) -> losses.DepthLoss:
 
 
 def build_loader(
-    args: argparse.Namespace, pairs: list[data.Pair], network: nn.Module, rank: int, world: int
-) -> data.Loader:
+    args: argparse.Namespace, pairs: list[data.Pair], network: model.DepthNetwork,
+    maps: list[Path | None] | None, rank: int, world: int,
+) -> data.Loader:  # fmt: skip
     """The Loader of data.add_data_arguments' and add_augment_arguments' flags."""
     augment = data.Augment(
         args.crops, args.rotate_prob, args.max_angle, args.flip_prob, args.gamma, args.gamma_unit,
@@ -552,12 +592,36 @@ def build_loader(
         image_size=args.image_size, size=network.size, mean=network.mean.tolist(),
         depth_scale=args.depth_scale, intrinsics=args.intrinsics, gt_down=args.gt_down,
         kernels=data.kernels(args.kernels), threads=args.workers or cores(),
-        ram_cache=args.ram_cache, rank=rank, world=world,
+        ram_cache=args.ram_cache, rank=rank, world=world, teacher=maps,
     )  # fmt: skip
 
 
+def build_optimizer(
+    objective: nn.Module, name: str, *, lr: float, betas: tuple[float, float], eps: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """ "adam", or "adamw", which leaves norms, position biases and loss weights undecayed. Frozen
+    parameters are left out."""
+    trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    if name == "adam":
+        groups = [{"params": list(trained.values())}]
+    else:
+        norms = (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)
+        free = {
+            f"{n}.{k}" for n, m in objective.named_modules() if isinstance(m, norms)
+            for k, _ in m.named_parameters()
+        }  # fmt: skip
+        free |= {n for n in trained if n.endswith("bias_table") or n.startswith("loss.")}
+        groups = [
+            {"params": [p for n, p in trained.items() if n not in free]},
+            {"params": [p for n, p in trained.items() if n in free], "weight_decay": 0.0},
+        ]
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+
+
 def dry_run(
-    args: argparse.Namespace, network: nn.Module, loss: nn.Module, loader: data.Loader
+    args: argparse.Namespace, network: nn.Module, objective: nn.Module, loader: data.Loader
 ) -> None:  # fmt: skip
     """--dry_run: what would be trained, on what, and a picture of it."""
     batch = next(iter(loader.epoch(0)))
@@ -565,15 +629,16 @@ def dry_run(
     print(f"pairs {len(loader.pairs)}, batches of {loader.batch_size}: {len(loader)} an epoch, "
           f"{args.epochs * len(loader)} in {args.epochs} epochs")  # fmt: skip
     for name, tensor in batch.items():
-        print(f"  {name:<10}{str(tuple(tensor.shape)):<22}{tensor.dtype}")
+        print(f"  {name:<20}{str(tuple(tensor.shape)):<22}{tensor.dtype}")
     valid = float((batch["depth"] > 0).float().mean())
     low = float((batch["depth_low"] > 0).float().mean())
     masked = float(batch["M_x"].float().mean())
     print(f"valid: depth {valid:.1%}, depth_low {low:.1%}, M_x {masked:.1%} of the canvas")
     with torch.no_grad():
         on_device = {k: v.to(network.mean.device) for k, v in batch.items()}
-        value, terms = Supervised(network, loss)(on_device | {"step": 0})
-    shown = ", ".join(f"{k} {float(terms[k]):.3f}" for k in losses.TERMS if k in terms)
+        value, terms = objective(on_device | {"step": 0})
+    shown = {k: v for k, v in terms.items() if k != "dead" and not k.startswith("w_")}
+    shown = ", ".join(f"{k} {float(v):.3f}" for k, v in shown.items())
     print(f"loss before training {float(value):.3f}: {shown}")
     args.out.mkdir(parents=True, exist_ok=True)
     predict.write_picture(args.out / "dry_run.png", data.batch_picture(batch))
@@ -585,7 +650,7 @@ def cores() -> int:
     return max(1, predict.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std")
+NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window")
 # Flags that may differ between a run and its resumption without a word.
 FREE_FLAGS = (
     "out", "resume", "dry_run", "device", "threads", "workers", "ram_cache", "kernels",
@@ -619,7 +684,9 @@ def read_run(args: argparse.Namespace) -> dict | None:
             f"start a run from them with --pretrained {path}"
         )
     then, now = checkpoint["flags"], run_state(args)["flags"]
-    changed = [f"--{k} {then[k]}" for k in now if k in then and now[k] != then[k]]
+    changed = [
+        f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
+    ]  # fmt: skip
     network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
     if network:
         raise TrainError(f"--resume: {path} is another network ({', '.join(network)}); give that")
@@ -634,18 +701,44 @@ def open_data(
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
     if rank > 0:
         dist.barrier()  # the first process renders synthetic scenes, the others then find them
-    root = data.resolve(args.data)
+    roots = [data.resolve(place) for place in (args.data, *args.extra_data)]
     if rank == 0 and world > 1:
         dist.barrier()
-    pairs = data.open_split(root, args.split, args.depth_scale)
+    pairs = [pair for root in roots for pair in data.open_split(root, args.split, args.depth_scale)]
     if args.val_split == "none":
         return pairs, []
-    return pairs, data.open_split(root, args.val_split, args.depth_scale)
+    return pairs, data.open_split(roots[0], args.val_split, args.depth_scale)
+
+
+def start_network(
+    args: argparse.Namespace, resume: dict | None
+) -> tuple[model.DepthNetwork, str, bool]:  # fmt: skip
+    """-> the network as it goes into the first step, where its weights are from, and whether
+    ImageNet weights were wanted in vain."""
+    if resume is not None:
+        network = model.build(resume, resume["path"])
+        return network, f"resumed from {resume['path']} after epoch {resume['epoch']}", False
+    colours = {k: v for k in ("mean", "std") if (v := getattr(args, k)) is not None}
+    more = {}
+    if args.model != "student":
+        more = {"drop_path": args.drop_path, "window": args.window}
+    try:
+        network = model.create(
+            args.model, size=args.size, decoder=args.decoder, upsample=args.upsample,
+            **colours, **more,
+        )  # fmt: skip
+    except ValueError as error:  # flags that do not go together
+        raise TrainError(str(error)) from error
+    return network, *model.load_pretrained(network, args.pretrained)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code; see make_parser."""
-    args = make_parser().parse_args(argv)
+    return launch(parse(argv))
+
+
+def launch(args: argparse.Namespace, **how: object) -> int:
+    """Prepares this process (and its group, under torchrun) and trains; `how` goes to `train`."""
     reuse_memory()
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -657,33 +750,37 @@ def main(argv: list[str] | None = None) -> int:
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        return train(args, device, rank, world)
+        return train(args, device, rank, world, **how)
     finally:
         if world > 1:
             dist.destroy_process_group()
 
 
-def train(args: argparse.Namespace, device: torch.device, rank: int, world: int) -> int:
-    """Everything between the flags and the exit code, in one process of `world`."""
+def train(
+    args: argparse.Namespace, device: torch.device, rank: int, world: int, *,
+    start: Callable[..., tuple[model.DepthNetwork, str, bool]] = start_network,
+    wrap: Callable[[model.DepthNetwork, losses.DepthLoss], nn.Module] = Supervised,
+    teacher_depth: Path | None = None,
+) -> int:  # fmt: skip
+    """Everything between the flags and the exit code, in one process of `world`.
+
+    start: (args, resume) -> what start_network does. wrap: (network, loss) -> the objective, to be
+    given a batch on the network's device. teacher_depth: see data.open_teacher.
+    """
     resume = read_run(args)
     pairs, val = open_data(args, rank, world)
     torch.manual_seed(args.seed)
     try:
         loss = build_loss(args).to(device)
-        network = model.LiteDepth(
-            size=args.size, decoder=args.decoder, upsample=args.upsample,
-            mean=args.mean, std=args.std,
-        )  # fmt: skip
     except ValueError as error:  # flags that do not go together
         raise TrainError(str(error)) from error
-    fell_back = False
-    if resume is None:
-        weights, fell_back = model.load_pretrained(network, args.pretrained)
-    else:
-        network = model.build(resume, resume["path"])
-        weights = f"resumed from {resume['path']} after epoch {resume['epoch']}"
+    network, weights, fell_back = start(args, resume)
     network.to(device, memory_format=torch.channels_last)
-    loader = build_loader(args, pairs, network, rank, world)
+    objective = wrap(network, loss)
+    maps = None
+    if teacher_depth is not None:
+        maps = data.open_teacher(pairs, teacher_depth, args.image_size, args.depth_scale)
+    loader = build_loader(args, pairs, network, maps, rank, world)
     validate = None
     if val and rank == 0 and not args.dry_run:
         validate = Validator(
@@ -694,12 +791,13 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
 
     if rank == 0:
         name = device_name(device)
-        print(f"training on {name}, {len(pairs)} pairs of {args.data}, {len(loader)} steps of "
+        places = " + ".join((args.data, *args.extra_data))
+        print(f"training on {name}, {len(pairs)} pairs of {places}, {len(loader)} steps of "
               f"{loader.batch_size} an epoch; kernels: {args.kernels}")  # fmt: skip
         loud = "NO IMAGENET WEIGHTS, more epochs will be needed: " if fell_back else ""
         print(f"{loud}initial weights: {weights}")
         if args.dry_run:
-            dry_run(args, network, loss, loader)
+            dry_run(args, network, objective, loader)
         else:
             same_folder = resume is not None and resume["path"].resolve().parent == (
                 args.out.resolve()
@@ -715,12 +813,11 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
         loader.close()
         return 0
 
-    if args.sync_bn:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    objective = Supervised(network, loss)
-    optimizer = torch.optim.Adam(
-        objective.parameters(), lr=args.lr, betas=args.betas, eps=args.eps,
-        weight_decay=args.weight_decay, fused=True,
+    if args.sync_bn:  # in place, below `objective`
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    optimizer = build_optimizer(
+        objective, args.optimizer, lr=args.lr, betas=args.betas, eps=args.eps,
+        weight_decay=args.weight_decay,
     )  # fmt: skip
     if world > 1:
         ids = [device.index] if device.type == "cuda" else None
@@ -750,8 +847,10 @@ def train(args: argparse.Namespace, device: torch.device, rank: int, world: int)
         if loader.failed:
             data.notice(f"{len(loader.failed)} pair(s) could not be read and were skipped")
         made = args.out / ("best.pt" if (args.out / "best.pt").exists() else "last.pt")
-        print(f"done: {made}; next: python evaluate.py --data {args.data} --model {made}, "
-              f"python export.py --checkpoint {made}")  # fmt: skip
+        then = f"python export.py --checkpoint {made}"
+        if args.model != "student":
+            then = f"python distill.py --data {args.data} --teacher {made}"
+        print(f"done: {made}; next: python evaluate.py --data {args.data} --model {made}, {then}")
     return 0
 
 
@@ -762,11 +861,16 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-if __name__ == "__main__":
+def guarded(main: Callable[[], int], name: str) -> int:
+    """main()'s exit code; what the user can mend becomes one line on stderr and 2."""
     try:
-        sys.exit(main())
+        return main()
     except (data.DataError, model.CheckpointError, TrainError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, "train.py"))

@@ -1,4 +1,4 @@
-"""Sec. 4.1 (reading RGB-D pairs, refusing bad ones) and Sec. 3.2 (R^2 crop, batches)."""
+"""Sec. 4.1 (reading RGB-D pairs, refusing bad ones), Sec. 3.2 (R^2 crop, batches), teacher maps."""
 
 from __future__ import annotations
 
@@ -874,6 +874,24 @@ def test_sec32_crops_sit_in_the_corner_of_a_mean_canvas(pairs, make_loader):
             assert not low[:, :, :, math.ceil(crop[1] * 24 / 128) :].any()
 
 
+@pytest.mark.parametrize("kernels", ["cpp", "python"])
+def test_sec32_extent_is_what_the_crop_fills(pairs, make_loader, kernels):
+    """Told apart by a pad that no picture can have: black stands for beyond the source."""
+    seen = set()
+    pad = torch.tensor([-1.0, -2.0, -3.0]).view(1, 3, 1, 1)
+    options = {"mean": (-1.0, -2.0, -3.0), "kernels": data.kernels(kernels)}
+    crops = ((48, 64), (49, 43), (65, 96), (95, 127), (96, 128))
+    for augment in (AUGMENT._replace(crops=crops, max_angle=20.0), None):
+        loader = make_loader(pairs, augment=augment, **options)
+        for batch in (b for epoch in range(4) for b in loader.epoch(epoch)):
+            for image, (rows, cols) in zip(batch["image"], batch["extent"].tolist()):
+                assert (image != pad[0])[:, :rows, :cols].all()
+                image[:, :rows, :cols] = pad
+                assert (image == pad).all()
+                seen.add((rows, cols))
+    assert seen == {(32, 48), (32, 32), (43, 72), (63, 95), (64, 96)}
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_sec32_without_augmentation_the_picture_is_opencvs_resize(
     rgbd, rgbd_large, make_loader, large
@@ -952,6 +970,7 @@ def test_sec32_a_batch_is_as_documented(reference, pairs):
         "depth_low": (low, torch.float32), "grad_x": (low, torch.float32),
         "grad_y": (low, torch.float32), "M_x": (low, torch.bool), "M_y": (low, torch.bool),
         "K": ((n, 4), torch.float32), "index": ((n,), torch.int64),
+        "extent": ((n, 2), torch.int64),
     }  # fmt: skip
     assert sorted(reference["index"].tolist()) == list(range(n))
     assert reference["image"].min() >= 0 and reference["image"].max() <= 255
@@ -1105,9 +1124,7 @@ def test_sec33_a_step_on_the_loaders_gradients_equals_eq8s(reference):
     results = []
     for substitute in (False, True):
         torch.manual_seed(0)
-        network = model.LiteDepth(
-            size=NET, decoder="mix", upsample="nearest", mean=args.mean, std=args.std
-        )
+        network = model.LiteDepth(size=NET, decoder="mix", upsample="nearest")
         objective = train.Supervised(network, train.build_loss(args))
         batch = {**reference, "step": 0}
         if substitute:
@@ -1119,3 +1136,387 @@ def test_sec33_a_step_on_the_loaders_gradients_equals_eq8s(reference):
         results.append((loss.detach(), network.encoder.conv_stem.weight.grad))
     assert torch.equal(results[0][0], results[1][0]) and results[0][0].isfinite()
     assert torch.equal(results[0][1], results[1][1])
+
+
+# depths of another model, in the holes -----------------------------------------------------------
+
+KEYS = ("depth", "depth_low", "grad_x", "grad_y", "M_x", "M_y")
+PLACES = (1 + np.arange(SIZE[0] * SIZE[1]).reshape(SIZE)).astype(np.uint16)  # tells each pixel
+TURNED = AUGMENT._replace(max_angle=10.0)
+
+
+def truth_of(pair: data.Pair) -> np.ndarray:
+    return cv2.imread(str(pair.depth), cv2.IMREAD_UNCHANGED)
+
+
+def with_truth(root: Path, pairs: list[data.Pair], make) -> list[data.Pair]:
+    """The pairs with other depth pictures: make(k, truth)."""
+    return [
+        p._replace(depth=write(root / f"{p.rgb.stem}.png", make(k, truth_of(p))))
+        for k, p in enumerate(pairs)
+    ]
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+    return path
+
+
+def of_teacher(batch: dict) -> dict:
+    return {k: batch[f"teacher_{k}"] for k in KEYS}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("teacher") / "places.png", PLACES)
+
+
+@pytest.mark.parametrize("kernels", ["cpp", "python"])
+def test_teacher_stands_exactly_in_the_holes_of_the_truth(
+    tmp_path, pairs, places, make_loader, kernels
+):
+    """Against a loader whose truth is the teacher's map: all of it, then with the truth cut out."""
+    options = {"augment": TURNED, "kernels": data.kernels(kernels), "threads": 3}
+    taught = make_loader(pairs, teacher=[places] * 8, **options)
+    whole = make_loader(with_truth(tmp_path / "w", pairs, lambda k, d: PLACES), **options)
+    holed = make_loader(
+        with_truth(tmp_path / "h", pairs, lambda k, d: np.where(d, 0, PLACES).astype("u2")),
+        **options,
+    )
+    crops, turned = set(), 0
+    for epoch in range(3):
+        batches = [joined(copies(loader.epoch(epoch))) for loader in (taught, whole, holed)]
+        one, two, three = batches
+        assert not ((one["teacher_depth"] > 0) & (one["depth"] > 0)).any()
+        assert torch.equal(one["teacher_depth"], two["depth"].where(one["depth"] == 0, 0))
+        assert (one["teacher_depth"] > 0).float().mean() > 0.05
+        assert_same(of_teacher(one), {k: three[k] for k in KEYS})
+        for k in ("image", "extent", "K", "index"):
+            assert torch.equal(one[k], three[k])
+        crops |= {tuple(e) for e in one["extent"].tolist()}
+        turned += sum(
+            data.draw((0, epoch, i), SIZE, TURNED).affine[1, 0] != 0 for i in one["index"].tolist()
+        )
+    assert len(crops) == 3 and turned > 5
+
+
+@pytest.mark.parametrize("mode", ["cell", "nearest", "bilinear"])
+def test_teacher_leaves_the_plain_keys_bit_identical(pairs, places, make_loader, mode):
+    plain = joined(copies(make_loader(pairs, gt_down=mode).epoch(0)))
+    teacher = [places, None] * 4
+    taught = joined(copies(make_loader(pairs, gt_down=mode, teacher=teacher).epoch(0)))
+    assert taught.keys() - plain.keys() == {f"teacher_{k}" for k in KEYS}
+    assert_same({k: taught[k] for k in plain}, plain)
+    for k in KEYS:
+        made = taught[f"teacher_{k}"]
+        assert made.shape == plain[k].shape and made.dtype == plain[k].dtype
+
+
+def test_teacher_batches_do_not_depend_on_threads_cache_or_slots(pairs, places, make_loader):
+    """One map in two is missing: its slot holds nothing of the batches before."""
+    teacher = [places if k % 3 else None for k in range(8)]
+    expected = [
+        joined(copies(make_loader(pairs, teacher=teacher, threads=1, batch_size=8).epoch(e)))
+        for e in range(4)
+    ]
+    for threads, ram_cache, batch_size in ((3, 0.0, 1), (3, 1.0, 2), (1, 1.0, 4)):
+        loader = make_loader(
+            pairs, teacher=teacher, threads=threads, ram_cache=ram_cache, batch_size=batch_size
+        )
+        for epoch, one in enumerate(expected):
+            assert_same(joined(copies(loader.epoch(epoch))), one)
+    for batch in expected:
+        has = torch.tensor([teacher[i] is not None for i in batch["index"]])
+        assert (batch["teacher_depth"] > 0).flatten(1).any(1).equal(has)
+        assert not any(batch[f"teacher_{k}"][~has].any() for k in KEYS)
+
+
+FORMS = {
+    "float32": lambda mm: (mm / 1000).astype(np.float32),
+    "float64": lambda mm: mm / 1000,
+    "big-endian": lambda mm: (mm / 1000).astype(">f4"),
+    "columns first": lambda mm: np.asfortranarray(mm / 1000),
+    "1 x 1 x H x W": lambda mm: (mm / 1000)[None, None],
+    "H x W x 1": lambda mm: (mm / 1000)[..., None].astype(np.float32),
+    "uint16": lambda mm: mm,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_teacher_npy_in_metres_equals_png_in_millimetres(tmp_path, pairs, make_loader, form):
+    mm = np.random.default_rng(0).integers(0, 65536, SIZE, dtype=np.uint16)
+    mm[0, :3] = 65535, 1, 0
+    png, npy = write(tmp_path / "a.png", mm), save(tmp_path / "a.npy", FORMS[form](mm))
+    assert_same(*(joined(copies(make_loader(pairs, teacher=[path] * 8).epoch(0)))
+                  for path in (png, npy)))  # fmt: skip
+    read = data.read_teacher(npy, SIZE, 1000.0)
+    assert read.dtype == np.uint16 and read.flags.c_contiguous and (read == mm).all()
+
+
+def test_teacher_npy_is_metres_at_any_depth_scale(tmp_path, pairs, make_loader):
+    for dtype in (np.float16, np.float32, np.float64):
+        path = save(tmp_path / "a.npy", np.full(SIZE, 3.25, dtype))
+        for scale in (1000.0, 256.0, 5000.0):
+            loader = make_loader(pairs, teacher=[path] * 8, depth_scale=scale)
+            batch = joined(copies(loader.epoch(0)))
+            assert batch["teacher_depth"].unique().tolist() == [0.0, 3.25]
+            # a cell may hold both: its pixels do not
+            both = (batch["teacher_depth_low"] > 0) & (batch["depth_low"] > 0)
+            assert both.any() and not ((batch["teacher_depth"] > 0) & (batch["depth"] > 0)).any()
+            assert batch["teacher_depth_low"].unique().tolist() == [0.0, 3.25]
+            assert not batch["teacher_grad_x"].any() and batch["teacher_M_x"].any()
+
+
+def test_teacher_depths_that_do_not_fit_are_holes(tmp_path):
+    given = {
+        np.nan: 0, np.inf: 0, -np.inf: 0, -2.0: 0, 0.0: 0, 0.0004: 0, 65.5356: 0, 65.6: 0,
+        1e300: 0, 0.0006: 1, 1.2344: 1234, 1.2346: 1235, 65.535: 65535,
+    }  # fmt: skip
+    metres = np.full(SIZE, 1.0)
+    metres[5, : len(given)] = list(given)
+    read = data.read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0)
+    assert read[5, : len(given)].tolist() == list(given.values())
+    metres[:] = np.nan  # nothing to teach is no error
+    assert not data.read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0).any()
+
+
+def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path, make_loader):
+    rng = np.random.default_rng(0)
+    deep = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
+    for path in (write(tmp_path / "a.png", deep), save(tmp_path / "a.npy", deep / 1000)):
+        read = data.read_teacher(path, SIZE, 1000.0, (288, 450))
+        np.testing.assert_array_equal(read, deep[1::3, 34:417:3])  # 384 of 450 columns
+    # through the loader, at the picture's size, at a third and as a network may round it
+    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
+    pair = pair_of(tmp_path, bgr, np.zeros_like(deep))
+    for h, w in ((288, 450), (96, 150), (196, 308)):
+        small = rng.integers(1, 60000, (h, w), dtype=np.uint16)
+        as_truth = data.read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
+        path = write(tmp_path / "m.png", small)
+        sample = make_loader([pair], teacher=[path], batch_size=1).sample(0)
+        assert as_truth.any()
+        np.testing.assert_array_equal(sample.teacher, as_truth)
+
+
+BAD_MAPS = {
+    "8-bit png": ("png", lambda p: write(p, U8), "depth as uint8: save metres as a float32 .npy"),
+    "colour png": ("png", lambda p: write(p, np.dstack([U16] * 3)), r"shape \(96, 128, 3\): one"),
+    "jpeg as png": (
+        "png", lambda p: write(p.with_suffix(".jpg"), U8).rename(p), "depth as uint8: save metres",
+    ),
+    "text as png": ("png", lambda p: p.write_text("hello" * 99), "not a JPEG or PNG file; convert"),
+    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file; "),
+    "png cut": ("png", lambda p: cut(write(p, PLACES), 0.9), "cut short.*copy it anew"),
+    "png of another aspect": (
+        "png", lambda p: write(p, U16[:, :96]), "is 96x96, its picture 96x128: another aspect; br",
+    ),
+    "text as npy": ("npy", lambda p: p.write_text("hello" * 99), "not a whole .npy .*write it ane"),
+    "empty npy": ("npy", lambda p: p.write_bytes(b""), "not a whole .npy .*write it anew"),
+    "npy cut": ("npy", lambda p: cut(save(p, PLACES), 0.9), "not a whole .npy .*write it anew"),
+    "npz as npy": (
+        "npy", lambda p: (np.savez(p.with_suffix(".npz"), U16), p.with_suffix(".npz").rename(p)),
+        "not a whole .npy .*write it anew",
+    ),
+    "broken header": (
+        "npy", lambda p: p.write_bytes(save(p, PLACES).read_bytes().replace(b"}", b"(")),
+        "not a whole .npy .*write it anew",
+    ),
+    "pickled": ("npy", lambda p: save(p, np.array([{}])), "not a whole .npy .*allow_pickle=False"),
+    "a folder": ("npy", lambda p: p.mkdir(), "cannot be read"),
+    "no file": ("npy", lambda p: None, "cannot be read .No such file"),
+    "stack": ("npy", lambda p: save(p, np.ones((3, *SIZE))), r"shape \(3, 96, 128\): one depth"),
+    "row": ("npy", lambda p: save(p, np.ones(96)), r"shape \(96,\): one depth map"),
+    "nothing": ("npy", lambda p: save(p, np.ones((0, 128))), r"shape \(0, 128\): one depth map"),
+    "npy of another aspect": (
+        "npy", lambda p: save(p, np.ones((96, 126))), "is 96x126, its picture 96x128: another asp",
+    ),
+    **{
+        name: ("npy", lambda p, name=name: save(p, np.ones(SIZE, name)),
+               f"depth as {name}: save metres as a float32 .npy")
+        for name in ("uint8", "int16", "int32", "uint32", "int64", "bool", "complex64")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MAPS)
+def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
+    suffix, damage, message = BAD_MAPS[name]
+    path = tmp_path / f"a.{suffix}"
+    damage(path)
+    with pytest.raises(data.DataError, match=message) as refusal:
+        data.read_teacher(path, SIZE, 1000.0)
+    assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
+
+
+def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(
+    tmp_path, pairs, make_loader, capsys
+):
+    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
+    maps[4].write_bytes(b"")
+    write(maps[6].with_suffix(".png"), U8)
+    maps[6], maps[1] = maps[6].with_suffix(".png"), None
+    loader = make_loader(pairs, teacher=maps, threads=3)
+    for epoch in range(3):
+        batch = joined(copies(loader.epoch(epoch)))
+        for index, depth in zip(batch["index"].tolist(), batch["teacher_depth"]):
+            own = [] if index in (1, 4, 6) else [index + 1.0]
+            assert depth.unique().tolist() == [0.0, *own]
+        plain = joined(copies(make_loader(pairs).epoch(epoch)))
+        assert_same({k: batch[k] for k in plain}, plain)
+    assert not loader.failed
+    notes = sorted(lines_of(capsys.readouterr().err))
+    assert len(notes) == 2 and all(n.startswith("note: teacher_depth: ") for n in notes)
+    assert "4.npy: not a whole" in notes[0] and "6.png: a teacher's depth as uint8" in notes[1]
+    assert all(n.endswith("(taught by the ground truth alone)") for n in notes)
+
+
+def test_teacher_map_of_the_pair_that_stands_in(tmp_path, make_rgbd, make_loader):
+    pairs = data.list_pairs(make_rgbd(tmp_path / "set"), "train")
+    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
+    for k in (2, 7):
+        pairs[k].rgb.unlink()
+    loader = make_loader(pairs, teacher=maps)
+    batch = joined(copies(loader.epoch(0)))
+    assert sorted(batch["index"].tolist()) == [0, 0, 1, 3, 3, 4, 5, 6] and len(loader.failed) == 2
+    for index, depth in zip(batch["index"].tolist(), batch["teacher_depth"]):
+        assert depth.unique().tolist() == [0.0, index + 1.0]
+
+
+def test_teacher_maps_are_kept_and_counted(pairs, places, make_loader, monkeypatch):
+    read, calls = data.read_teacher, []
+    monkeypatch.setattr(data, "read_teacher", lambda *a: calls.append(1) or read(*a))
+    for ram_cache, reads in ((1.0, 8), (0.0, 16), (3.5 * 7 * 96 * 128e-9, 13)):
+        calls.clear()
+        loader = make_loader(pairs, ram_cache=ram_cache, threads=1, teacher=[places] * 8)
+        assert_same(*(joined(copies(loader.epoch(0))) for _ in range(2)))
+        assert len(calls) == reads
+    with pytest.raises(ValueError, match="teacher: 7 maps for 8 pairs"):
+        make_loader(pairs, teacher=[places] * 7)
+
+
+@pytest.mark.parametrize("name", ["{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy"])
+@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
+def test_teacher_maps_go_by_the_stem_of_the_picture(tmp_path, make_rgbd, capsys, name, layout):
+    """Scene folders first, then the flat folder; a list's depths have other names."""
+    pairs = data.list_pairs(make_rgbd(tmp_path / "set", layout), "train")
+    folder, expected = tmp_path / "maps", []
+    for k, pair in enumerate(pairs):
+        expected.append(folder / ("" if k % 3 else pair.scene) / name.format(pair.rgb.stem))
+        expected[-1].parent.mkdir(parents=True, exist_ok=True)
+        expected[-1].touch()
+        (folder / f"{pair.rgb.stem}_color.png").touch()  # predict.py's other picture
+    assert data.teacher_maps(pairs, folder) == expected
+    assert capsys.readouterr().err == ""
+    (folder / name.format(pairs[0].rgb.stem)).touch()  # the scene's folder wins
+    assert data.teacher_maps(pairs, folder) == expected
+
+
+def test_teacher_maps_that_predict_writes_are_found(tmp_path, make_rgbd):
+    """The names and units of predict.py, by itself."""
+    pairs = data.list_pairs(make_rgbd(tmp_path / "set"), "train")
+    model.save(tmp_path / "m.pt", model.LiteDepth(size=NET), image_size=list(SIZE))
+    command = [str(p.rgb) for p in pairs] + ["--model", str(tmp_path / "m.pt")]
+    assert data.predict.main([*command, "--out", str(tmp_path / "out")]) == 0
+    maps = data.open_teacher(pairs, tmp_path / "out", SIZE, 1000.0)
+    assert [m.name for m in maps] == [f"sample_{k}_depth.png" for k in range(8)]
+    predictor = data.predict.load_predictor(tmp_path / "m.pt")
+    metres = predictor(data.read_pair(pairs[0], SIZE, K0, {}).rgb)
+    assert np.abs(data.read_teacher(maps[0], SIZE, 1000.0) - 1000 * metres).max() <= 0.51
+
+
+def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
+    for k in (0, 3, 4, 5, 7):
+        (tmp_path / f"sample_{k}.npy").touch()
+    maps = data.teacher_maps(pairs, tmp_path)
+    assert [k for k, m in enumerate(maps) if m is None] == [1, 2, 6]
+    assert lines_of(capsys.readouterr().err) == [
+        f"note: teacher_depth: 3 of 8 pairs have no map in {tmp_path}: taught by the ground truth "
+        "alone"
+    ]
+
+
+def test_teacher_maps_refusals(tmp_path, make_rgbd):
+    def refused(pairs: list[data.Pair], message: str, folder: Path = tmp_path / "maps") -> None:
+        with pytest.raises(data.DataError) as refusal:
+            data.teacher_maps(pairs, folder)
+        text = str(refusal.value)
+        assert re.search(message, text) and str(folder) in text and "\n" not in text, text
+
+    pairs = data.list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")
+    refused(pairs, "--teacher_depth .*maps: no such folder")
+    (tmp_path / "maps").mkdir()
+    refused(
+        pairs, "no map for any of 8 pairs; looked for sample_0.npy, sample_0.png, "
+        "sample_0_depth.png, sample_0_depth.npy in .*maps/hall and .*maps, and so on",
+    )  # fmt: skip
+    (tmp_path / "file").touch()
+    refused(pairs, "no such folder", tmp_path / "file")
+    # equal stems in two scenes and one flat folder
+    twin = pairs[5].rgb.rename(pairs[5].rgb.with_name("sample_1.png"))
+    pairs[5] = pairs[5]._replace(rgb=twin)
+    flat = tmp_path / "maps/sample_1.npy"
+    flat.touch()
+    refused(
+        pairs, f"{pairs[1].rgb} and {twin} would both take {flat}: use one sub-folder per scene "
+        f".{tmp_path}/maps/hall, {tmp_path}/maps/yard",
+    )  # fmt: skip
+    (tmp_path / "maps/yard").mkdir()
+    (tmp_path / "maps/yard/sample_1.npy").touch()
+    data.teacher_maps(pairs, tmp_path / "maps")  # now each has its own
+    # two scenes of one name
+    same = [p._replace(scene="yard") for p in pairs]
+    refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
+    # one picture twice, as in a list with repeats, is none of that
+    assert data.teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
+    (tmp_path / "maps/sample_1_depth.png").touch()
+    refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
+
+
+def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
+    pairs = [
+        data.Pair(tmp_path / f"s{k % 7}/rgb/{k}.png", tmp_path, f"s{k % 7}", tmp_path)
+        for k in range(5000)
+    ]
+    for k in range(7):
+        (tmp_path / f"maps/s{k}").mkdir(parents=True)
+    (tmp_path / "maps/s3/17.npy").touch()
+    listdir, calls = data.os.listdir, []
+    monkeypatch.setattr(data.os, "listdir", lambda path: calls.append(path) or listdir(path))
+    maps = data.teacher_maps(pairs, tmp_path / "maps")
+    assert [m for m in maps if m] == [tmp_path / "maps/s3/17.npy"] == [maps[17]]
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("factor", [100.0, 190.0, 1.0, 1000.0])
+def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, factor):
+    for pair in pairs:
+        save(tmp_path / f"{pair.rgb.stem}.npy", truth_of(pair) / 1000 * factor)
+    maps = data.open_teacher(pairs, tmp_path, SIZE, 10.0)
+    assert maps == data.teacher_maps(pairs, tmp_path)
+    notes = lines_of(capsys.readouterr().err)
+    # the truth is said to be in tenths of a metre: 100 times as far
+    expected = factor / 100
+    assert len(notes) == (not 0.5 < expected < 2)
+    assert all(f"the maps in {tmp_path} are {expected:.3g} times" in n for n in notes)
+    write(tmp_path / "sample_3.png", U8)
+    (tmp_path / "sample_3.npy").unlink()
+    with pytest.raises(data.DataError, match="sample_3.png: a teacher's depth as uint8"):
+        data.open_teacher(pairs, tmp_path, SIZE, 1000.0)
+
+
+def test_teacher_has_a_column_in_the_picture_of_a_batch(tmp_path, pairs, make_loader):
+    metres = np.full(SIZE, 45.0)
+    metres[:, 64:] = 60  # both beyond the truth's: the range is of both
+    path = save(tmp_path / "a.npy", metres)
+    plain, taught = (
+        data.batch_picture(copies(make_loader(pairs, teacher=t).epoch(0))[0])
+        for t in (None, [path] * 8)
+    )
+    h, w = 26 + 4 * 2 * NET[0], 2 * NET[1]
+    assert plain.shape == (h, 4 * w, 3) and taught.shape == (h, 5 * w, 3)
+    column = taught[26:, 4 * w :].reshape(-1, 3)
+    kinds = np.unique(column, axis=0)
+    assert len(kinds) > 2 and list(data.predict.HOLE) in kinds.tolist()
+    assert (taught[:26, 4 * w :] < 255).any()  # its name
+    assert (taught[26:, :w] == plain[26:, :w]).all()

@@ -374,7 +374,7 @@ def test_input_resize_is_half_pixel(h, w):
 def test_decoder_resize_keeps_corners():
     x = torch.randn(2, 3, 4, 5)
     y = M.upsample(x, (8, 10), "corners")
-    assert torch.allclose(y[..., :: 7, :: 9], x[..., :: 3, :: 4], atol=1e-6)
+    assert torch.allclose(y[..., ::7, ::9], x[..., ::3, ::4], atol=1e-6)
     ramp = M.upsample(torch.tensor([0.0, 1.0, 2.0]).view(1, 1, 1, 3), (1, 5), "corners")
     assert torch.equal(ramp.flatten(), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
 
@@ -1050,29 +1050,51 @@ def test_fetch_refused_connection():
 # ------------------------------------------------------------------------------------------ flags
 
 
-def test_flags_are_the_papers_values():
+def flags(teachers: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    M.add_arguments(parser)
+    M.add_arguments(parser, teachers=teachers)
+    return parser
+
+
+def test_flags_are_the_papers_values():
+    parser = flags()
     args = parser.parse_args([])
-    net = LiteDepth(
-        size=args.size, decoder=args.decoder, upsample=args.upsample, mean=args.mean, std=args.std
-    )
-    assert net.model_args == LiteDepth().model_args == {
+    assert args.mean is args.std is None  # each network's own
+    common = {"size": args.size, "decoder": args.decoder, "upsample": args.upsample}
+    net = M.create(args.model, **common)
+    assert type(net) is LiteDepth and net.model_args == LiteDepth().model_args == {
         "size": [128, 160], "decoder": "mix", "upsample": "nearest", "mean": [127.5] * 3,
         "std": [127.5] * 3, "merged": False,
     }  # fmt: skip
+    more = {"window": args.window, "drop_path": args.drop_path}
+    with torch.device("meta"):
+        teacher = M.create("swin_l", **common, **more)
+        assert teacher.model_args == M.create("swin_l").model_args | more
+    assert more == {"window": 7, "drop_path": 0.3}
     assert (args.pretrained, args.model) == ("auto", "student")
     args = parser.parse_args("--size 64x96 --mean 1,2,3 --std 4,5,6 --decoder 3x3".split())
     assert (args.size, args.mean, args.std) == ((64, 96), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    net = LiteDepth(size=args.size, decoder=args.decoder, mean=args.mean, std=args.std)
+    assert net.mean.tolist() == [1.0, 2.0, 3.0] and net.std.tolist() == [4.0, 5.0, 6.0]
     assert "--pretrained" in parser.format_help()
 
 
-@pytest.mark.parametrize("flag", ["--size 128", "--mean 1,2", "--decoder 5x5", "--upsample cubic"])
+def test_flags_of_teachers():
+    args = flags().parse_args("--model swin_nano --window 12 --drop_path 0".split())
+    assert (args.model, args.window, args.drop_path) == ("swin_nano", 12, 0.0)
+    own = vars(flags().parse_args([])).keys() - vars(flags(teachers=False).parse_args([])).keys()
+    assert own == {"model", "window", "drop_path"}
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--size 128", "--mean 1,2", "--decoder 5x5", "--upsample cubic", "--model swin_xxl",
+     "--window 1", "--window 7.5", "--window -7", "--window ²", "--drop_path 1",
+     "--drop_path -0.1", "--drop_path nan", "--drop_path much"],
+)  # fmt: skip
 def test_flags_refuse(flag, capsys):
-    parser = argparse.ArgumentParser()
-    M.add_arguments(parser)
     with pytest.raises(SystemExit):
-        parser.parse_args(flag.split())
+        flags().parse_args(flag.split())
     assert flag.split()[0] in capsys.readouterr().err
 
 

@@ -45,6 +45,7 @@ def test_only_export_imports_tensorflow():
 
 
 def parsers():
+    import distill
     import evaluate
     import export
     import predict
@@ -52,14 +53,14 @@ def parsers():
     import train
 
     return {
-        "train.py": train.make_parser(), "export.py": export.make_parser(),
-        "evaluate.py": evaluate.make_parser(), "predict.py": predict.make_parser(),
-        "synthetic.py": synthetic.make_parser(),
+        "train.py": train.make_parser(), "distill.py": distill.make_parser(),
+        "export.py": export.make_parser(), "evaluate.py": evaluate.make_parser(),
+        "predict.py": predict.make_parser(), "synthetic.py": synthetic.make_parser(),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "script", ["train.py", "export.py", "evaluate.py", "predict.py", "synthetic.py"]
+    "script", ["train.py", "distill.py", "export.py", "evaluate.py", "predict.py", "synthetic.py"]
 )
 def test_every_flag_has_a_help_that_says_something(script):
     parser = parsers()[script]

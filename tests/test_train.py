@@ -94,6 +94,76 @@ def test_schedule_ends_at_a_quarter_and_warms_up_a_tenth_of_a_short_run():
     assert short[5] == pytest.approx(0.5 * (3e-3 * 0.95**0.9 + 1e-3), rel=1e-3)
 
 
+# ----------------------------------------------------------------------------------------- teacher
+
+
+def test_a_teachers_recipe_is_the_released_one_and_flags_win():
+    teacher = train.parse(["--model", "swin_t"])
+    assert (teacher.lr, teacher.weight_decay, teacher.min_lr_ratio) == (2e-4, 0.01, 0.01)
+    assert (teacher.warmup, teacher.warmup_ratio, teacher.epochs) == (1000, 1e-3, 200)
+    assert teacher.weights == (1, 0.2, 2.5, 0.6) and teacher.betas == (0.9, 0.999)
+    assert (teacher.drop_path, teacher.optimizer, teacher.batch_size) == (0.3, "adamw", 16)
+    assert str(teacher.out) == "runs/teacher"
+    given = train.parse(["--model", "swin_t", "--lr", "1e-3", "--weights", "1,0,0,0"])
+    assert given.lr == 1e-3 and given.weights == (1, 0, 0, 0) and given.weight_decay == 0.01
+    student = train.parse([])
+    assert (student.lr, student.weight_decay, student.optimizer) == (4e-3, 0, "adam")
+    assert student.weights == (1, 0.25, 2.5, 0.6) and student.batch_size == 32
+    assert train.TEACHER.keys() <= vars(student).keys()
+
+
+def test_adamw_decays_all_but_norms_bias_tables_and_loss_weights():
+    """A step without a gradient shows who is decayed: those shrink by lr * weight_decay."""
+    network = model.create("swin_nano", size=(64, 96))
+    args = train.make_parser().parse_args(["--dynamic_weights"])
+    objective = train.Supervised(network, train.build_loss(args))
+    for p in objective.parameters():
+        p.grad = torch.zeros_like(p)
+        p.data.fill_(1.0)
+    train.build_optimizer(
+        objective, "adamw", lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.5
+    ).step()
+    kept = {n for n, p in objective.named_parameters() if torch.equal(p, torch.ones_like(p))}
+    rest = [p for n, p in objective.named_parameters() if n not in kept]
+    assert all(torch.allclose(p, torch.full_like(p, 0.95)) for p in rest)
+    # patch embedding 1, blocks 2 each, mergings 3, outputs 4: weight and bias; 8 bias tables
+    assert len(kept) == 2 * (1 + 16 + 3 + 4) + 8 + 1
+    assert all("norm" in n or "bias_table" in n or n == "loss.p" for n in kept)
+
+
+def test_frozen_parameters_are_not_optimised():
+    objective = train.Supervised(model.LiteDepth(), None)
+    objective.network.decoder.depth.requires_grad_(False)
+    for name in ("adam", "adamw"):
+        made = train.build_optimizer(
+            objective, name, lr=1.0, betas=(0.9, 0.999), eps=1.0, weight_decay=0.0
+        )
+        ours = {id(p) for group in made.param_groups for p in group["params"]}
+        theirs = {id(p) for p in objective.network.decoder.depth.parameters()}
+        assert not ours & theirs and len(ours) + 2 == len(list(objective.parameters()))
+
+
+def test_extra_data_is_trained_on_and_not_validated_on(root, tmp_path, capsys):
+    write_pairs(tmp_path / "more", "train", 5, seed=7)
+    few = flags(root, tmp_path / "run", "--epochs", "1", "--extra_data", str(tmp_path / "more"))
+    assert train.main(few) == 0
+    assert "13 pairs of" in capsys.readouterr().out
+    args = json.loads((tmp_path / "run/args.json").read_text())
+    assert (args["train_pairs"], args["val_pairs"]) == (13, 3)
+
+
+def test_a_teacher_trains_and_says_what_is_next(root, tmp_path, capsys):
+    more = ("--epochs", "1", "--model", "swin_nano", "--window", "5", "--drop_path", "0.1")
+    assert train.main(flags(root, tmp_path, *more)) == 0
+    out = capsys.readouterr().out
+    assert f"distill.py --data {root} --teacher {tmp_path / 'best.pt'}" in out
+    teacher = model.load(tmp_path / "best.pt")
+    assert teacher.model_args["model"] == "swin_nano" and teacher.encoder.window == 5
+    assert teacher.mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
+    with pytest.raises(train.TrainError, match="another network.*--window 5"):
+        train.main([*flags(root, tmp_path, *more), "--resume", "--window", "7"])
+
+
 # -------------------------------------------------------------------------------------- trajectory
 
 # Ten steps at 480x640, batch 4, seed 2, lr 3e-5: one and two threads agree on them to 5e-5. At a
@@ -109,7 +179,7 @@ def objective_on(pairs, *command):
     args = train.make_parser().parse_args(command)
     torch.manual_seed(args.seed)
     network = model.LiteDepth(size=args.size)
-    loader = train.build_loader(args, pairs, network, 0, 1)
+    loader = train.build_loader(args, pairs, network, None, 0, 1)
     return train.Supervised(network, train.build_loss(args)), loader
 
 
@@ -262,9 +332,13 @@ def test_dry_run_trains_nothing_and_draws_a_batch(root, tmp_path, capsys):
 # ------------------------------------------------------------------------------ resume and signals
 
 
-def test_resume_is_bit_exact(root, tmp_path):
-    """Two epochs and two more, or four at once: the same bits, also of Adam and of the log."""
-    more = ["--dynamic_weights", "--robust_adaptive"]
+@pytest.mark.parametrize(
+    "more", [["--dynamic_weights", "--robust_adaptive"], ["--model", "swin_nano"]],
+    ids=["student", "teacher"],
+)  # fmt: skip
+def test_resume_is_bit_exact(root, tmp_path, more):
+    """Two epochs and two more, or four at once: the same bits, also of Adam and of the log. The
+    teacher's drop path draws from torch's generator."""
     train.main(flags(root, tmp_path / "once", "--epochs", "4", *more))
     stop = tmp_path / "stopped"
     real = train.Validator.__call__

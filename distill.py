@@ -1,0 +1,381 @@
+"""Sec. 3.4 Structure-Aware Distillation: Eq. 12, Eq. 13 and the rows of Table 6.
+
+    python distill.py --teacher runs/teacher/best.pt              from the stage-1 student
+    python distill.py --teacher swin.pth --student none           single stage, from scratch
+    python distill.py --teacher swin.pth --method l2              Table 6's other rows
+    python distill.py --teacher_depth DIR                         any other model's depth maps
+
+A fixed teacher (Fig. 5) and the student see the same crops; the student's decoder features are
+pulled towards the teacher's (Fig. 6). It is train.py's loop with another objective.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import data
+import losses
+import model
+import train
+
+LEVELS = ("DeFeat2", "DeFeat3", "DeFeat4")
+STUDENT = Path("runs/student/best.pt")
+W_D = {"structure": 10.0, "l2": 0.01, "channel": 0.01}
+
+# ------------------------------------------------------------------------------------------ Eq. 12
+
+
+def unit(feature: Tensor, M: Tensor) -> Tensor:
+    """(N,C,h,w) -> (N,C,h*w) with an L2 norm of 1 over C at every position, 0 where M is not 1."""
+    # Under the root, so that a feature of zeros has a gradient (of 1e4 at most); float32 features
+    # of norm 1 do not notice.
+    length = (feature.square().sum(1, keepdim=True) + 1e-8).sqrt()
+    return (feature / length * M).flatten(2)
+
+
+def mean_over_pictures(total: Tensor, n: Tensor) -> Tensor:
+    """total (N,), a sum over n (N,) things a picture -> the mean of total / n over pictures that
+    have any; 0, still attached, when none has."""
+    return losses.masked_mean(total / n.clamp(min=1), (n > 0).to(total.dtype))
+
+
+def L_affinity(F_s: Tensor, F_t: Tensor, M: Tensor, distance: str) -> Tensor:
+    """Eq. 12, one level: mean over i, j of |a_ij^s - a_ij^t|, with a_ij = <f_i, f_j> the affinity
+    of two positions, an inner product of L2-normalised features.
+
+    F_s (N,C_s,h,w) and F_t (N,C_t,h,w): channels may differ, maps may not. M (N,1,h,w): 1 where the
+    truth is valid; i and j run over those. distance: "l1", or "mse" for the squared difference.
+    PAPER: prints L1, but its weight of 10 was tuned with the released code's squared difference.
+    PAPER: takes all H x W positions; where no truth is, neither network has learned anything: as
+    released, holes are left out. Divides by H x W although the sum is over pairs; here it is the
+    mean over pairs, as released.
+    """
+    f_s, f_t = unit(F_s, M), unit(F_t, M)
+    a_s, a_t = f_s.transpose(1, 2) @ f_s, f_t.transpose(1, 2) @ f_t  # (N, h*w, h*w), 0 in holes
+    apart = (a_s - a_t).abs() if distance == "l1" else (a_s - a_t) ** 2
+    return mean_over_pictures(apart.sum((1, 2)), M.sum((1, 2, 3)) ** 2)
+
+
+def L_affinity_gram(F_s: Tensor, F_t: Tensor, M: Tensor) -> Tensor:
+    """L_affinity(..., "mse") without its (h*w)^2 maps: with the features as the columns of S and T,
+
+        sum_ij (s_i.s_j - t_i.t_j)^2 = |S S'|^2 - 2 |S T'|^2 + |T T'|^2,
+
+    and S S', S T', T T' are only channels x channels. In double: the three nearly cancel.
+    """
+    S, T = unit(F_s.double(), M), unit(F_t.double(), M)
+
+    def square(A: Tensor, B: Tensor) -> Tensor:
+        return (A @ B.transpose(1, 2)).square().sum((1, 2))
+
+    apart = square(S, S) - 2 * square(S, T) + square(T, T)
+    return mean_over_pictures(apart, M.sum((1, 2, 3)).double() ** 2).float()
+
+
+# ------------------------------------------------------------------------------ Table 6, other rows
+
+
+def L_l2(F_s: Tensor, F_t: Tensor, M: Tensor) -> Tensor:
+    """L2 distillation: mean of (F_s - F_t)^2 over the positions where M (N,1,h,w) is 1, and over
+    channels. F_s and F_t have the same shape (N,C,h,w)."""
+    apart = (((F_s - F_t) * M) ** 2).sum((1, 2, 3))  # masked first: a square may be inf
+    return mean_over_pictures(apart, M.sum((1, 2, 3)) * F_s.shape[1])
+
+
+def L_channel(F_s: Tensor, F_t: Tensor, M: Tensor, tau: float) -> Tensor:
+    """Channel-wise distillation (Shu et al., ICCV 2021): every channel becomes a distribution over
+    the positions where M is 1, by a softmax at temperature tau; tau^2 KL(teacher || student), mean
+    over channels and pictures."""
+    holes = ~(M > 0).flatten(2)
+    log_s, log_t = (
+        (f.flatten(2) / tau).masked_fill(holes, -1e4).log_softmax(-1) for f in (F_s, F_t)
+    )
+    kl = (log_t.exp() * (log_t - log_s)).sum((1, 2))
+    n = (M.sum((1, 2, 3)) > 0).to(kl.dtype)
+    return tau**2 * mean_over_pictures(kl * n, n * F_s.shape[1])
+
+
+# ------------------------------------------------------------------------------------------ Eq. 13
+
+
+class Distill(nn.Module):
+    """Eq. 13: L = L_depth + w_d L_distill, and the depth losses once more on another model's maps.
+
+    network: the student. teacher: frozen here, always in eval mode, without a graph; None when only
+    depth maps teach. method: "structure" (Eq. 12 on three levels), "l2" or "channel" (DeFeat4 only,
+    as released). teacher_dtype: what the teacher computes in. w_t: weight of the depth losses on a
+    batch's teacher_depth, which is 0 where the truth is valid.
+    """
+
+    def __init__(
+        self, network: model.DepthNetwork, loss: losses.DepthLoss,
+        teacher: model.DepthNetwork | None, *, method: str, affinity: str, w_d: float,
+        tau: float, w_t: float, teacher_dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.loss, self.teacher = network, loss, teacher
+        if teacher is not None:
+            teacher.requires_grad_(False).eval()
+        self.w_d, self.w_t, self.dtype = w_d, w_t, teacher_dtype
+        self.compare: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
+        if method == "l2":
+            self.compare = {"DeFeat4": L_l2}
+        elif method == "channel":
+            self.compare = {"DeFeat4": functools.partial(L_channel, tau=tau)}
+        else:
+            pairs = functools.partial(L_affinity, distance=affinity)
+            self.compare = dict.fromkeys(LEVELS, pairs)
+            if affinity == "mse":  # the same number; DeFeat2 has fewer positions than channels
+                self.compare |= dict.fromkeys(LEVELS[1:], L_affinity_gram)
+
+    def train(self, mode: bool = True) -> Distill:
+        """PAPER: "fixed"; in the released code the loop's train() reaches the teacher and switches
+        its drop path on. Here it stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch of data.Loader plus "step" -> (loss, {name: value to log})."""
+        d_hat, F_s = self.network.features(batch["image"])
+        d_full = model.upsample(d_hat, batch["depth"].shape[-2:], self.network.mode)
+        loss, terms = self.loss(d_hat, d_full, batch)
+        if "teacher_depth" in batch:
+            taught = {
+                k.removeprefix("teacher_"): v for k, v in batch.items() if k.startswith("teacher_")
+            }
+            extra, more = self.loss(d_hat, d_full, batch | taught)
+            loss = loss + self.w_t * extra
+            terms |= {f"teacher_{k}": more[k] for k in losses.TERMS if k in more}
+        if self.teacher is not None:
+            distances = self.distances(F_s, self.teach(batch), batch["depth_low"])
+            L_distill = sum(distances.values())
+            loss = loss + self.w_d * L_distill
+            terms |= {k: v.detach() for k, v in {"distill": L_distill, **distances}.items()}
+        return loss, {**terms, "dead": (d_hat.detach() == 0).all().float()}
+
+    @torch.no_grad()
+    def teach(self, batch: dict) -> list[Tensor]:
+        """The teacher's features of a batch."""
+        image = own_padding(batch["image"], batch["extent"], self.teacher.mean)
+        bf16 = self.dtype == torch.bfloat16
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+            return self.teacher.features(image)[1]
+
+    def distances(
+        self, F_s: list[Tensor], F_t: list[Tensor], d_low: Tensor
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """L_distill level by level; d_low (N,1,h,w) is the truth at DeFeat4's size, whose holes
+        (0) are left out. A position of a coarser level is valid when any below it is."""
+        M, out = (losses.holes_to_zero(d_low) > 0).float(), {}
+        with torch.autocast(M.device.type, enabled=False):
+            for name, f_s, f_t in zip(LEVELS, F_s, F_t):
+                if name in self.compare:
+                    M_l = F.adaptive_max_pool2d(M, f_s.shape[-2:])
+                    out[name] = self.compare[name](f_s.float(), f_t.float(), M_l)
+        return out
+
+
+def own_padding(image: Tensor, extent: Tensor, mean: Tensor) -> Tensor:
+    """A batch's image with `mean` (3,) beyond each sample's extent (rows, columns), where the
+    loader put the student's: every network then pads with its own 0 of Eq. 1."""
+    rows = torch.arange(image.shape[2], device=image.device) < extent[:, :1]
+    cols = torch.arange(image.shape[3], device=image.device) < extent[:, 1:]
+    inside = rows[:, None, :, None] & cols[:, None, None, :]
+    return torch.where(inside, image, mean.view(1, 3, 1, 1))
+
+
+# ------------------------------------------------------------------------------ teacher and student
+
+
+def load_teacher(path: str) -> model.DepthNetwork:
+    """The trained teacher of a checkpoint. Raises CheckpointError; for a bare backbone its message
+    is the command that makes a teacher of it."""
+    content = model.read_weights(Path(path))
+    if not isinstance(content, dict) or content.get("format") != model.FORMAT:
+        weights = model.backbone_weights(content, Path(path))
+        name = model.recognize(weights)
+        if name is None:
+            raise model.CheckpointError(f"{path}: neither a checkpoint of train.py nor a Swin")
+        raise model.CheckpointError(
+            f"{path}: a bare {name} backbone: it knows ImageNet but no depth. Train the teacher "
+            f"first: python train.py --model {name} --pretrained {path} --data ROOT"
+        )
+    teacher = model.build(content, path).eval()
+    if isinstance(teacher, model.LiteDepth):
+        data.notice(f"{path} holds a student; it teaches all the same")
+    return teacher
+
+
+def faster_in_bf16(teacher: model.DepthNetwork, pictures: int = 4) -> bool:
+    """Whether a forward pass takes at least a tenth less time in bfloat16 where the teacher is."""
+    device, best = teacher.mean.device, {}
+    image = torch.full((pictures, 3, *teacher.size), 127.5, device=device)
+    for bf16 in (False, True) * 3:  # in turns, so that a busy moment meets both; the first warms up
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            started = time.perf_counter()
+            float(teacher.features(image)[0].sum())  # waits for the device
+        best[bf16] = min(best.get(bf16, math.inf), time.perf_counter() - started)
+    return best[True] < 0.9 * best[False]
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """train.py's flags, those of its student, and those of Sec. 3.4."""
+    p = train.make_parser(teachers=False)
+    p.prog = "distill.py"
+    p.description = "Distil a trained teacher into the student: Sec. 3.4, Eq. 12-13, Table 6."
+    p.set_defaults(out=Path("runs/distilled"))
+    g = p.add_argument_group("distillation (Sec. 3.4)")
+    g.add_argument(
+        "--teacher", metavar="FILE",
+        help="checkpoint of train.py --model swin_*; what it sees and how it pads is its own",
+    )  # fmt: skip
+    g.add_argument(
+        "--student", default=str(STUDENT), metavar="FILE|none",
+        help="the stage-1 student to go on from, a checkpoint of train.py; none = from scratch, "
+        f"the single-stage rows of Table 6 (default {STUDENT})",
+    )  # fmt: skip
+    g.add_argument(
+        "--method", default="structure", choices=list(W_D),
+        help="structure = Eq. 12 on DeFeat2-4; l2 and channel (Shu et al., ICCV 2021) on DeFeat4 "
+        "alone, as released (default structure)",
+    )  # fmt: skip
+    g.add_argument(
+        "--affinity", default="mse", choices=["mse", "l1"],
+        help="distance of Eq. 12: the paper prints l1, but its weight of 10 was tuned with mse "
+        "(default mse; l1 takes longer)",
+    )  # fmt: skip
+    g.add_argument(
+        "--w_d", type=data.nonnegative,
+        help="weight of L_distill in Eq. 13 (default: 10, the paper's, for structure; 0.01, the "
+        "released code's, for l2 and channel)",
+    )  # fmt: skip
+    g.add_argument(
+        "--tau", type=data.positive, default=4.0,
+        help="temperature of --method channel (default 4, as released)",
+    )  # fmt: skip
+    g.add_argument(
+        "--fix_last", action="store_true",
+        help="copy the teacher's last 1x1 convolution into the student and freeze it, as the "
+        "released l2 recipe does; needs a teacher of 24 logits, ours are (default off)",
+    )  # fmt: skip
+    g.add_argument(
+        "--teacher_dtype", default="auto", choices=["auto", "fp32", "bf16"],
+        help="what the teacher computes in: auto times both and takes bf16 if that is a tenth "
+        "faster (default auto; a resumed run keeps its own)",
+    )  # fmt: skip
+    g.add_argument(
+        "--teacher_depth", metavar="DIR",
+        help="metric depth maps that any other model predicted for the training pictures: "
+        "[SCENE/]STEM.npy in metres, or a 16-bit [SCENE/]STEM[_depth].png at --depth_scale "
+        "(predict.py writes them at 1000). They go through the same depth losses where the truth "
+        "has holes; with or without --teacher",
+    )  # fmt: skip
+    g.add_argument(
+        "--w_t", type=data.nonnegative, default=1.0,
+        help="weight of the depth losses on --teacher_depth (default 1; those on the truth have 1)",
+    )  # fmt: skip
+    return p
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwork | None]:
+    """-> the flags, of which the network's are the stage-1 student's own, and the teacher. Raises
+    TrainError (no student, flags of another network, sizes that differ) and CheckpointError."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if not args.teacher and not args.teacher_depth:
+        parser.error("nothing to learn from: give --teacher FILE or --teacher_depth DIR")
+    if args.fix_last and not args.teacher:
+        parser.error("--fix_last takes the last layer of --teacher: give that")
+    parser.set_defaults(w_d=W_D[args.method])
+    teacher = load_teacher(args.teacher) if args.teacher else None
+    own = {}
+    if args.student != "none" and (Path(args.student).exists() or not args.resume):
+        own = student_flags(args.student, args.data)
+        parser.set_defaults(**own)
+    args = parser.parse_args(argv)
+    other = [f"--{k}" for k, v in own.items() if getattr(args, k) != v]
+    if other:
+        raise train.TrainError(f"{args.student} is another network than {', '.join(other)} asks")
+    if teacher is not None and teacher.size != tuple(args.size):
+        sizes = ["x".join(map(str, size)) for size in (teacher.size, args.size)]
+        raise train.TrainError(
+            f"{args.teacher} works at {sizes[0]}, the student at {sizes[1]}: Eq. 12 compares maps "
+            f"of one size; train the teacher with --size {sizes[1]}"
+        )
+    return args, teacher
+
+
+def student_flags(path: str, place: str) -> dict:
+    """Network flags of a stage-1 student's checkpoint; place: --data, for the message."""
+    if not Path(path).is_file():
+        raise train.TrainError(
+            f"--student {path}: no such file. Train stage 1 first (python train.py --data {place}),"
+            " name another student, or start from scratch with --student none"
+        )
+    stage_1 = model.load(path)
+    if not isinstance(stage_1, model.LiteDepth):
+        raise train.TrainError(f"--student {path} is a teacher: give it as --teacher")
+    flags = {k: v for k, v in stage_1.model_args.items() if k in train.NETWORK_FLAGS}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see make_parser."""
+    args, teacher = parse(argv)
+
+    def start(
+        args: argparse.Namespace, resume: dict | None
+    ) -> tuple[model.DepthNetwork, str, bool]:  # fmt: skip
+        if resume is not None or args.student == "none":
+            network, weights, fell_back = train.start_network(args, resume)
+        else:
+            network, fell_back = model.load(args.student), False
+            weights = f"stage-1 student {args.student}"
+        if resume is not None and args.teacher_dtype == "auto":
+            args.teacher_dtype = resume["flags"].get("teacher_dtype", "auto")
+        elif args.fix_last and resume is None:
+            network.decoder.depth.load_state_dict(teacher.decoder.depth.state_dict())
+        if args.fix_last:
+            network.decoder.depth.requires_grad_(False)
+        return network, weights, fell_back
+
+    def wrap(network: model.DepthNetwork, loss: losses.DepthLoss) -> Distill:
+        if teacher is not None:
+            teacher.to(network.mean.device)
+            if args.teacher_dtype == "auto":
+                faster = torch.tensor(int(faster_in_bf16(teacher)), device=network.mean.device)
+                if dist.is_initialized():  # all ranks as the first, whose checkpoint keeps it
+                    dist.broadcast(faster, 0)
+                args.teacher_dtype = "bf16" if faster else "fp32"
+            kind = teacher.model_args.get("model", "student")
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                print(f"teacher: {kind} of {args.teacher} in {args.teacher_dtype}; {args.method} "
+                      f"distillation, w_d {args.w_d:g}")  # fmt: skip
+        return Distill(
+            network, loss, teacher, method=args.method, affinity=args.affinity, w_d=args.w_d,
+            tau=args.tau, w_t=args.w_t,
+            teacher_dtype=torch.bfloat16 if args.teacher_dtype == "bf16" else torch.float32,
+        )  # fmt: skip
+
+    depth = Path(args.teacher_depth) if args.teacher_depth else None
+    return train.launch(args, start=start, wrap=wrap, teacher_depth=depth)
+
+
+if __name__ == "__main__":
+    sys.exit(train.guarded(main, "distill.py"))

@@ -1,0 +1,774 @@
+"""Sec. 3.4, Fig. 5: the teacher's Swin, its public weights and its decoder's maps (model.py).
+
+The tests against two independent Swins skip without these packages (torchvision: timm wants it):
+
+    pip install --no-deps --target DIR timm==1.0.31 torchvision==0.28.0 pillow \
+        transformers==5.23.0 huggingface_hub==2.4.0 safetensors tokenizers regex pyyaml tqdm \
+        typer click httpx2 httpcore2 h11 anyio idna truststore typing_extensions
+    PYTHONPATH=DIR pytest tests/test_swin.py
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_model
+import torch
+import torch.nn.functional as F
+from test_model import count, pictures, same_tensors
+from torch import nn
+
+import model as M
+from model import CheckpointError, LiteDepth, Swin, Teacher
+
+one_thread, timm = test_model.one_thread, test_model.timm  # fixtures
+
+TOY = (24, (2, 2, 2, 2), (2, 4, 8, 16), None)  # 12 channels a head: no power of two
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """No test reaches the network or the user's cache; "toy" is a small teacher."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(M, "SWIN_URL", (tmp_path / "nowhere").as_uri() + "/")
+    monkeypatch.setitem(M.SWIN, "toy", TOY)
+
+
+@torch.no_grad()
+def shake(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random, those too that start at 0 or 1, as after training; eval mode."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in net.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            p.normal_(0.0, 1.0, generator=g)
+        elif p.ndim > 1:
+            p.normal_(0.0, 1.5 * p[0].numel() ** -0.5, generator=g)
+        elif name.endswith("bias"):
+            p.normal_(0.0, 0.3, generator=g)
+        else:
+            p.uniform_(0.5, 1.5, generator=g)
+    return net.eval()
+
+
+def teacher(seed: int = 0, **model_args) -> Teacher:
+    net = shake(Teacher("toy", **model_args), seed)
+    nn.init.constant_(net.decoder.depth.bias, 5.0)  # the last ReLU is alive
+    return net
+
+
+# -------------------------------------------------------------------- two Swins of other people
+
+
+def differences(got: list[torch.Tensor], want: list[torch.Tensor]) -> str:
+    """Asserts that all four maps agree to 1e-4; says how well."""
+    assert [g.shape for g in got] == [w.shape for w in want] and len(want) == 4
+    absolute = max(float((g - w).abs().max()) for g, w in zip(got, want))
+    relative = max(float((g - w).abs().max() / (w.max() - w.min())) for g, w in zip(got, want))
+    assert absolute <= 1e-4 and min(float(w.std()) for w in want) > 0.3
+    return f"max abs error {absolute:.1e}, of the range {relative:.1e}"
+
+
+@pytest.mark.parametrize(
+    "h, w, window, depths",
+    [(224, 224, 7, (2, 2, 2, 2)), (160, 320, 5, (2, 2, 4, 2)),
+     (128, 160, 7, (1,) * 4), (100, 260, 7, (1,) * 4)],
+)  # fmt: skip
+@torch.no_grad()
+def test_swin_equals_timm(timm, tmp_path, monkeypatch, h, w, window, depths):
+    """The same random weights, through a file in timm's layout, give timm's maps.
+
+    timm rolls before it pads, Swin's detection code (ours) after: they mean the same where whole
+    windows cover every map, and without shifts (depths of 1) everywhere. It takes no odd pictures.
+    """
+    embed, _, heads, _ = TOY
+    monkeypatch.setitem(M.SWIN, "toy", (embed, depths, heads, None))
+    from timm.models.swin_transformer import SwinTransformer
+
+    theirs = SwinTransformer(
+        img_size=(h, w), embed_dim=embed, depths=depths, num_heads=heads, window_size=window,
+        strict_img_size=False, always_partition=True, num_classes=10,
+    )  # fmt: skip
+    shake(theirs, 1)
+    assert {"layers.3.downsample.reduction.weight", "head.fc.bias"} <= theirs.state_dict().keys()
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = teacher(window=window)
+    M.load_pretrained(ours, str(tmp_path / "timm.pth"))
+    shake(norms := nn.ModuleList(getattr(ours.encoder, f"norm{i}") for i in range(4)), 2)
+    maps: list[torch.Tensor] = []
+    for norm, layer in zip(norms, theirs.layers):  # timm's stages end without a norm
+        layer.register_forward_hook(lambda m, x, y, n=norm: maps.append(n(y).permute(0, 3, 1, 2)))
+    x = torch.randn(2, 3, h, w)
+    theirs(x)
+    print(f"timm {h}x{w}, window {window}, {depths}: {differences(ours.encoder(x), maps)}")
+
+
+HF_KEYS = {
+    r"^hidden_states_norms\.stage(\d)": lambda m: f"norm{int(m[1]) - 1}",
+    r"^swin\.embeddings\.patch_embeddings\.projection": "patch_embed.proj",
+    r"^swin\.embeddings\.norm": "patch_embed.norm",
+    r"^swin\.encoder\.": "",
+    "layernorm_before": "norm1", "layernorm_after": "norm2",
+    r"attention\.relative_position_bias\.": "attn.",
+    r"attention\.o_proj": "attn.proj",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("window", [7, 4])
+@torch.no_grad()
+def test_swin_equals_transformers(window):
+    """The detection form, as its authors have it: padded, then shifted; four norms of its own."""
+    transformers = pytest.importorskip("transformers")
+    embed, depths, heads, _ = TOY
+    stages = [f"stage{i}" for i in (1, 2, 3, 4)]
+    config = transformers.SwinConfig(
+        embed_dim=embed, depths=depths, num_heads=heads, window_size=window, out_features=stages
+    )
+    theirs = shake(transformers.SwinBackbone(config), 1)
+    weights = theirs.state_dict()
+    weights = {k: v for k, v in weights.items() if not k.startswith("swin.layernorm.")}  # unused
+    for key in [k for k in weights if "q_proj" in k]:
+        qkv = [weights.pop(key.replace("q_proj", f"{i}_proj")) for i in "qkv"]
+        weights[key.replace("attention.q_proj", "attn.qkv")] = torch.cat(qkv)
+    for theirs_name, our_name in HF_KEYS.items():
+        weights = {re.sub(theirs_name, our_name, k): v for k, v in weights.items()}
+    ours = Swin(embed, depths, heads, window).eval()
+    ours.load_state_dict(weights)
+    for h, w in ((224, 224), (128, 160), (97, 131), (100, 260), (33, 20)):
+        x = torch.randn(2, 3, h, w)
+        text = differences(ours(x), theirs(x).feature_maps)
+        print(f"transformers {h}x{w}, window {window}: {text}")
+
+
+# ------------------------------------------------------------------------------ blocks, by hand
+
+
+def layer_norm(x: np.ndarray, norm: nn.LayerNorm) -> np.ndarray:
+    g, b = (p.detach().double().numpy() for p in (norm.weight, norm.bias))
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * g + b
+
+
+def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
+    return x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+
+
+def attention_twin(x: np.ndarray, attn: M.WindowAttention, window: int, shift: int) -> np.ndarray:
+    """Window attention over (H, W, C), token by token.
+
+    Where a token is in the rolled map decides its window. Two tokens of a window see each other
+    only if they are as far apart in the map as it was: the roll has not brought them together.
+    """
+    h, w, c = x.shape
+    H, W = (math.ceil(n / window) * window for n in (h, w))
+    padded = np.zeros((H, W, c))
+    padded[:h, :w] = x
+    q, k, v = np.split(linear(padded, attn.qkv), 3, axis=-1)
+    table = attn.relative_position_bias_table.detach().double().numpy()
+    d = c // attn.heads
+    out = np.zeros((H, W, c))
+    windows: dict[tuple[int, int], list] = {}
+    for y, u in np.ndindex(H, W):
+        rolled = (y - shift) % H, (u - shift) % W
+        windows.setdefault((rolled[0] // window, rolled[1] // window), []).append((y, u, *rolled))
+    for members in windows.values():
+        assert len(members) == window**2
+        for head in range(attn.heads):
+            part = slice(head * d, (head + 1) * d)
+            for y, u, ry, ru in members:
+                score, value = [], []
+                for y2, u2, ry2, ru2 in members:
+                    dy, du = ry - ry2, ru - ru2
+                    if (y - y2, u - u2) != (dy, du):
+                        continue
+                    row = (dy + window - 1) * (2 * window - 1) + du + window - 1
+                    score.append(q[y, u, part] @ k[y2, u2, part] / math.sqrt(d) + table[row, head])
+                    value.append(v[y2, u2, part])
+                weight = np.exp(np.array(score) - max(score))
+                out[y, u, part] = weight / weight.sum() @ np.array(value)
+    return linear(out, attn.proj)[:h, :w]
+
+
+def block_twin(x: np.ndarray, block: M.SwinBlock, window: int, shift: int) -> np.ndarray:
+    x = x + attention_twin(layer_norm(x, block.norm1), block.attn, window, shift)
+    y = linear(layer_norm(x, block.norm2), block.mlp.fc1)
+    y = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    return x + linear(y, block.mlp.fc2)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    "window, h, w",
+    [(3, 6, 9), (2, 4, 6), (4, 8, 4),  # whole windows
+     (3, 7, 5), (4, 5, 9), (4, 3, 2), (3, 1, 4)],  # padded; smaller than a window
+)  # fmt: skip
+@torch.no_grad()
+def test_block_by_hand(window, h, w, shifted):
+    block = shake(M.SwinBlock(8, window, 2, shifted, drop_path=0.0))
+    x = torch.randn(2, h, w, 8, generator=torch.Generator().manual_seed(h * w))
+    got = block(x)
+    for n in range(2):
+        want = block_twin(x[n].double().numpy(), block, window, window // 2 if shifted else 0)
+        assert np.abs(got[n].numpy() - want).max() < 1e-4
+
+
+def test_relative_position_by_hand():
+    """Query right of and below the key counts up: 4 is the token itself in a window of 2x2."""
+    rows = M.WindowAttention(4, window=2, heads=1).row.view(4, 4)
+    assert rows.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+
+
+def test_shift_mask_by_hand():
+    """4x4 tokens rolled by one: the last row and column come from the other end."""
+    whole = np.ones((4, 4), bool)
+    columns = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]], bool)
+    rows = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool)
+    sees = np.stack([whole, columns, rows, np.eye(4, dtype=bool)])
+    mask = M.shift_mask((4, 4), 2).numpy()
+    assert np.array_equal(mask == 0, sees) and np.all(mask[~sees] == -100)
+
+
+def test_windows_by_hand():
+    x = torch.arange(48).view(2, 4, 6, 1)
+    windows = M.to_windows(x, 2)
+    assert windows.shape == (12, 4, 1)
+    assert windows[:4, :, 0].tolist() == [
+        [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11], [12, 13, 18, 19],
+    ]  # fmt: skip
+    assert windows[6, :, 0].tolist() == [24, 25, 30, 31]  # the second picture's first
+    x = torch.randn(3, 8, 12, 5)
+    assert torch.equal(M.from_windows(M.to_windows(x, 4), 4, (8, 12)), x)
+
+
+@pytest.mark.parametrize("h, w", [(4, 6), (3, 5), (1, 1)])
+@torch.no_grad()
+def test_merging_by_hand(h, w):
+    """Down before across, as the public weights expect; zeros beyond an odd map."""
+    merge = shake(M.PatchMerging(3))
+    x = torch.randn(2, h, w, 3)
+    W = merge.reduction.weight.double().numpy()
+    got = merge(x)
+    assert got.shape == (2, (h + 1) // 2, (w + 1) // 2, 6)
+    for n, y, u in np.ndindex(*got.shape[:3]):
+        four = []
+        for down, right in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            v, t = 2 * y + down, 2 * u + right
+            four += x[n, v, t].tolist() if v < h and t < w else [0.0] * 3
+        want = W @ layer_norm(np.array(four), merge.norm)
+        assert np.abs(got[n, y, u].numpy() - want).max() < 1e-5
+
+
+@torch.no_grad()
+def test_embedding_by_hand():
+    embed = shake(M.PatchEmbed(6))
+    x = torch.randn(1, 3, 6, 9)
+    W, b = embed.proj.weight.double().numpy(), embed.proj.bias.double().numpy()
+    canvas = np.zeros((3, 8, 12))
+    canvas[:, :6, :9] = x[0].numpy()
+    got = embed(x)
+    assert got.shape == (1, 2, 3, 6)
+    for y, u in np.ndindex(2, 3):
+        patch = canvas[:, 4 * y : 4 * y + 4, 4 * u : 4 * u + 4]
+        want = layer_norm((W * patch).sum((1, 2, 3)) + b, embed.norm)
+        assert np.abs(got[0, y, u].numpy() - want).max() < 1e-5
+
+
+@torch.no_grad()
+def test_taps_by_hand():
+    """Stages in order; a tap leaves before the merging, after its norm, and nothing feeds back."""
+    net = shake(Swin(*TOY[:3], window=3))
+    x = torch.randn(2, 3, 30, 50)
+    taps, at = net(x), net.patch_embed(x)
+    for i, stage in enumerate(net.layers):
+        for j, block in enumerate(stage.blocks):
+            assert block.shift == (1 if j % 2 else 0)
+            at = block(at)
+        want = layer_norm(at.double().numpy(), getattr(net, f"norm{i}")).transpose(0, 3, 1, 2)
+        assert np.abs(taps[i].numpy() - want).max() < 1e-4
+        at = stage.downsample(at) if i < 3 else at
+    assert net.layers[3].downsample is None
+
+
+@pytest.mark.parametrize("h, w", [(128, 160), (97, 131), (100, 260), (33, 7), (1, 1)])
+@torch.no_grad()
+def test_taps_of_any_size(h, w):
+    net = Swin(*TOY[:3]).eval()
+    assert net.channels == (24, 48, 96, 192)
+    taps = net(torch.zeros(2, 3, h, w))
+    for i, tap in enumerate(taps):
+        step = 4 * 2**i
+        assert tap.shape == (2, 24 * 2**i, math.ceil(h / step), math.ceil(w / step))
+
+
+# ------------------------------------------------------------------------------ stochastic depth
+
+
+@torch.no_grad()
+def test_drop_path_leaves_out_branches():
+    """2000 equal samples, rate 0.25: each branch of each sample comes alone to its chance, and
+    those that stay weigh 4/3, so that the mean is the branch."""
+    torch.manual_seed(0)
+    n, rate = 2000, 0.25
+    block = shake(M.SwinBlock(4, 2, 1, False, rate))
+    one = torch.randn(1, 2, 2, 4)
+    attended = block.attn(block.norm1(one).view(1, 4, 4), None).view_as(one)
+    kinds = {}
+    for a in (0, 1):
+        x = one + a * attended / (1 - rate)
+        for m in (0, 1):
+            kinds[a, m] = x + m * block.mlp(block.norm2(x)) / (1 - rate)
+    got = block.train()(one.expand(n, -1, -1, -1))
+    share = {k: (got - v).flatten(1).abs().amax(1) < 1e-5 for k, v in kinds.items()}
+    assert torch.equal(sum(s.int() for s in share.values()), torch.ones(n, dtype=torch.int32))
+    for (a, m), s in share.items():
+        chance = (0.75 if a else 0.25) * (0.75 if m else 0.25)
+        sigma = math.sqrt(chance * (1 - chance) / n)
+        assert abs(float(s.float().mean()) - chance) < 4 * sigma, (a, m)
+    once = block.eval()(one)
+    assert torch.allclose(once, one + attended + block.mlp(block.norm2(one + attended)), atol=1e-5)
+
+
+@torch.no_grad()
+def test_drop_path_is_only_for_training():
+    net, x = shake(Swin(*TOY[:3], drop_path=0.5)), torch.randn(2, 3, 64, 64)
+    plain = Swin(*TOY[:3])
+    plain.load_state_dict(net.state_dict())
+    want = plain.train()(x)  # rate 0
+    assert all(torch.equal(a, b) for a, b in zip(net(x), want))
+    assert not torch.equal(net.train()(x)[3], want[3])
+
+
+def test_drop_path_grows_linearly():
+    net = Swin(16, (2, 2, 6, 2), (1, 2, 4, 8), drop_path=0.3)
+    rates = [m.drop_path for m in net.modules() if isinstance(m, M.SwinBlock)]
+    assert len(rates) == 12 and np.allclose(rates, np.linspace(0, 0.3, 12))
+
+
+# ------------------------------------------------------------------------------------------ size
+
+
+def swin_size(embed: int, depths, heads, window: int) -> int:
+    """Parameters of a Swin, from the paper's description; without norms after the stages."""
+    total = embed * (4 * 4 * 3 + 1) + 2 * embed
+    for stage, (depth, h) in enumerate(zip(depths, heads)):
+        d = embed * 2**stage
+        attention = d * 3 * d + 3 * d + d * d + d + h * (2 * window - 1) ** 2
+        mlp = d * 4 * d + 4 * d + 4 * d * d + d
+        total += depth * (attention + mlp + 2 * 2 * d)
+        total += 4 * d * 2 * d + 2 * 4 * d if stage < 3 else 0
+    return total
+
+
+# With norm and classifier of 1000 classes, as published: "28M", "50M", "88M", "197M".
+@pytest.mark.parametrize(
+    "name, embed, depths, heads, published",
+    [
+        ("swin_t", 96, (2, 2, 6, 2), (3, 6, 12, 24), 28_288_354),
+        ("swin_s", 96, (2, 2, 18, 2), (3, 6, 12, 24), 49_606_258),
+        ("swin_b", 128, (2, 2, 18, 2), (4, 8, 16, 32), 87_768_224),
+        ("swin_l", 192, (2, 2, 18, 2), (6, 12, 24, 48), 196_532_476),
+        ("swin_nano", 48, (2, 2, 2, 2), (2, 4, 8, 16), None),
+    ],
+)
+def test_sizes_of_the_published_networks(name, embed, depths, heads, published):
+    with torch.device("meta"):
+        net = Teacher(name)
+    assert [m.attn.heads for m in net.modules() if isinstance(m, M.SwinBlock)] == [
+        h for h, n in zip(heads, depths) for _ in range(n)
+    ]
+    bare = count(net.encoder) - 2 * (1 + 2 + 4 + 8) * embed
+    assert bare == swin_size(embed, depths, heads, 7)
+    width = 8 * embed
+    assert published in (None, bare + 2 * width + 1000 * width + 1000)
+    if name == "swin_l":  # the paper's teacher
+        assert (count(net.encoder), count(net.decoder)) == (194_998_164, 1_555_105)
+
+
+# -------------------------------------------------------------------------------- public weights
+
+
+def official(seed: int = 5, window: int = 7, classes: int = 1000) -> dict[str, torch.Tensor]:
+    """A toy backbone in the layout of Swin's authors."""
+    net = teacher(seed, window=window).encoder
+    weights = {k: v.clone() for k, v in net.state_dict().items() if not re.match(r"norm\d", k)}
+    t = window**2
+    for k in list(weights):
+        if k.endswith("attn.qkv.weight"):
+            weights[k.replace("qkv.weight", "relative_position_index")] = torch.zeros(t, t).long()
+        if k.endswith("blocks.1.norm1.weight"):
+            weights[k.replace("norm1.weight", "attn_mask")] = torch.ones(4, t, t)
+    weights |= {"norm.weight": torch.ones(192), "norm.bias": torch.zeros(192)}
+    return weights | {"head.weight": torch.ones(classes, 192), "head.bias": torch.zeros(classes)}
+
+
+def timm_new(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """timm since 0.9: no tables, a merging belongs to the stage after it, the head has a layer."""
+    out = {}
+    for k, v in weights.items():
+        for i in (0, 1, 2):
+            if k.startswith(f"layers.{i}.downsample."):
+                k = k.replace(f"layers.{i}", f"layers.{i + 1}")
+                break
+        if not k.endswith(("relative_position_index", "attn_mask")):
+            out[k.replace("head.", "head.fc.")] = v
+    return out
+
+
+LAYOUTS = {
+    "official": lambda: {"model": official()},
+    "22k": lambda: {"model": official(classes=21841)},
+    "timm old": lambda: official(),
+    "timm new": lambda: timm_new(official()),
+    "state_dict": lambda: {"state_dict": timm_new(official()), "epoch": 3},
+    "module": lambda: {"model": {f"module.{k}": v for k, v in official().items()}},
+}
+
+
+def write(path: Path, content: object) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pretrained_layouts(tmp_path, layout):
+    net = Teacher("toy")
+    decoder = {k: v.clone() for k, v in net.decoder.state_dict().items()}
+    path = write(tmp_path / "swin.pth", LAYOUTS[layout]())
+    assert M.load_pretrained(net, path) == ("encoder from swin.pth", False)
+    got, want = net.encoder.state_dict(), teacher(5).encoder.state_dict()
+    fresh = [k for k in want if re.match(r"norm\d\.", k)]
+    assert len(fresh) == 8 and all(torch.equal(got[k], want[k]) for k in want.keys() - set(fresh))
+    for k in fresh:  # the file has none: they start afresh
+        assert torch.equal(got[k], torch.full_like(got[k], float(k.endswith("weight")))), k
+    assert same_tensors(net.decoder.state_dict(), decoder)
+
+
+@torch.no_grad()
+def test_pretrained_file_of_another_window(tmp_path):
+    weights = official(window=12)
+    weights["layers.1.blocks.1.attn.relative_position_bias_table"][:] = torch.tensor(
+        [2.0, -3.0, 0.0, 9.0]
+    )
+    net = Teacher("toy", window=7).eval()
+    M.load_pretrained(net, write(tmp_path / "swin.pth", {"model": weights}))
+    got = net.encoder.state_dict()
+    for k, v in weights.items():
+        if k.endswith("bias_table"):
+            assert np.abs(got[k].numpy() - bicubic_twin(v.numpy(), 7)).max() < 1e-4, k
+        elif k in got:
+            assert torch.equal(got[k], v), k
+    table = got["layers.1.blocks.1.attn.relative_position_bias_table"]
+    assert torch.allclose(table, torch.tensor([2.0, -3.0, 0.0, 9.0]).expand(169, 4), atol=1e-5)
+    assert net(pictures(1, 96, 96)).isfinite().all()
+
+
+def bicubic_twin(table: np.ndarray, window: int) -> np.ndarray:
+    """Keys' cubic convolution with a = -0.75, half-pixel centres, the border repeated."""
+    a, b = math.isqrt(len(table)), 2 * window - 1
+    across = np.zeros((b, a))
+    for i in range(b):
+        x = (i + 0.5) * a / b - 0.5
+        for k in range(math.floor(x) - 1, math.floor(x) + 3):
+            d = abs(x - k)
+            near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+            across[i, min(max(k, 0), a - 1)] += near if d <= 1 else far
+    grid = table.reshape(a, a, -1).astype(float)
+    return np.einsum("ij,kl,jlh->ikh", across, across, grid).reshape(b * b, -1)
+
+
+@pytest.mark.parametrize("old, new", [(12, 7), (7, 12), (7, 4), (5, 7), (7, 8)])
+def test_bias_table_resize(old, new):
+    torch.manual_seed(old * new)
+    a, b = 2 * old - 1, 2 * new - 1
+    table = torch.randn(a * a, 3)
+    got = M.resize_bias_table(table, new)
+    assert (
+        got.shape == (b * b, 3)
+        and np.abs(got.numpy() - bicubic_twin(table.numpy(), new)).max() < 1e-5
+    )
+    assert torch.allclose(got[b * b // 2], table[a * a // 2], atol=1e-5)  # a token and itself
+    assert torch.allclose(M.resize_bias_table(torch.full((a * a, 2), 3.0), new), torch.tensor(3.0))
+    # Linear in the offset: again so, windows laid over each other. torch's cubic (a = -0.75) bends
+    # a line by 0.048 of its step between two samples; the outermost offsets see the border.
+    offset = torch.arange(a) - (old - 1.0)
+    line = (2 * offset[:, None] - 3 * offset[None] + 1).reshape(-1, 1)
+    at = (torch.arange(b) - (new - 1.0)) * a / b
+    want = 2 * at[:, None] - 3 * at[None] + 1
+    inside = (at.abs() <= old - 2).nonzero().flatten()
+    error = (M.resize_bias_table(line, new).view(b, b) - want)[inside][:, inside].abs()
+    assert len(inside) > b // 2 and error.max() <= 0.0482 * (2 + 3)
+
+
+@pytest.mark.parametrize("shape", [(169, 3), (168, 3), (30, 3), (144, 3), (25, 5, 3), (25,)])
+def test_bias_table_that_is_left_alone(shape):
+    """Of this window already, or no such table: that is for the check of shapes to say."""
+    table = torch.randn(shape)
+    assert M.resize_bias_table(table, 7) is table
+
+
+def v2(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Swin-V2's: another attention."""
+    out = {k: v for k, v in weights.items() if not k.endswith(("bias_table", "qkv.bias"))}
+    for k in [k for k in weights if k.endswith("bias_table")]:
+        stem = k.removesuffix("relative_position_bias_table")
+        out |= {f"{stem}logit_scale": torch.ones(1), f"{stem}cpb_mlp.0.weight": torch.ones(9, 2)}
+    return out
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (lambda: v2(official()), r"missing layers\.0\.blocks\.0\.attn\.relative_position_bias"),
+        (lambda: official() | {"layers.0.blocks.0.attn.logit_scale": torch.ones(1)},
+         r"unexpected layers\.0\.blocks\.0\.attn\.logit_scale"),
+        (lambda: official() | {"layers.0.blocks.0.attn.cpb_mlp.0.weight": torch.ones(1)},
+         r"unexpected layers\.0\.blocks\.0\.attn\.cpb_mlp\.0\.weight"),
+        (lambda: {k: v for k, v in official().items() if "2.downsample.norm.b" not in k},
+         r"missing layers\.2\.downsample\.norm\.bias"),
+        (lambda: official() | {"absolute_pos_embed": torch.ones(1)}, "unexpected absolute_pos"),
+        (lambda: LiteDepth().encoder.state_dict(), r"missing patch_embed\.proj\.weight"),
+        (lambda: shake(Swin(16, *TOY[1:3])).state_dict(),
+         r"patch_embed\.proj\.weight is \(16, 3, 4, 4\), wanted \(24, 3, 4, 4\)"),
+        (lambda: shake(Swin(24, (2, 2, 4, 2), TOY[2])).state_dict(),
+         r"unexpected layers\.2\.blocks\.2\.norm1\.weight"),
+    ],
+    ids=["v2", "logit_scale", "cpb_mlp", "missing", "absolute", "mobilenet", "width", "depth"],
+)  # fmt: skip
+def test_pretrained_wrong_file(tmp_path, content, message):
+    net = teacher(1)
+    with pytest.raises(CheckpointError, match=rf"odd\.pth: does not fit.*{message}"):
+        M.load_pretrained(net, write(tmp_path / "odd.pth", content()))
+    assert same_tensors(net.state_dict(), teacher(1).state_dict())  # nothing half-loaded
+
+
+def test_pretrained_swin_is_not_for_the_student(tmp_path):
+    path = write(tmp_path / "swin.pth", {"model": official()})
+    with pytest.raises(
+        CheckpointError, match=r"swin\.pth: does not fit.*missing conv_stem\.weight"
+    ):
+        M.load_pretrained(LiteDepth(), path)
+
+
+def test_pretrained_addresses():
+    """Swin's authors' release v1.0.0; 22k classes where they have published that."""
+    for name in ("swin_t", "swin_s", "swin_b", "swin_l"):
+        with torch.device("meta"):
+            url, seconds = Teacher(name).imagenet()
+        word = {"t": "tiny", "s": "small", "b": "base", "l": "large"}[name[-1]]
+        classes = "_22k" if word in ("base", "large") else ""
+        assert url == f"{M.SWIN_URL}swin_{word}_patch4_window7_224{classes}.pth"
+        assert seconds == 600
+
+
+def test_pretrained_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(M.SWIN, "toy", (*TOY[:3], "swin_toy.pth"))
+    net = teacher(1)
+    line, fell_back = M.load_pretrained(net, "auto")
+    assert fell_back and line.startswith("none: from scratch, because") and "\n" not in line
+    assert "nowhere/swin_toy.pth" in line and "--pretrained" in line
+    with pytest.raises(CheckpointError, match=r"could not download.*swin_toy\.pth.*--pretrained"):
+        M.load_pretrained(net, "imagenet")
+    assert same_tensors(net.state_dict(), teacher(1).state_dict())
+    (tmp_path / "nowhere").mkdir()
+    write(tmp_path / "nowhere" / "swin_toy.pth", {"model": official()})
+    line, fell_back = M.load_pretrained(net, "auto")
+    assert line.startswith("encoder from") and line.endswith("_swin_toy.pth") and not fell_back
+    assert torch.equal(net.encoder.patch_embed.proj.weight, official()["patch_embed.proj.weight"])
+
+
+def test_pretrained_patience(monkeypatch):
+    monkeypatch.setitem(M.SWIN, "toy", (*TOY[:3], "swin_toy.pth"))
+    asked = []
+
+    def fetch(url, timeout):
+        asked.append((url, timeout))
+        raise CheckpointError("away")
+
+    monkeypatch.setattr(M, "fetch", fetch)
+    assert "(away)" in M.load_pretrained(teacher(), "auto")[0]
+    with pytest.raises(CheckpointError, match="away"):
+        M.load_pretrained(teacher(), "imagenet")
+    assert asked == [(M.SWIN_URL + "swin_toy.pth", 600), (M.SWIN_URL + "swin_toy.pth", 3600)]
+
+
+def test_pretrained_nano_has_no_public_weights():
+    with torch.device("meta"):
+        net = Teacher("swin_nano")
+    line, fell_back = M.load_pretrained(net, "auto")
+    assert fell_back and "swin_nano is ours" in line and line.startswith("none: from scratch")
+    with pytest.raises(CheckpointError, match="swin_nano is ours"):
+        M.load_pretrained(net, "imagenet")
+
+
+def test_recognize():
+    for name in ("swin_t", "swin_s", "swin_b", "swin_l", "swin_nano", "toy"):
+        with torch.device("meta"):
+            weights = Teacher(name).encoder.state_dict()
+        assert M.recognize(weights) == M.recognize(timm_new(weights)) == name
+    assert M.recognize(LiteDepth().encoder.state_dict()) is None
+    with torch.device("meta"):
+        assert M.recognize(Swin(96, (2, 2, 2, 2), (3, 6, 12, 24)).state_dict()) is None
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+
+@torch.no_grad()
+def test_checkpoint_round_trip(tmp_path):
+    net = teacher(
+        3, window=5, drop_path=0.1, size=(64, 96), decoder="1x1", upsample="bilinear",
+        mean=(1.0, 2.0, 3.0), std=(40.0, 50.0, 60.0),
+    )  # fmt: skip
+    M.save(tmp_path / "last.pt", net.train(), epoch=3)
+    again = M.load(tmp_path / "last.pt")
+    assert isinstance(again, Teacher) and not any(m.training for m in again.modules())
+    assert again.model_args == net.model_args == {
+        "model": "toy", "window": 5, "drop_path": 0.1, "size": [64, 96], "decoder": "1x1",
+        "upsample": "bilinear", "mean": [1.0, 2.0, 3.0], "std": [40.0, 50.0, 60.0],
+    }  # fmt: skip
+    assert same_tensors(again.state_dict(), net.state_dict())
+    assert [m.drop_path for m in again.modules() if isinstance(m, M.SwinBlock)][-1] == 0.1
+    x = pictures(1, 70, 80)
+    assert again(x).std() > 0.01 and torch.equal(again(x), net.eval()(x))
+
+
+@torch.no_grad()
+def test_checkpoint_of_a_teacher_as_pretrained(tmp_path):
+    M.save(tmp_path / "best.pt", teacher(3, mean=(1.0, 2.0, 3.0)))
+    net = teacher(1)
+    line = M.load_pretrained(net, str(tmp_path / "best.pt"))
+    assert line == ("whole network from best.pt", False)
+    assert same_tensors(net.state_dict(), M.load(tmp_path / "best.pt").state_dict())
+    assert net.model_args["mean"] == [1.0, 2.0, 3.0]
+    with pytest.raises(CheckpointError, match=r"best\.pt.*missing encoder\.conv_stem\.weight"):
+        M.load_pretrained(LiteDepth(), str(tmp_path / "best.pt"))
+    with pytest.raises(CheckpointError, match=r"best\.pt.*bias_table is \(169, 2\), wanted \(81, "):
+        M.load_pretrained(teacher(window=5), str(tmp_path / "best.pt"))
+
+
+@torch.no_grad()
+def test_checkpoint_without_a_name_is_the_student(tmp_path):
+    net = test_model.network()
+    assert "model" not in net.model_args  # as files older than the teacher
+    M.save(tmp_path / "last.pt", net)
+    again = M.load(tmp_path / "last.pt")
+    assert type(again) is LiteDepth and same_tensors(again.state_dict(), net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"model": "swin_xxl"}, {"window": 1}, {"drop_path": 1.0}, {"merged": True}]
+)
+def test_checkpoint_that_cannot_be_rebuilt(tmp_path, bad):
+    net = teacher()
+    net.model_args |= bad
+    torch.save({"format": M.FORMAT, "model_args": net.model_args, "model": {}}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd\.pt: cannot rebuild"):
+        M.load(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"model": "resnet"}, "student or one of swin_l, .*'resnet'"),
+        ({"window": 1}, "window must be >= 2"),
+        ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
+        ({"drop_path": -0.1}, r"drop_path in \[0, 1\)"),
+        ({"drop_path": math.nan}, r"drop_path in \[0, 1\)"),
+        ({"decoder": "5x5"}, "mix, 3x3 or 1x1"),
+        ({"size": (100, 160)}, "multiples of 32"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
+    ],
+)
+def test_bad_arguments(bad, message):
+    with pytest.raises(ValueError, match=message):
+        M.create(**{"model": "toy", **bad})
+
+
+def test_create():
+    assert type(M.create()) is type(M.create("student", decoder="1x1")) is LiteDepth
+    net = M.create("toy")
+    assert type(net) is Teacher and net.encoder.channels == (24, 48, 96, 192)
+    assert net.model_args == {
+        "model": "toy", "window": 7, "drop_path": 0.3, "size": [128, 160], "decoder": "mix",
+        "upsample": "nearest", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
+    }  # fmt: skip
+
+
+def test_merging_is_for_the_student():
+    with pytest.raises(ValueError, match="only the student"):
+        M.merge_normalization(Teacher("toy"))
+
+
+# --------------------------------------------------------------------- decoder, features of Fig. 6
+
+
+@pytest.mark.parametrize(
+    "make, widths", [(test_model.network, (24, 8, 24)), (teacher, (192, 48, 24))]
+)
+@torch.no_grad()
+def test_features_by_hand(make, widths):
+    net = make()
+    for p in net.decoder.parameters():
+        p += 0.02 * torch.randn_like(p)
+    x = pictures(2, 128, 160)
+    calls = []
+    for name, m in net.decoder.named_modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(lambda m, x, y, n=name: calls.append(n))
+    mean, std = (torch.tensor(net.model_args[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    taps = net.encoder((x - mean) / std)
+    d_hat, features = net.decoder.decode(taps)
+    assert calls == ["fuse4", "fuse3", "fuse2", "fuse1", "depth"]  # one pass
+    assert torch.equal(net.decoder(taps), d_hat)
+    again, same = net.features(x)
+    assert torch.equal(again, net.network(x)) and test_model.close(again, d_hat, 1e-4)
+    assert all(test_model.close(a, b, 1e-4) for a, b in zip(same, features))
+    sizes = ((8, 10), (16, 20), (32, 40))
+    assert [tuple(f.shape) for f in features] == [(2, c, *hw) for c, hw in zip(widths, sizes)]
+    assert all(float(f.min()) < 0 for f in features)  # before the ReLU
+    decoder, deep = net.decoder, F.relu(net.decoder.fuse4(taps[3]))
+    for conv, tap, got in zip((decoder.fuse3, decoder.fuse2, decoder.fuse1), taps[2::-1], features):
+        up = F.interpolate(deep, size=tap.shape[2:], mode="bilinear", align_corners=True)
+        assert torch.equal(got, conv(torch.cat((up, tap), 1)))
+        deep = got.clamp(min=0)
+    assert torch.equal(d_hat, decoder.depth(deep).clamp(min=0)) and d_hat.std() > 0.01
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def gradients(net: Teacher, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    net.zero_grad()
+    net(x).log1p().mean().backward()
+    return {k: p.grad.clone() for k, p in net.named_parameters()}
+
+
+def test_every_parameter_learns():
+    net = teacher(drop_path=0.0).train()
+    for name, g in gradients(net, pictures(2, 128, 160)).items():
+        assert g.isfinite().all() and g.any(), name
+
+
+def test_gradient_repeats_on_the_same_threads():
+    """To the bit, as --resume promises; on other threads torch adds in another order."""
+    net, x = teacher(drop_path=0.0, size=(64, 96)).train(), pictures(2, 64, 96)
+    one = gradients(net, x)
+    try:
+        torch.set_num_threads(2)
+        two = gradients(net, x)
+        assert same_tensors(gradients(net, x), two)
+    finally:
+        torch.set_num_threads(1)
+    assert all(float((two[k] - v).abs().max() / v.abs().max()) < 1e-4 for k, v in one.items())
+
+
+def test_training_after_inference():
+    """The masks are kept: those made in evaluation serve training, whatever made them."""
+    M.shift_mask.cache_clear()
+    net, x = teacher(drop_path=0.0), pictures(1, 128, 160)
+    with torch.inference_mode():
+        net(x)
+    assert all(g.isfinite().all() for g in gradients(net.train(), x).values())
