@@ -1168,8 +1168,8 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
     )
     g.add_argument(
         "--ram_cache", default=4.0, type=nonnegative, metavar="GB",
-        help="memory for decoded pairs, 1.5 MB each at 480x640; what does not fit is decoded anew "
-        "every epoch, 5 ms a pair (default 4)",
+        help="memory for decoded pairs, 1.5 MB each at 480x640 (2.2 with teacher_depth); what does "
+        "not fit is decoded anew every epoch, 5 ms a pair (default 4)",
     )  # fmt: skip
 
 
