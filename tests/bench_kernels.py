@@ -1,0 +1,385 @@
+"""Times csrc's kernels against what one would write with numpy and OpenCV; prints markdown tables.
+
+    python tests/bench_kernels.py            # a minute; --quick: seconds, to see that it runs
+
+Every row does the same work: a decoded 480x640 pair to a 3x128x160 image, 480x640 metres, 32x40
+ground truth with its masked gradients, and the cells' log-depth statistics. All are checked against
+each other before anything is timed. One thread, CPU time of that thread, medians of interleaved
+rounds; memory is cold: 64 pairs (98 MB) in turn, results into a ring of three batches (142 MB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import litedepth_kernels
+
+import data
+
+try:
+    import albumentations
+except ImportError:
+    albumentations = None
+
+SIZE, NET, LOW = (480, 640), (128, 160), (32, 40)
+SCALE, EPS = 1000.0, 1e-3
+LOGS = data.log_table(SCALE, EPS)
+RECIPE = {
+    "crops": ((240, 384), (384, 512), (480, 640)), "max_angle": 2.5, "flip_prob": 0.5,
+    "gamma": (0.9, 1.1), "gamma_unit": False, "brightness": (0.75, 1.25),
+    "channel_gain": (0.9, 1.1),
+}  # fmt: skip
+ROTATE = {"no rotation": 0.0, "rotation": 1.0, "the recipe (half of each)": 0.5}
+
+
+def make_pairs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pictures and depths of rooms, in a way: smooth with edges, a sensor's noise, 7 % holes."""
+    rng = np.random.default_rng(0)
+    H, W = SIZE
+    pairs = []
+    for _ in range(count):
+        small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        rgb = cv2.resize(small, (W, H), interpolation=cv2.INTER_CUBIC)
+        rgb = cv2.add(rgb, rng.integers(0, 12, rgb.shape, dtype=np.uint8))
+        near = cv2.resize(rng.uniform(800, 8000, (6, 8)).astype(np.float32), (W, H))
+        step = cv2.resize(rng.uniform(0.7, 1.0, (9, 12)), (W, H), interpolation=cv2.INTER_NEAREST)
+        depth = near * step + rng.normal(0, 4, SIZE)
+        spots = cv2.resize(rng.random((48, 64)), (W, H), interpolation=cv2.INTER_NEAREST)
+        pairs.append((rgb, np.where(spots < 0.07, 0, depth).astype(np.uint16)))
+    return pairs
+
+
+def make_outputs(B: int) -> dict[str, np.ndarray]:
+    names = ("low", "grad_x", "grad_y", "M_x", "M_y", "cell_n", "cell_mean", "cell_M2")
+    out = {"image": np.ones((B, 3, *NET), np.float32), "metres": np.ones((B, 1, *SIZE), np.float32)}
+    return out | {
+        name: np.ones((B, 1, *LOW), bool if name[0] == "M" else np.float32) for name in names
+    }
+
+
+class Work:
+    """A list of batches to make, each into the next of three sets of buffers."""
+
+    def __init__(self, pairs: list, rotate_prob: float, B: int) -> None:
+        augment = data.Augment(rotate_prob=rotate_prob, **RECIPE)
+        self.batches = []
+        for first in range(0, 8 * len(pairs), B):
+            mine = data.draw(0, 0, range(first, first + B), SIZE, augment)
+            chosen = [pairs[(first + b) % len(pairs)] for b in range(B)]
+            self.batches.append({
+                "rgb": [rgb for rgb, _ in chosen], "depth": [depth for _, depth in chosen],
+                **mine._asdict(),
+            })  # fmt: skip
+        self.pad = np.array([123.675, 116.28, 103.53], np.float32)
+        self.ring = itertools.cycle([make_outputs(B) for _ in range(3)])
+        self.next = itertools.cycle(self.batches)
+
+    def read_and_written(self) -> int:
+        """Bytes that a batch cannot do without, on average: the crop's depth, two source rows for
+        one of the image's, the outputs."""
+        pixels = np.mean([b["crop"].prod(1).sum() for b in self.batches])
+        return int(pixels * (2 + 3 / 2)) + sum(a.nbytes for a in next(self.ring).values())
+
+
+def r2_batch(work: Work, batch: dict, out: dict, isa: str | None = None) -> None:
+    before = litedepth_kernels.isa()
+    litedepth_kernels.set_isa(isa or before)
+    litedepth_kernels.r2_batch(
+        **batch, pad=work.pad, depth_scale=SCALE, logs=LOGS, mode="cell", threads=1, **out
+    )
+    litedepth_kernels.set_isa(before)
+
+
+def one_by_one(work: Work, batch: dict, out: dict) -> None:
+    """The kernels of one sample; they have no cell statistics, which are numpy's then."""
+    for b in range(len(batch["rgb"])):
+        litedepth_kernels.r2_crop(
+            batch["rgb"][b], batch["depth"][b], batch["affine"][b], tuple(batch["crop"][b]),
+            batch["lut"][b], work.pad, SCALE, out["image"][b], out["metres"][b, 0],
+        )  # fmt: skip
+        litedepth_kernels.gt_down(out["metres"][b, 0], out["low"][b, 0], "cell")
+        litedepth_kernels.masked_gradient(
+            *(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y"))
+        )
+        numpy_cells(out, b)
+
+
+def numpy_cells(out: dict, b: int) -> np.ndarray:
+    """Eq. 7's cells of metres in plain numpy; cells are 15x16 here. Returns which are depths."""
+    d = out["metres"][b, 0]
+    valid = d > 0
+    x = np.log(np.where(valid, d, 1) + np.float32(EPS))
+    cells = (LOW[0], SIZE[0] // LOW[0], LOW[1], SIZE[1] // LOW[1])
+    x, there = x.reshape(cells), valid.reshape(cells)
+    n = there.sum((1, 3))
+    mean = (x * there).sum((1, 3)) / np.maximum(n, 1)
+    out["cell_n"][b, 0], out["cell_mean"][b, 0] = n, mean
+    out["cell_M2"][b, 0] = (((x - mean[:, None, :, None]) * there) ** 2).sum((1, 3))
+    return there
+
+
+def numpy_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
+    """Eq. 8 as the paper tells it: NaN in, isfinite out."""
+    marked = np.where(d > 0, d, np.float32(np.nan))
+    for axis, grad, M in ((1, grad_x, M_x), (0, grad_y, M_y)):
+        diff = np.diff(marked, axis=axis, append=np.full_like(marked.take([0], axis), np.nan))
+        M[:] = np.isfinite(diff)
+        grad[:] = np.where(M, diff, 0)
+
+
+def cv2_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
+    there = cv2.compare(d, 0.0, cv2.CMP_GT)
+    for grad, M, a, b in (
+        (grad_x, M_x, np.s_[:, :-1], np.s_[:, 1:]),
+        (grad_y, M_y, np.s_[:-1], np.s_[1:]),
+    ):
+        both = cv2.bitwise_and(there[a], there[b])
+        grad[:] = 0
+        M[:] = False
+        cv2.subtract(d[b], d[a], grad[a], both)
+        np.not_equal(both, 0, out=M[a])
+
+
+def shape(work: Work, batch: dict, out: dict, b: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """The crop of both, resized picture, and how much of the network's image it fills. A crop
+    without rotation is a view."""
+    rgb, depth, A = batch["rgb"][b], batch["depth"][b], batch["affine"][b]
+    h, w = (int(n) for n in batch["crop"][b])
+    if A[0, 1] == 0:
+        top, left = round(A[1, 2]), round(A[0, 2] if A[0, 0] > 0 else A[0, 2] - w + 1)
+        rgb, depth = rgb[top : top + h, left : left + w], depth[top : top + h, left : left + w]
+        if A[0, 0] < 0:
+            rgb, depth = cv2.flip(rgb, 1), cv2.flip(depth, 1)
+    else:
+        inverse = cv2.WARP_INVERSE_MAP
+        rgb = cv2.warpAffine(rgb, A, (w, h), flags=cv2.INTER_LINEAR | inverse)
+        depth = cv2.warpAffine(depth, A, (w, h), flags=cv2.INTER_NEAREST | inverse)
+    rows, cols = data.extent((h, w), SIZE, NET)
+    # Not (h, w) -> (rows, cols): a crop keeps its scale, and 384 rows are 102.4 of the network's.
+    H4, W4 = round(rows * SIZE[0] / NET[0]), round(cols * SIZE[1] / NET[1])
+    small = cv2.resize(rgb[:H4, :W4], (cols, rows), interpolation=cv2.INTER_LINEAR)
+    return small, depth, rows, cols
+
+
+def careful(work: Work, batch: dict, out: dict) -> None:
+    """Careful numpy + OpenCV: crop first, one pass each, no float64, nothing in a Python loop."""
+    for b in range(len(batch["rgb"])):
+        small, depth, rows, cols = shape(work, batch, out, b)
+        lut = batch["lut"][b].T.reshape(1, 256, 3)
+        coloured = np.clip(np.rint(lut), 0, 255).astype(np.uint8)
+        image = cv2.LUT(small, coloured).astype(np.float32)
+        out["image"][b] = work.pad[:, None, None]
+        out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
+        h, w = depth.shape
+        out["metres"][b] = 0
+        out["metres"][b, 0, :h, :w] = depth.astype(np.float32) / np.float32(SCALE)
+        there = numpy_cells(out, b)
+        total = out["metres"][b, 0].reshape(there.shape).sum((1, 3))
+        out["low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
+        numpy_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+
+
+def strongest(work: Work, batch: dict, out: dict) -> None:
+    """The fastest way found with OpenCV: planes by split and float LUT, a table for the logarithm,
+    area resizes for all sums (of float32, so that M2 is good to 1e-3 only)."""
+    size, area = LOW[::-1], {"interpolation": cv2.INTER_AREA}
+    pixels = SIZE[0] * SIZE[1] // (LOW[0] * LOW[1])
+    for b in range(len(batch["rgb"])):
+        small, depth, rows, cols = shape(work, batch, out, b)
+        for c, plane in enumerate(cv2.split(small)):
+            out["image"][b, c] = work.pad[c]
+            out["image"][b, c, :rows, :cols] = cv2.LUT(plane, batch["lut"][b, c])
+        h, w = depth.shape
+        metres = out["metres"][b, 0]
+        metres[h:] = 0
+        metres[:, w:] = 0
+        cv2.multiply(depth, 1 / SCALE, dst=metres[:h, :w], dtype=cv2.CV_32F)
+        x = np.zeros(SIZE, np.float32)
+        np.take(TABLE, depth, out=x[:h, :w], mode="clip")
+        there = cv2.compare(metres, 0.0, cv2.CMP_GT)
+        n = np.rint(cv2.resize(there.astype(np.float32), size, **area) * (pixels / 255))
+        share = np.maximum(n, 1) / pixels
+        mean = cv2.resize(x, size, **area) / share
+        square = cv2.resize(cv2.multiply(x, x), size, **area) / share
+        out["cell_n"][b, 0], out["cell_mean"][b, 0] = n, mean
+        out["cell_M2"][b, 0] = np.maximum(square - mean * mean, 0) * n
+        out["low"][b, 0] = cv2.resize(metres, size, **area) / share
+        cv2_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+
+
+TABLE = np.append(np.float32(0), LOGS[1:])
+
+
+@functools.lru_cache
+def transforms(h: int, w: int, turned: bool, flip: bool) -> object:
+    """albumentations' chain for a crop; making one costs more than running it."""
+    return albumentations.Compose([
+        albumentations.Rotate((2, 2), p=1) if turned else albumentations.NoOp(),
+        albumentations.HorizontalFlip(p=float(flip)),
+        albumentations.RandomCrop(h, w),
+        albumentations.RandomGamma((90, 110), p=1),
+    ])  # fmt: skip
+
+
+def albumented(work: Work, batch: dict, out: dict) -> None:
+    """albumentations' transforms, drawn by itself within the same ranges, then as `careful`."""
+    for b in range(len(batch["rgb"])):
+        A, (h, w) = batch["affine"][b], (int(n) for n in batch["crop"][b])
+        chain = transforms(h, w, A[0, 1] != 0, A[0, 0] < 0)
+        both = chain(image=batch["rgb"][b], mask=batch["depth"][b])
+        rows, cols = data.extent((h, w), SIZE, NET)
+        image = cv2.resize(both["image"], (cols, rows)).astype(np.float32)
+        out["image"][b] = work.pad[:, None, None]
+        out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
+        out["metres"][b] = 0
+        out["metres"][b, 0, :h, :w] = both["mask"].astype(np.float32) / np.float32(SCALE)
+        there = numpy_cells(out, b)
+        total = out["metres"][b, 0].reshape(there.shape).sum((1, 3))
+        out["low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
+        numpy_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+
+
+def check(work: Work) -> None:
+    """The rows agree: the same bits among the kernels, to rounding with numpy and OpenCV."""
+    batch = next(work.next)
+    B = len(batch["rgb"])
+    want, out = make_outputs(B), make_outputs(B)
+    r2_batch(work, batch, want)
+    for isa in isas():
+        r2_batch(work, batch, out, isa)
+        assert all(out[k].tobytes() == want[k].tobytes() for k in out), isa
+    one_by_one(work, batch, out)
+    for k in ("image", "metres", "low", "grad_x", "grad_y", "M_x", "M_y", "cell_n"):
+        assert out[k].tobytes() == want[k].tobytes(), k
+    np.testing.assert_allclose(out["cell_mean"], want["cell_mean"], atol=1e-5)
+    np.testing.assert_allclose(out["cell_M2"], want["cell_M2"], rtol=1e-3, atol=1e-3)
+    turned = (batch["affine"][:, 0, 1] != 0).any()
+    for name, pipeline in (("careful", careful), ("strongest", strongest)):
+        out = make_outputs(B)
+        pipeline(work, batch, out)
+        assert np.abs(out["image"] - want["image"]).mean() < 2, name
+        # OpenCV rounds a rotation's positions to 1/32 pixel and more: other neighbours, sometimes.
+        same = np.isclose(out["metres"], want["metres"], rtol=1e-6).mean()
+        assert same > (0.97 if turned else 0.999999), (name, same)
+        for k in ("cell_n", "cell_mean", "cell_M2", "low"):
+            close = np.isclose(out[k], want[k], rtol=1e-3, atol=2e-3).mean()
+            assert close > (0.5 if turned else 0.999), (name, k, close)
+
+
+def isas() -> list[str]:
+    names = ("baseline", "avx2", "avx512")
+    return list(names[: names.index(litedepth_kernels.isa()) + 1])
+
+
+def medians(rows: dict[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, float]:
+    """Microseconds of this thread's CPU time a call, median of `rounds`, the rows taking turns."""
+    for run in rows.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, run in rows.items():
+            start = time.thread_time()
+            for _ in range(calls):
+                run()
+            times[name].append((time.thread_time() - start) / calls)
+    return {name: 1e6 * float(np.median(t)) for name, t in times.items()}
+
+
+def print_table(title: str, took: dict[str, float], ours: str, unit: str) -> None:
+    print(f"\n{title}\n\n| what | us/{unit} | {unit}s/s | x of {ours} |\n|---|---|---|---|")
+    for name, us in took.items():
+        print(f"| {name} | {us:.1f} | {1e6 / us:,.0f} | {us / took[ours]:.2f} |")
+
+
+def bench_batch(pairs: list, title: str, rotate_prob: float, B: int, rounds: int) -> None:
+    work = Work(pairs, rotate_prob, B)
+    check(work)
+    moved = work.read_and_written() // 2
+    source = np.concatenate([a.ravel().view(np.uint8) for pair in pairs for a in pair])
+    target, place = np.ones(3 * moved, np.uint8), itertools.count()
+
+    def floor() -> None:
+        k = next(place)
+        at, to = k * moved % max(1, len(source) - moved), k % 3 * moved
+        np.copyto(target[to : to + moved], source[at : at + moved])
+
+    rows: dict[str, Callable[[], object]] = {}
+    for isa in isas()[::-1]:
+        name = "r2_batch" if isa == litedepth_kernels.isa() else f"r2_batch, {isa}"
+        rows[name] = lambda isa=isa: r2_batch(work, next(work.next), next(work.ring), isa)
+    rows["kernels one by one, numpy cells"] = lambda: one_by_one(
+        work, next(work.next), next(work.ring)
+    )
+    rows["strongest OpenCV"] = lambda: strongest(work, next(work.next), next(work.ring))
+    rows["careful numpy + OpenCV"] = lambda: careful(work, next(work.next), next(work.ring))
+    if albumentations:
+        rows["albumentations"] = lambda: albumented(work, next(work.next), next(work.ring))
+    rows["memcpy of as many bytes"] = floor
+    took = {name: us / B for name, us in medians(rows, rounds, 1).items()}
+    print_table(title, took, "r2_batch", "sample")
+    if not albumentations:
+        print("| albumentations | not installed | | |")
+
+
+def bench_gradient(size: tuple[int, int], rounds: int) -> None:
+    H, W = size
+    calls = 4 if H > 100 else 200
+    rng = np.random.default_rng(1)
+    d = np.where(rng.random((8, H, W)) < 0.07, 0, rng.uniform(0.5, 9, (8, H, W)))
+    maps, turn = d.astype(np.float32), itertools.count()
+    outs = [
+        [np.zeros(size, np.float32), np.zeros(size, np.float32), np.zeros(size, bool),
+         np.zeros(size, bool)] for _ in range(3)
+    ]  # fmt: skip
+    ways = {
+        "masked_gradient": litedepth_kernels.masked_gradient,
+        "numpy, NaN": numpy_gradient,
+        "OpenCV": cv2_gradient,
+    }
+    for name, way in ways.items():
+        way(maps[0], *outs[1])
+        if name == "masked_gradient":
+            want = [a.copy() for a in outs[1]]
+        assert all((a == b).all() for a, b in zip(outs[1], want)), name
+
+    def call(way: Callable) -> Callable[[], None]:
+        def run() -> None:
+            k = next(turn)
+            way(maps[k % 8], *outs[k % 3])
+
+        return run
+
+    rows = {name: call(way) for name, way in ways.items()}
+    title = f"Eq. 8, masked gradient of {H}x{W} depths"
+    print_table(title, medians(rows, rounds, calls), "masked_gradient", "map")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times csrc's kernels; one thread, cold memory.")
+    parser.add_argument("--quick", action="store_true", help="few pairs and rounds: only to see it")
+    parser.add_argument("--batch", type=int, default=32, help="samples a call of r2_batch")
+    parser.add_argument("--rounds", type=int, default=24, help="rounds that a median is over")
+    args = parser.parse_args()
+    if args.quick:
+        args.batch, args.rounds = min(args.batch, 4), 3
+    cv2.setNumThreads(1)
+    pairs = make_pairs(2 * args.batch)
+    print(f"instruction set: {litedepth_kernels.isa()}; batch {args.batch}, {len(pairs)} pairs")
+    for title, rotate_prob in ROTATE.items():
+        bench_batch(pairs, title, rotate_prob, args.batch, args.rounds)
+    for size in (SIZE, LOW):
+        bench_gradient(size, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
