@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
+import litedepth_kernels
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TERMS = ("silog", "grad", "vnl", "robust")
 
@@ -107,6 +110,11 @@ def back_project(z: Tensor, K: Tensor) -> Tensor:
     return torch.cat([(u - cx) * z / fx, (v - cy) * z / fy, z], 1).flatten(2)
 
 
+def triplet_count(pixels: int, share: float) -> int:
+    """How many triplets a map of so many pixels gets: `share` of them, one at least."""
+    return max(1, int(share * pixels))
+
+
 def draw_triplets(seed: int, step: int, pixels: int, count: int) -> Tensor:
     """(3, count) pixel numbers below `pixels`, with replacement; the same for a (seed, step)."""
     rng = np.random.default_rng(np.random.SeedSequence((seed, step, 0, 3)))
@@ -157,7 +165,8 @@ def L_vnl(
 def virtual_normal(p: Tensor) -> Tensor:
     """(N, 3, 3 corners, triplets) -> unit normals (N, 3, triplets); 0 for a degenerate triplet."""
     n = torch.linalg.cross(p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 0], dim=1)
-    length = torch.linalg.vector_norm(n, dim=1, keepdim=True)
+    # Contiguous, along the last axis: along another one it takes 12 times as long on a CPU.
+    length = torch.linalg.vector_norm(n.movedim(1, -1).contiguous(), dim=-1).unsqueeze(1)
     return n / torch.where(length > 0, length, 0.01)
 
 
@@ -166,9 +175,8 @@ def _spread(p: Tensor, delta_z: float, cos: float, near: float) -> Tensor:
     """Which triplets of p (N, 3, 3 corners, triplets) span a plane: bool (N, triplets)."""
     a, b, c = p.unbind(2)
     edges = torch.stack([b - a, c - a, c - b], 2)
-    length = torch.linalg.vector_norm(edges, dim=1)
-    i, j = torch.tensor([0, 0, 1], device=p.device), torch.tensor([1, 2, 2], device=p.device)
-    cosine = (edges[:, :, i] * edges[:, :, j]).sum(1) / (length[:, i] * length[:, j] + 1e-8)
+    length = edges.square().sum(1).sqrt()
+    cosine = (edges * edges.roll(1, 2)).sum(1) / (length * length.roll(1, 1) + 1e-8)
     apart = (edges.abs() >= near).all(2).any(1)
     return (p[:, 2] > delta_z).all(1) & (cosine.abs() <= cos).all(1) & apart
 
@@ -247,6 +255,111 @@ def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
     return torch.logsumexp(log_dx - rho(x, alpha.double(), 1.0), 0).to(alpha.dtype)
 
 
+# ------------------------------------------------------------------------ Eq. 7 and 10 in cell form
+#
+# A *cell* is the preimage of one output pixel under the nearest upsample, floor(v*h/H): all of it
+# shares one prediction. Eq. 7 then needs three numbers of a cell and Eq. 10 one pass over d; the
+# upsampled prediction, and with it every full-size map of the backward pass, is never made. Values
+# and gradients are those of L_silog and L_robust above on the upsampled d_hat.
+
+
+def cells(d: Tensor, size: tuple[int, int]) -> Tensor:
+    """d (N,1,H,W) as (N,1,h,k,w,l): the k x l pixels of each of the h x w cells, size = (h, w).
+
+    A view where H and W are multiples; elsewhere cells differ in size and 0, a hole, fills up the
+    smaller ones.
+    """
+    (H, W), (h, w) = d.shape[-2:], size
+    if H % h or W % w:
+        d = nn.functional.pad(d, (0, 1, 0, 1))
+        for axis, (few, many) in enumerate(((h, H), (w, W)), 2):
+            first = (torch.arange(few + 1, device=d.device) * many + few - 1) // few
+            pixel = first[:-1, None] + torch.arange(-(-many // few), device=d.device)
+            d = d.index_select(axis, torch.where(pixel < first[1:, None], pixel, many).flatten())
+    return d.unflatten(3, (w, -1)).unflatten(2, (h, -1))
+
+
+def cell_statistics(
+    d: Tensor, size: tuple[int, int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Per cell of d (N,1,H,W) over its valid pixels: (n, mean, M2) of ln(d + eps), (N,1,h,w) each.
+
+    n: how many; M2: sum of squared deviations from their mean. All 0 in a cell without any. The
+    loader computes the same with the C++ kernel `r2_batch`.
+    """
+    d = cells(holes_to_zero(d), size)
+    M = (d > 0).to(d.dtype)
+    x, axes = torch.log(d + eps), (3, 5)
+    n = M.sum(axes)
+    mean = (x * M).sum(axes) / n.clamp(min=1)
+    return n, mean, (((x - mean[:, :, :, None, :, None]) * M) ** 2).sum(axes)
+
+
+def pixel_weight(n: Tensor, pool: str) -> Tensor:
+    """What a valid pixel of each picture weighs in `masked_mean`, (N,1,1,1); n (N,1,h,w): how many
+    there are by cell. The weights of all valid pixels sum to 1, or to 0 when there are none."""
+    N = n.sum((1, 2, 3), keepdim=True)
+    if pool == "batch":
+        return (1 / N.sum().clamp(min=1)).expand_as(N)
+    return 1 / (N.clamp(min=1) * N.count_nonzero().clamp(min=1))
+
+
+def L_silog_cells(
+    d_hat: Tensor, n: Tensor, mean: Tensor, M2: Tensor, *,
+    alpha: float, lam: float, eps: float, pool: str,
+) -> Tensor:  # fmt: skip
+    """Eq. 7 from d_hat (N,1,h,w) and `cell_statistics`, which must have been given the same eps.
+
+    With e the mean error of a cell: mean(e) = sum w n e and var(e) = sum w (n (e - mean)^2 + M2),
+    w a pixel's weight. Centred: the raw sums of e and e^2 lose half the digits of a float32.
+    """
+    w, N = pixel_weight(n, pool), n.sum()
+    e = torch.log(d_hat + eps) - mean
+    m = (w * n * e).sum()
+    var = (w * (n * (e - m) ** 2 + M2)).sum() * N / (N - 1).clamp(min=1)
+    return alpha * (var + (1 - lam) * m**2).clamp(min=1e-12).sqrt()
+
+
+class RobustCells(torch.autograd.Function):
+    """The C++ kernel `robust_cells` with its own gradient: d_hat (N,1,h,w), d (N,1,H,W), both
+    float32 on the CPU -> by cell the sum of rho over valid pixels and their number, (N,1,h,w)
+    each. d is not kept. Raises ValueError (sizes) and TypeError (dtypes)."""
+
+    @staticmethod
+    def forward(ctx, d_hat: Tensor, d: Tensor, alpha: float, c: float) -> tuple[Tensor, Tensor]:
+        total, slope, n = out = [torch.empty_like(d_hat).contiguous() for _ in range(3)]
+        given = [x.detach().numpy() for x in (d_hat, d)]
+        threads = torch.get_num_threads()
+        litedepth_kernels.robust_cells(*given, alpha, c, threads, *(x.numpy() for x in out))
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(n)
+        return total, n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad * ctx.saved_tensors[0], None, None, None
+
+
+def robust_cells(d_hat: Tensor, d: Tensor, alpha: float, c: float) -> tuple[Tensor, Tensor]:
+    """RobustCells in PyTorch, for any device, dtype and compiler."""
+    if len(d_hat) != len(d):
+        raise ValueError(f"d: expected {len(d_hat)} pictures, got {len(d)}")
+    d = cells(holes_to_zero(d), d_hat.shape[-2:])
+    M = (d > 0).to(d.dtype)
+    total = rho((d_hat[:, :, :, None, :, None] - d) * M, alpha, c) * M
+    return total.sum((3, 5)), M.sum((3, 5))
+
+
+def L_robust_cells(
+    d_hat: Tensor, d: Tensor, *, alpha: float, c: float, pool: str, kernel: str
+) -> Tensor:  # fmt: skip
+    """Eq. 10 of d_hat (N,1,h,w) and d (N,1,H,W); kernel: "cpp" (CPU, float32) or "torch"."""
+    by_cell = RobustCells.apply if kernel == "cpp" else robust_cells
+    total, n = by_cell(d_hat, d, alpha, c)
+    return (pixel_weight(n, pool) * total).sum()
+
+
 # ------------------------------------------------------------------------------------------ Eq. 11
 
 
@@ -282,31 +395,43 @@ class DepthLoss(nn.Module):
         used = sum(w > 0 for w in self.w.values())
         self.p = nn.Parameter(torch.ones(used)) if dynamic else None
 
-    def terms(self, d_hat: Tensor, d_full: Tensor, batch: dict) -> dict[str, Tensor]:
-        """The unweighted terms. d_hat (N,1,h,w) as the network gives it, d_full (N,1,H,W) the same
-        at the ground truth's size; batch: see data.Loader."""
-        d, low = batch["depth"], batch["depth_low"]
-        out = {}
+    def terms(
+        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
+    ) -> dict[str, Tensor]:
+        """The unweighted terms. d_hat (N,1,h,w) as the network gives it, enlarge: its last resize,
+        to the (N,1,H,W) of the ground truth; batch: see data.Loader."""
+        d, out = batch["depth"], {}
+        d_full = enlarge(d_hat) if self.w["silog"] or self.w["robust"] else None
         if self.w["silog"]:
             out["silog"] = L_silog(d_full, d, **self.silog)
-        if self.w["grad"]:
-            out["grad"] = L_grad(d_hat, *(batch[k] for k in ("grad_x", "grad_y", "M_x", "M_y")))
-        if self.w["vnl"]:
-            h, w = d_hat.shape[-2:]
-            K = scale_intrinsics(batch["K"], d.shape[-2:], (h, w))
-            count = max(1, int(self.vnl_share * h * w))
-            triplets = draw_triplets(self.seed, batch["step"], h * w, count)
-            out["vnl"] = L_vnl(d_hat, low, K, triplets, **self.vnl)
+        out |= self.low_terms(d_hat, batch)
         if self.w["robust"]:
             out["robust"] = (
                 self.adaptive(d_full, d) if self.adaptive else L_robust(d_full, d, **self.robust)
             )
         return out
 
-    def forward(self, d_hat: Tensor, d_full: Tensor, batch: dict) -> tuple[Tensor, dict]:
+    def low_terms(self, d_hat: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Those of Eq. 8 and 9, at the prediction's own size."""
+        out = {}
+        if self.w["grad"]:
+            out["grad"] = L_grad(d_hat, *(batch[k] for k in ("grad_x", "grad_y", "M_x", "M_y")))
+        if self.w["vnl"]:
+            h, w = d_hat.shape[-2:]
+            K = scale_intrinsics(batch["K"], batch["depth"].shape[-2:], (h, w))
+            triplets = batch.get("triplets")  # the loader draws the same, ahead of time
+            if triplets is None:
+                count = triplet_count(h * w, self.vnl_share)
+                triplets = draw_triplets(self.seed, batch["step"], h * w, count)
+            out["vnl"] = L_vnl(d_hat, batch["depth_low"], K, triplets, **self.vnl)
+        return out
+
+    def forward(
+        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
+    ) -> tuple[Tensor, dict]:
         """-> (loss, {name: detached term or weight}); always float32."""
         with torch.autocast(d_hat.device.type, enabled=False):
-            terms = self.terms(d_hat.float(), d_full.float(), batch)
+            terms = self.terms(d_hat.float(), enlarge, batch)
             if self.p is None:
                 weights = {k: self.w[k] for k in terms}
                 loss = sum(weights[k] * terms[k] for k in terms)
@@ -319,6 +444,39 @@ class DepthLoss(nn.Module):
             report["robust_alpha"] = self.adaptive.alpha.detach()
             report["robust_c"] = self.adaptive.c.detach()
         return loss, report
+
+
+class CellLoss(DepthLoss):
+    """DepthLoss in cell form, for a last resize that is nearest: the same numbers to rounding.
+
+    kernel: "cpp" or "torch", see L_robust_cells. The statistics of Eq. 7 are a batch's cell_n,
+    cell_mean and cell_M2 where it has them (made with this silog_eps), else made here. Raises
+    ValueError for robust_adaptive, whose partition function has no cell form here.
+    """
+
+    def __init__(self, *args, kernel: str, **flags) -> None:
+        super().__init__(*args, **flags)
+        if self.adaptive:
+            raise ValueError("robust_adaptive has no cell form: use the plain form, DepthLoss")
+        if kernel not in ("cpp", "torch"):
+            raise ValueError(f"kernel: expected 'cpp' or 'torch', got {kernel!r}")
+        self.robust["kernel"] = kernel
+
+    def terms(
+        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
+    ) -> dict[str, Tensor]:
+        """As DepthLoss.terms; enlarge is not called."""
+        d, out = batch["depth"], {}
+        if self.w["silog"]:
+            if "cell_n" in batch:
+                statistics = [batch[k] for k in ("cell_n", "cell_mean", "cell_M2")]
+            else:
+                statistics = cell_statistics(d, d_hat.shape[-2:], self.silog["eps"])
+            out["silog"] = L_silog_cells(d_hat, *statistics, **self.silog)
+        out |= self.low_terms(d_hat, batch)
+        if self.w["robust"]:
+            out["robust"] = L_robust_cells(d_hat, d, **self.robust)
+        return out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

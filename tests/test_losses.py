@@ -531,7 +531,7 @@ def picture():
 def test_eq11_is_the_weighted_sum_of_the_weighed_terms(w):
     d_hat, batch = picture()
     loss = depth_loss("--weights", ",".join(map(str, w)), *FLAGS)
-    L, report = loss(d_hat, full(d_hat), batch)
+    L, report = loss(d_hat, full, batch)
     by_hand = terms_by_hand(d_hat, batch)
     used = {k: v for k, v in zip(by_hand, w) if v}
     assert L.item() == pytest.approx(sum(v * by_hand[k].item() for k, v in used.items()))
@@ -546,7 +546,7 @@ def test_eq11_triplets_follow_seed_and_step():
     losses_ = []
     for seed, step in [(0, 5), (0, 5), (1, 5), (0, 6)]:
         loss = depth_loss("--weights", "0,0,1,0", *FLAGS, seed=seed)
-        L = loss(d_hat, full(d_hat), batch | {"step": step})[0]
+        L = loss(d_hat, full, batch | {"step": step})[0]
         by_hand = terms_by_hand(d_hat, batch | {"step": step}, seed)["vnl"]
         assert L.item() == pytest.approx(by_hand.item())
         losses_.append(L.item())
@@ -571,7 +571,7 @@ def test_eq11_dynamic_weights_by_hand(w):
     p = [0.7, 1.3, -1.9, 2.2][: len(terms)]
     loss.p.data = torch.tensor(p)
     d_hat.requires_grad_()
-    L, report = loss(d_hat, full(d_hat), batch)
+    L, report = loss(d_hat, full, batch)
     wi, Li = zip(*terms.values())
     assert L.item() == pytest.approx(released.dynamic(Li, wi, p))
     L.backward()
@@ -585,7 +585,7 @@ def test_eq11_dynamic_weights_by_hand(w):
 def test_eq11_adaptive_robust_takes_the_place_of_the_fixed_one():
     d_hat, batch = picture()
     loss = depth_loss("--weights", "0,0,0,0.4", "--robust_adaptive", "--robust_c", "0.7")
-    L, report = loss(d_hat, full(d_hat), batch)
+    L, report = loss(d_hat, full, batch)
     fixed = losses.L_robust(full(d_hat), batch["depth"], alpha=1.0, c=0.7, pool="image").item()
     nll = fixed + math.log(0.7) + math.log(2 * math.e * 0.6019072301972346)
     assert L.item() == pytest.approx(0.4 * nll, rel=1e-5)
@@ -596,17 +596,17 @@ def test_eq11_reports_what_the_adaptive_robust_loss_has_learned():
     d_hat, batch = picture()
     flags = "--robust_adaptive --robust_alpha 0.6 --robust_c 0.7".split()
     loss = depth_loss(*flags)
-    report = loss(d_hat, full(d_hat), batch)[1]
+    report = loss(d_hat, full, batch)[1]
     assert report["robust_alpha"].item() == pytest.approx(0.6)
     assert report["robust_c"].item() == pytest.approx(0.7)
     loss.adaptive.latent_alpha.data.fill_(1.0)
     loss.adaptive.log_c.data.fill_(-1.0)
-    report = loss(d_hat, full(d_hat), batch)[1]
+    report = loss(d_hat, full, batch)[1]
     by_hand = 0.001 + 1.998 / (1 + math.exp(-1))
     assert report["robust_alpha"].item() == pytest.approx(by_hand)
     assert report["robust_c"].item() == pytest.approx(math.exp(-1))
     assert not report["robust_alpha"].requires_grad and not report["robust_c"].requires_grad
-    assert not {"robust_alpha", "robust_c"} & depth_loss()(d_hat, full(d_hat), batch)[1].keys()
+    assert not {"robust_alpha", "robust_c"} & depth_loss()(d_hat, full, batch)[1].keys()
 
 
 def test_eq11_adaptive_robust_needs_a_weight():
@@ -816,7 +816,7 @@ def test_eq11_stays_finite_and_attached(flags, case):
     d_hat, d = CASES[case]
     x = d_hat[..., ::4, ::4].clone().requires_grad_()
     loss = depth_loss("--vnl_share", "1", *flags.split())
-    L, report = loss(x, full(x), batch_of(d))
+    L, report = loss(x, full, batch_of(d))
     assert L.requires_grad and L.isfinite()
     L.backward()
     for slope in (x.grad, *(p.grad for p in loss.parameters())):  # None would break DDP
@@ -846,7 +846,7 @@ def test_eq10_adaptive_form_keeps_alpha_strictly_between_0_and_2(latent):
 def test_eq9_maps_too_small_for_a_triplet():
     d_hat, d = scene(h=8, w=8, dtype=torch.float32)
     x = d_hat[..., ::4, ::4].clone().requires_grad_()  # 2x2 pixels, a share of 0.15: no triplet
-    L, report = depth_loss()(x, full(x), batch_of(d))
+    L, report = depth_loss()(x, full, batch_of(d))
     L.backward()
     assert L.isfinite() and report["vnl"].isfinite() and x.grad.isfinite().all()
 
@@ -856,7 +856,7 @@ def test_eq9_draws_one_triplet_at_least(share, count, monkeypatch):
     drawn, draw = [], losses.draw_triplets
     monkeypatch.setattr(losses, "draw_triplets", lambda *a: drawn.append(a) or draw(*a))
     d_hat, batch = picture()
-    depth_loss("--vnl_share", share)(d_hat, full(d_hat), batch)
+    depth_loss("--vnl_share", share)(d_hat, full, batch)
     assert drawn == [(0, 5, 192, count)]
 
 
@@ -871,13 +871,13 @@ def test_eq11_is_float32_under_autocast(flags, monkeypatch):
         return terms(*args)
 
     monkeypatch.setattr(loss, "terms", outside_autocast)
-    plain, _ = loss(d_hat, full(d_hat), batch)
+    plain, _ = loss(d_hat, full, batch)
     half = d_hat.bfloat16()
-    rounded, _ = loss(half.float(), full(half).float(), batch)
+    rounded, _ = loss(half.float(), full, batch)
     assert plain.dtype == torch.float32 and not torch.equal(plain, rounded)
     with torch.autocast("cpu", torch.bfloat16):
-        L, report = loss(d_hat, full(d_hat), batch)
+        L, report = loss(d_hat, full, batch)
         assert L.dtype == torch.float32 and torch.equal(L, plain)
         assert all(v.dtype == torch.float32 for v in report.values())
-        L, _ = loss(half, full(half), batch)
+        L, _ = loss(half, full, batch)
         assert L.dtype == torch.float32 and torch.equal(L, rounded)
