@@ -1,9 +1,10 @@
 """Sec. 4.1 Dataset and Sec. 3.2 R^2 Crop: from files on disk to batches.
 
     list_pairs -> check_files -> read_pair                     Sec. 4.1
-    draw(seed, epoch, index) -> r2_crop -> gt_down -> masked_gradient     Sec. 3.2, Fig. 4
-    Loader.epoch(n) -> batches
-    open_teacher -> Loader(teacher=...)     depths of another model where the truth has holes
+    open_reader -> Reader                   the decoded pairs, out of the packed cache
+    draw(seed, epoch, indices) -> r2_batch: r2_crop, gt_down, masked_gradient     Sec. 3.2, Fig. 4
+    Loader.plan, Loader.epoch(n) -> batches
+    open_teacher -> open_reader(teacher=...)     depths of another model where the truth has holes
 
 Depth on disk is a 16-bit PNG, `depth_scale` units per metre, 0 = hole (no measurement). In a batch
 it is float32 metres, 0 = hole. No hole is ever blended into a depth.
@@ -12,15 +13,17 @@ it is float32 metres, 0 = hole. No hole is ever blended into a depth.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import re
 import struct
 import sys
+import threading
 import tokenize
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import index as as_index
 from pathlib import Path
@@ -30,6 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import losses
+import packed
 import predict
 import synthetic
 from losses import nonnegative, positive, probability, whole
@@ -523,9 +528,14 @@ def read_teacher(
     return np.ascontiguousarray(depth, np.uint16)
 
 
+_npy_lock = threading.Lock()
+
+
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        with open(path, "rb") as f:
+        # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
+        # several threads are in it.
+        with _npy_lock, open(path, "rb") as f:
             array = np.lib.format.read_array(f, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -561,15 +571,148 @@ def open_teacher(
     return maps
 
 
+# ------------------------------------------------------------------------------ all decoded pairs
+
+
+class Reader:
+    """The decoded pairs of one split at image_size: out of `pack`, the packed cache, or from their
+    files by `threads` threads, kept in memory while `ram_cache` (GB) has room.
+
+    teacher: the file of another model's depth for each pair or None (see read_teacher); its map is
+    a hole wherever the pair has a truth. A file that cannot be read is named once.
+    """
+
+    def __init__(
+        self, pairs: list[Pair], *, image_size: tuple[int, int],
+        intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
+        teacher: list[Path | None] | None = None,
+    ) -> None:  # fmt: skip
+        if teacher is not None and len(teacher) != len(pairs):
+            raise ValueError(f"teacher: {len(teacher)} maps for {len(pairs)} pairs")
+        self.pairs, self.image_size, self.intrinsics = pairs, image_size, intrinsics
+        self.depth_scale, self.teacher, self.taught = depth_scale, teacher, teacher is not None
+        self.failed: dict[str, str] = {}
+        self._unread: dict[Path, object] = {}  # teacher's files that were named
+        self._known: dict = {}
+        self._kept: dict[int, Sample] = {}
+        pair_bytes = (5 if teacher is None else 7) * image_size[0] * image_size[1]
+        self._room = int(ram_cache * 1e9 / pair_bytes)
+        self._pool = ThreadPoolExecutor(max(1, threads), "reader")
+        self.pack: packed.Pack | None = None
+        cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
+
+    def take(self, indices: Iterable[int]) -> tuple[np.ndarray, list[Sample]]:
+        """Which pairs stand for those asked for, each the first readable one from it on, and their
+        samples. Raises DataError when not one can be read."""
+        # Out of a pack there is nothing to wait for.
+        each = map if self.pack is not None else self._pool.map
+        found = list(each(self._readable, map(int, indices)))
+        return np.array([i for i, _ in found], np.int64), [sample for _, sample in found]
+
+    def _readable(self, index: int) -> tuple[int, Sample]:
+        last = None
+        for other in range(index, index + len(self.pairs)):
+            other %= len(self.pairs)
+            try:
+                return other, self.sample(other)
+            except DataError as error:
+                last = str(error)  # setdefault, because two threads may meet the same pair
+                if self.failed.setdefault(str(self.pairs[other].rgb), last) is last:
+                    notice(f"skipped: {last}")
+        raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
+
+    def sample(self, index: int) -> Sample:
+        """Pair number `index`; read-only. Raises DataError."""
+        pack = self.pack
+        if pack is not None:
+            if index in pack.failed:
+                raise DataError(pack.failed[index])
+            teacher = pack.teacher[index] if self.taught and pack.taught[index] else None
+            return Sample(pack.rgb[index], pack.depth[index], pack.K[index], teacher)
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = self.decode(index)
+            if len(self._kept) < self._room:
+                self._kept[index] = sample
+        return sample
+
+    def decode(self, index: int) -> Sample:
+        """Pair number `index` from its files. Raises DataError."""
+        sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
+        if self.teacher is not None:
+            sample = sample._replace(teacher=self._taught(index, sample.depth))
+        return sample
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if self.pack is not None:
+            self.pack.close()
+
+    def _taught(self, index: int, truth: np.ndarray) -> np.ndarray | None:
+        """The teacher's map of a pair, a hole where `truth` is not; None = no map to be read."""
+        path = self.teacher[index]
+        if path is None:
+            return None
+        try:
+            size = _header(self.pairs[index].rgb).size
+            depth = read_teacher(path, self.image_size, self.depth_scale, size)
+        except DataError as error:
+            if self._unread.setdefault(path, error) is error:  # as in _readable
+                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
+            return None
+        depth[truth > 0] = 0
+        return depth
+
+
+def open_reader(
+    pairs: list[Pair], *, cache: str, root: Path, name: str, image_size: tuple[int, int],
+    intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
+    teacher: list[Path | None] | None = None, quiet: bool = False,
+) -> Reader:  # fmt: skip
+    """A Reader over the packed cache of `pairs`, which is built where it is not up to date.
+
+    cache: "auto" (beside the set in `root`), a folder, or "none": no pack. name: begins the file's
+    name. Raises DataError: no pair can be read, no room, a folder that cannot be written.
+    """
+    reader = Reader(
+        pairs, image_size=image_size, intrinsics=intrinsics, depth_scale=depth_scale,
+        threads=threads, ram_cache=ram_cache, teacher=teacher,
+    )  # fmt: skip
+    try:
+        where = packed.place(cache, root)
+        if where is None:
+            return reader
+        cameras = {f: [f] for p in pairs if (f := p.folder / "intrinsics.json").is_file()}
+        files = [[p.rgb, p.depth, *cameras.get(p.folder / "intrinsics.json", [])] for p in pairs]
+        for row, path in zip(files, teacher or ()):
+            row += [path] if path else []
+        # Sets that are mixed differently lie side by side; a set that was moved keeps its pack.
+        names = "\n".join(os.path.relpath(p.rgb, root) for p in pairs)
+        digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+        name = f"{name}-{image_size[0]}x{image_size[1]}-{digest}{'-taught' if teacher else ''}"
+        reader.pack = packed.open_pack(
+            where, name, files, image_size, reader.decode, threads=threads,
+            settings={
+                "reader": 1,  # raise it when read_pair or read_teacher decode differently
+                "intrinsics": intrinsics, "depth_scale": depth_scale if teacher else None,
+            },
+            teacher=teacher is not None, quiet=quiet,
+        )  # fmt: skip
+    except packed.PackError as error:
+        reader.close()
+        raise DataError(str(error)) from error
+    return reader
+
+
 # ------------------------------------------------------------------------------------- Sec. 3.2
 
 
 class Draw(NamedTuple):
-    """Everything random about one sample. Place and flip are on the full-resolution canvas."""
+    """Everything random about B samples. Place and flip are on the full-resolution canvas."""
 
-    crop: tuple[int, int]
-    affine: np.ndarray  # (2, 3): canvas pixel (u, v) -> source pixel (x, y)
-    lut: np.ndarray  # (3, 256): grey level -> colour-jittered value, 0..255
+    crop: np.ndarray  # (B, 2) int64: h, w
+    affine: np.ndarray  # (B, 2, 3) float64: canvas pixel (u, v) -> source pixel (x, y)
+    lut: np.ndarray  # (B, 3, 256) float32: grey level -> colour-jittered value, 0..255
 
 
 class Augment(NamedTuple):
@@ -585,44 +728,57 @@ class Augment(NamedTuple):
     channel_gain: tuple[float, float]
 
 
-def draw(key: tuple[int, int, int], size: tuple[int, int], a: Augment | None) -> Draw:
+def draw(
+    seed: int, epoch: int, indices: Sequence[int], size: tuple[int, int], a: Augment | None,
+    crop: tuple[int, int] | None = None,
+) -> Draw:  # fmt: skip
     """Sec. 3.2: rotate, flip, R^2 crop, colour, in the released order. a = None: the whole picture.
 
-    key = (seed, epoch, index) decides alone: workers, batch slots and resumed runs do not matter.
-    size: (H, W) of source and canvas.
+    (seed, epoch, index) decides a sample: workers, batch slots and resumed runs do not matter.
+    size: (H, W) of source and canvas. crop: the size that is cut, None = each sample draws its own.
     """
     H, W = size
+    n = len(indices)
     level = np.arange(256.0)
     if a is None:
-        lut = np.repeat(level[None], 3, 0).astype(np.float32)
-        return Draw(size, np.eye(2, 3), lut)
-    rng = np.random.default_rng(np.random.SeedSequence((*key, 1)))  # 1, 2, 3: streams apart
-    angle = rng.uniform(-a.max_angle, a.max_angle) if rng.random() < a.rotate_prob else 0.0
-    flip = rng.random() < a.flip_prob
-    h, w = a.crops[rng.integers(len(a.crops))] if a.crops else size
-    top, left = rng.integers(H - h + 1), rng.integers(W - w + 1)
-    gamma, brightness = rng.uniform(*a.gamma), rng.uniform(*a.brightness)
-    gains = brightness * rng.uniform(*a.channel_gain, 3)
+        lut = np.broadcast_to(level.astype(np.float32), (n, 3, 256))
+        return Draw(np.tile(np.array(size), (n, 1)), np.tile(np.eye(2, 3), (n, 1, 1)), lut)
+    drawn = np.empty((n, 10))
+    for row, index in zip(drawn, indices):
+        # 1, 2, 3, 4: streams apart
+        rng = np.random.default_rng(np.random.SeedSequence((seed, epoch, int(index), 1)))
+        angle = rng.uniform(-a.max_angle, a.max_angle) if rng.random() < a.rotate_prob else 0.0
+        flip = rng.random() < a.flip_prob
+        own = a.crops[rng.integers(len(a.crops))] if a.crops else size
+        h, w = crop or own
+        place = rng.integers(H - h + 1), rng.integers(W - w + 1)
+        gamma, brightness = rng.uniform(*a.gamma), rng.uniform(*a.brightness)
+        row[:] = (angle, flip, h, w, *place, gamma, *(brightness * rng.uniform(*a.channel_gain, 3)))
+    angle, flip, h, w, top, left, gamma = drawn[:, :7].T
+    gains = drawn[:, 7:]
 
     # canvas -> flipped picture -> rotated picture -> source
     x0, y0 = (W - 1) / 2, (H - 1) / 2
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    rotate = np.array([[cos, sin, x0 - cos * x0 - sin * y0], [-sin, cos, y0 + sin * x0 - cos * y0]])
-    mirror = np.array([[-1.0, 0, W - 1], [0, 1, 0], [0, 0, 1]]) if flip else np.eye(3)
-    place = np.array([[1.0, 0, left], [0, 1, top], [0, 0, 1]])
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    a00, a02 = np.where(flip, -1.0, 1.0), np.where(flip, W - 1 - left, left)
+    affine = np.empty((n, 2, 3))
+    affine[:, 0] = np.stack([cos * a00, sin, x0 + cos * (a02 - x0) + sin * (top - y0)], 1)
+    affine[:, 1] = np.stack([-sin * a00, cos, y0 - sin * (a02 - x0) + cos * (top - y0)], 1)
 
     # PAPER: says "random color enhancement"; the released code raises 0..255 to the power gamma,
     # a strong jitter of brightness. --gamma_unit takes the power on 0..1 instead.
-    bent = 255 * (level / 255) ** gamma if a.gamma_unit else level**gamma
-    lut = np.clip(bent[None] * gains[:, None], 0, 255).astype(np.float32)
-    return Draw((int(h), int(w)), rotate @ mirror @ place, lut)
+    power = gamma[:, None]
+    bent = 255 * (level / 255) ** power if a.gamma_unit else level**power
+    lut = np.clip(bent[:, None] * gains[..., None], 0, 255).astype(np.float32)
+    return Draw(drawn[:, 2:4].astype(np.int64), affine, lut)
 
 
 def intrinsics_after(K: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """K (fx, fy, cx, cy) of the source -> of the canvas. A flip mirrors the world with the picture;
-    a rotation turns the camera about its axis: only the principal point moves."""
-    cx, cy = np.linalg.solve(affine[:, :2], K[2:] - affine[:, 2])
-    return np.array([K[0], K[1], cx, cy])
+    """K (B, 4) = fx, fy, cx, cy of the sources -> of the canvas, by affine (B, 2, 3). A flip
+    mirrors the world with the picture; a rotation turns the camera about its axis: only the
+    principal point moves."""
+    centre = np.linalg.solve(affine[:, :, :2], (K[:, 2:] - affine[:, :, 2])[..., None])
+    return np.concatenate([K[:, :2], centre[..., 0]], 1)
 
 
 # ------------------------------------------------- Sec. 3.2 and Fig. 4, the Python twins of csrc
@@ -662,6 +818,20 @@ def _check_output(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None
         )
 
 
+def _check_crop(name: str, crop: tuple[int, int], canvas: tuple[int, int]) -> None:
+    (h, w), (Hc, Wc) = crop, canvas
+    if not (1 <= h <= Hc and 1 <= w <= Wc):
+        raise ValueError(
+            f"{name}: expected 1..{Hc} by 1..{Wc} (the canvas, metres), got ({h}, {w})"
+        )
+
+
+def _check_scale(depth_scale: float) -> None:
+    limits = np.finfo(np.float32)
+    if not float(limits.tiny) <= depth_scale <= float(limits.max):
+        raise ValueError(f"depth_scale: expected a positive float32, got {depth_scale:f}")
+
+
 def _source_position(
     affine: np.ndarray, u: np.ndarray, v: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -669,6 +839,21 @@ def _source_position(
     with np.errstate(over="ignore", invalid="ignore"):  # a non-finite position counts as outside
         x, y = ((a[0] * u[None, :] + a[1] * v[:, None]) + a[2] for a in affine)
     return x, y
+
+
+def _canvas(
+    depth: np.ndarray, affine: np.ndarray, crop: tuple[int, int], canvas: tuple[int, int]
+) -> np.ndarray:
+    """Depth in sensor units on the canvas, float32 (Hc, Wc): the nearest source pixel; 0 where that
+    is a hole, outside the source or beyond the crop."""
+    (H, W), (h, w) = depth.shape, crop
+    x, y = _source_position(affine, np.arange(w, dtype=float), np.arange(h, dtype=float))
+    x, y = x + 0.5, y + 0.5
+    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)  # False for NaN, and before any cast
+    xi, yi = (np.floor(np.where(inside, at, 0)).astype(np.int64) for at in (x, y))
+    raw = np.zeros(canvas, np.float32)
+    raw[:h, :w] = np.where(inside, depth[yi, xi], 0)
+    return raw
 
 
 def extent(
@@ -679,6 +864,15 @@ def extent(
     All (h, w); crop and canvas at full resolution. What is filled in part counts as padding.
     """
     return crop[0] * size[0] // canvas[0], crop[1] * size[1] // canvas[1]
+
+
+def network_size(
+    crop: tuple[int, int], canvas: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    """A crop's share of the network's `size`, to the nearest multiple of 32: 384x512 of 480x640 is
+    102.4 rows of 128, so 96, and its pixels are 4 by 4 of the picture's instead of 3.75 by 4."""
+    h, w = (max(32, (2 * c * s + 32 * C) // (64 * C) * 32) for c, C, s in zip(crop, canvas, size))
+    return h, w
 
 
 def r2_crop(
@@ -722,19 +916,10 @@ def r2_crop(
     _check_output("metres", metres, np.float32, (None, None))
     (Hc, Wc), (_, hn, wn) = metres.shape, image.shape
     h, w = (as_index(n) for n in crop)
-    if not (1 <= h <= Hc and 1 <= w <= Wc):
-        raise ValueError(f"crop: expected 1..{Hc} by 1..{Wc} (the canvas, metres), got ({h}, {w})")
-    limits = np.finfo(np.float32)
-    if not float(limits.tiny) <= depth_scale <= float(limits.max):
-        raise ValueError(f"depth_scale: expected a positive float32, got {depth_scale:f}")
+    _check_crop("crop", (h, w), (Hc, Wc))
+    _check_scale(depth_scale)
 
-    x, y = _source_position(affine, np.arange(w, dtype=float), np.arange(h, dtype=float))
-    x, y = x + 0.5, y + 0.5
-    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H)  # False for NaN, and before any cast
-    xi, yi = (np.floor(np.where(inside, at, 0)).astype(np.int64) for at in (x, y))
-    raw = np.where(inside, depth[yi, xi], 0)
-    metres[:] = 0
-    metres[:h, :w] = raw.astype(np.float32) / np.float32(depth_scale)
+    metres[:] = _canvas(depth, affine, (h, w), (Hc, Wc)) / np.float32(depth_scale)
 
     rows, cols = extent((h, w), (Hc, Wc), (hn, wn))
     u = (np.arange(cols) + 0.5) * (Wc / wn) - 0.5
@@ -829,25 +1014,204 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
         raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
 
 
+def log_table(depth_scale: float, eps: float) -> np.ndarray:
+    """ln(d + eps) of every depth in sensor units, (65536,) float32: Eq. 7's logarithm of k /
+    depth_scale metres, so that no kernel needs a logarithm of its own. Entry 0, a hole, is 0.
+
+    Raises ValueError (depth_scale, or an eps that makes a depth's logarithm infinite).
+    """
+    _check_scale(depth_scale)
+    metres = np.arange(1, 1 << 16, dtype=np.float32) / np.float32(depth_scale)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        logs = np.append(0.0, np.log(metres.astype(np.float64) + eps)).astype(np.float32)
+    if not np.isfinite(logs).all():
+        raise ValueError(f"eps: ln(d + eps) is not finite for some depth d, eps = {eps}")
+    return logs
+
+
+def cell_statistics(
+    raw: np.ndarray, logs: np.ndarray, n: np.ndarray, mean: np.ndarray, M2: np.ndarray
+) -> None:
+    """Eq. 7's statistics of the truth by cell: all pixels of a cell share one prediction.
+
+    raw (H, W), any real type, sensor units, 0 = hole; logs as from log_table. A cell is the
+    preimage of a prediction's pixel under the nearest upsample: v h // H == i and u w // W == j.
+    Writes, all (h, w) float32, h <= H and w <= W, and 0 for a cell of holes: n, its pixels that are
+    depths; mean, of x = logs[raw] over these; M2, the sum of their (x - mean)^2.
+
+    The sums are double, first down each column of the canvas, then along the cell's columns.
+    """
+    (H, W), (h, w) = raw.shape, n.shape
+    x = np.where(raw > 0, logs[raw.astype(np.int64)], np.float32(0)).astype(np.float64)
+    terms = np.stack([x, x * x, raw > 0])
+    columns = np.zeros((3, h, W))
+    for v in range(H):
+        columns[:, v * h // H] += terms[:, v]
+    sums = np.zeros((3, h, w))
+    for u in range(W):
+        sums[:, :, u * w // W] += columns[:, :, u]
+    S1, S2, N = sums
+    some = np.maximum(N, 1)
+    n[:] = N
+    mean[:] = S1 / some
+    M2[:] = np.maximum(S2 - S1 * S1 / some, 0)
+
+
+def r2_batch(
+    rgb: list[np.ndarray] | None,
+    depth: list[np.ndarray | None],
+    affine: np.ndarray,
+    crop: np.ndarray,
+    lut: np.ndarray,
+    pad: np.ndarray,
+    depth_scale: float,
+    logs: np.ndarray,
+    mode: str,
+    threads: int,
+    image: np.ndarray | None,
+    metres: np.ndarray,
+    low: np.ndarray,
+    grad_x: np.ndarray,
+    grad_y: np.ndarray,
+    M_x: np.ndarray,
+    M_y: np.ndarray,
+    cell_n: np.ndarray,
+    cell_mean: np.ndarray,
+    cell_M2: np.ndarray,
+) -> None:
+    """Sec. 3.2 and Fig. 4 for a batch: r2_crop, gt_down, masked_gradient, cell_statistics.
+
+    rgb, depth: B decoded samples as in r2_crop, which may differ in size; affine (B, 2, 3), crop
+    (B, 2) int64 and lut (B, 3, 256) are theirs. pad, depth_scale, mode: as in r2_crop and gt_down.
+    logs (65536,) float32: log_table(depth_scale, eps of Eq. 7). threads: how many the kernel may
+    use; the twin uses one, and the numbers are the same for any.
+
+    Writes image (B, 3, hn, wn) and metres (B, 1, Hc, Wc) as r2_crop does; all others are
+    (B, 1, h, w), at the prediction's resolution: low by gt_down, grad_x, grad_y, M_x, M_y by
+    masked_gradient of low, cell_n, cell_mean, cell_M2 by cell_statistics.
+
+    rgb and image None: maps of depth only (another model's, by the same affine). A depth None: that
+    sample has none, and its maps are 0.
+
+    Raises TypeError (dtype, or no array) and ValueError (shape, length, mode, threads, layout);
+    the message names the sample.
+    """
+    if (rgb is None) != (image is None):
+        raise ValueError("rgb and image: both or neither may be None")
+    _check("affine", affine, np.float64, (None, 2, 3))
+    B = len(affine)
+    _check("crop", crop, np.int64, (B, 2))
+    _check("lut", lut, np.float32, (B, 3, 256))
+    _check("pad", pad, np.float32, (3,))
+    _check_scale(depth_scale)
+    _check("logs", logs, np.float32, (1 << 16,))
+    if mode not in ("cell", "nearest", "bilinear"):
+        raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
+    if threads < 1:
+        raise ValueError(f"threads: expected 1 or more, got {threads}")
+    _check_output("metres", metres, np.float32, (B, 1, None, None))
+    canvas = metres.shape[2:]
+    _check_output("low", low, np.float32, (B, 1, None, None))
+    if low.shape[2] > canvas[0] or low.shape[3] > canvas[1]:
+        raise ValueError(
+            f"low: shape {low.shape[2:]} is larger than that of metres, {metres.shape[2:]}"
+        )
+    maps = {"grad_x": grad_x, "grad_y": grad_y, "M_x": M_x, "M_y": M_y}
+    maps |= {"cell_n": cell_n, "cell_mean": cell_mean, "cell_M2": cell_M2}
+    for name, a in maps.items():
+        _check_output(name, a, np.bool_ if name[0] == "M" else np.float32, low.shape)
+
+    def check_list(name: str, arrays: list, dtype: type, shape: tuple[int | None, ...]) -> None:
+        if len(arrays) != B:
+            raise ValueError(
+                f"{name}: expected {B} arrays (the length of affine), got {len(arrays)}"
+            )
+        for b, a in enumerate(arrays):
+            if a is None and name == "depth":
+                continue
+            if not isinstance(a, np.ndarray):
+                raise TypeError(f"{name}[{b}]: expected an array, got {type(a).__name__}")
+            _check(f"{name}[{b}]", a, dtype, shape)
+
+    check_list("depth", depth, np.uint16, (None, None))
+    for b in range(B):
+        _check_crop(f"crop[{b}]", (int(crop[b, 0]), int(crop[b, 1])), canvas)
+    if rgb is not None:
+        _check_output("image", image, np.float32, (B, 3, None, None))
+        check_list("rgb", rgb, np.uint8, (None, None, 3))
+        for b in range(B):
+            if depth[b] is not None:
+                _check(f"depth[{b}]", depth[b], np.uint16, rgb[b].shape[:2])
+
+    for b in range(B):
+        size = int(crop[b, 0]), int(crop[b, 1])
+        at = np.zeros((1, 1), np.uint16) if depth[b] is None else depth[b]
+        if rgb is None:
+            black, one = np.zeros((*at.shape, 3), np.uint8), np.zeros((3, 1, 1), np.float32)
+            picture, out = black, one
+        else:
+            picture, out = rgb[b], image[b]
+            at = np.zeros(picture.shape[:2], np.uint16) if depth[b] is None else depth[b]
+        r2_crop(picture, at, affine[b], size, lut[b], pad, depth_scale, out, metres[b, 0])
+        gt_down(metres[b, 0], low[b, 0], mode)
+        masked_gradient(low[b, 0], grad_x[b, 0], grad_y[b, 0], M_x[b, 0], M_y[b, 0])
+        raw = _canvas(at, affine[b], size, canvas)
+        cell_statistics(raw, logs, cell_n[b, 0], cell_mean[b, 0], cell_M2[b, 0])
+
+
 # --------------------------------------------------------------------------------------- batches
 
 
 class Kernels(NamedTuple):
-    """The three kernels, all from C++ or all from Python; chosen once, in main."""
+    """The kernels, all from C++ or all from Python; chosen once, in main."""
 
     name: str
     r2_crop: object
     gt_down: object
     masked_gradient: object
+    r2_batch: object
 
 
 def kernels(name: str) -> Kernels:
     """ "cpp" (the extension built from csrc) or "python" (the twins above, equal bit for bit)."""
     home = litedepth_kernels if name == "cpp" else sys.modules[__name__]
-    return Kernels(name, home.r2_crop, home.gt_down, home.masked_gradient)
+    return Kernels(name, home.r2_crop, home.gt_down, home.masked_gradient, home.r2_batch)
 
 
 LOW = ("depth_low", "grad_x", "grad_y", "M_x", "M_y")  # a batch's maps at the prediction's size
+CELLS = ("cell_n", "cell_mean", "cell_M2")  # statistics of ln(depth + eps), for Eq. 7
+
+
+def check_sizes(
+    augment: Augment | None, image_size: tuple[int, int], size: tuple[int, int]
+) -> None:  # fmt: skip
+    """Raises DataError unless pictures, crops and the network's size (h, w) go together."""
+    if 4 * image_size[0] < size[0] or 4 * image_size[1] < size[1]:
+        raise DataError(
+            f"--image_size {image_size[0]}x{image_size[1]} is smaller than the network's "
+            f"prediction, {size[0] // 4}x{size[1] // 4}"
+        )
+    for h, w in augment.crops if augment else ():
+        if h > image_size[0] or w > image_size[1]:
+            raise DataError(
+                f"--crops {h}x{w} is larger than --image_size {image_size[0]}x{image_size[1]}"
+            )
+        if h * size[0] < image_size[0] * 32 or w * size[1] < image_size[1] * 32:
+            raise DataError(f"--crops {h}x{w} is under 32 pixels at the network's scale")
+
+
+class Plan(NamedTuple):
+    """What one batch will be made of: everything but the pixels. B samples of this process."""
+
+    samples: list[Sample]
+    index: np.ndarray  # (B,) int64: which pairs
+    affine: np.ndarray  # (B, 2, 3) float64: canvas pixel -> source pixel
+    crop: np.ndarray  # (B, 2) int64: pixels of the canvas that are filled
+    lut: np.ndarray  # (B, 3, 256) float32: grey level -> the network's input (Eq. 1)
+    K: np.ndarray  # (B, 4) float32: intrinsics in canvas pixels
+    extent: np.ndarray  # (B, 2) int64: rows and columns of the image that are filled
+    canvas: tuple[int, int]  # (H, W) of the batch's depths
+    size: tuple[int, int]  # (h, w) of its image
 
 
 class Loader:
@@ -855,67 +1219,59 @@ class Loader:
 
     A batch is a dictionary of tensors, valid until the next one is asked for (its memory is used
     again):
-        image  (B,3,h,w)  float32 RGB 0..255 at network scale, `mean` beyond the crop
+        image  (B,3,h,w)  float32 RGB, normalised by Eq. 1 with mean and std; 0 beyond the crop
         extent (B,2)      int64 rows and columns of image that the crop fills, from the top left
-        depth  (B,1,H,W)  float32 metres on the full canvas, 0 = hole or beyond the crop
+        depth  (B,1,H,W)  float32 metres on the canvas, 0 = hole or beyond the crop
         depth_low (B,1,h/4,w/4)  the same at the prediction's size, by `gt_down`
         grad_x, grad_y, M_x, M_y (B,1,h/4,w/4)  Eq. 8's gradients (m) and masks of depth_low
+        cell_n, cell_mean, cell_M2 (B,1,h/4,w/4)  of ln(depth + silog_eps), see `cell_statistics`
         K      (B,4)      fx, fy, cx, cy in canvas pixels, followed through flip, crop and rotation
         index  (B,)       which pairs
-    With `teacher`, the file of another model's depth for each pair or None (see read_teacher), also
-        teacher_depth, teacher_depth_low, teacher_grad_x, teacher_grad_y, teacher_M_x, teacher_M_y
-    the same six of the teacher's map by the same draw, where the truth is a hole: a pixel that has
-    a truth is a hole there. A file that cannot be read is named once and counts as None: no depth.
-    The order is keyed by (seed, epoch), a sample by (seed, epoch, index); neither depends on
-    `threads` or `world`. With `world` processes each takes its share of every batch of batch_size.
-    A pair that cannot be read is named once, counted in `failed`, and replaced by the next one.
+        triplets (3, vnl_share * h/4 * w/4)  Eq. 9's, keyed by (seed, step), see draw_triplets
+    With `taught`, for pairs with a map of another model's depth, also teacher_depth and
+    teacher_ followed by the eight names after it: the same of that map by the same draw, where the
+    truth is a hole; a pair without a map has no teacher's depth.
+    crop_batch = "pad": every sample draws its own crop size and lies top left in a canvas of
+    image_size and size. "size": one size is drawn for a batch, which is the canvas, and the image
+    is that share of `size`, to the nearest multiple of 32; nothing is padded.
+    PAPER: silent on how crops of several sizes share a batch; the released code pads.
+    The order is keyed by (seed, epoch), a sample by (seed, epoch, index), a batch's size by (seed,
+    epoch, batch); none depends on `threads` or `world`. With `world` processes each takes its share
+    of every batch of batch_size. A pair that cannot be read is named once, counted in `failed`,
+    and replaced by the next one.
+    device: where the batches are wanted; for CUDA they lie in pinned memory.
     """
 
     AHEAD = 2  # batches prepared while the network works
 
     def __init__(
-        self, pairs: list[Pair], *, batch_size: int, seed: int, augment: Augment | None,
-        image_size: tuple[int, int], size: tuple[int, int], mean: tuple[float, ...],
-        depth_scale: float, intrinsics: tuple[float, ...] | None, gt_down: str, kernels: Kernels,
-        threads: int, ram_cache: float, rank: int = 0, world: int = 1,
-        teacher: list[Path | None] | None = None,
+        self, reader: Reader, *, batch_size: int, seed: int, augment: Augment | None,
+        crop_batch: str, image_size: tuple[int, int], size: tuple[int, int],
+        mean: Sequence[float], std: Sequence[float], depth_scale: float, silog_eps: float,
+        vnl_share: float, gt_down: str, kernels: Kernels, threads: int, rank: int = 0,
+        world: int = 1, device: torch.device | None = None,
     ) -> None:  # fmt: skip
-        if teacher is not None and len(teacher) != len(pairs):
-            raise ValueError(f"teacher: {len(teacher)} maps for {len(pairs)} pairs")
+        pairs = reader.pairs
         if batch_size > len(pairs):
             if rank == 0:
                 notice(f"batch size {len(pairs)}, not {batch_size}: there are no more pairs")
             batch_size = len(pairs)
         if batch_size < world:
             raise DataError(f"a batch of {batch_size} cannot be shared by {world} processes")
-        if 4 * image_size[0] < size[0] or 4 * image_size[1] < size[1]:
-            raise DataError(
-                f"--image_size {image_size[0]}x{image_size[1]} is smaller than the network's "
-                f"prediction, {size[0] // 4}x{size[1] // 4}"
-            )
-        for h, w in augment.crops if augment else ():
-            if h > image_size[0] or w > image_size[1]:
-                raise DataError(
-                    f"--crops {h}x{w} is larger than --image_size {image_size[0]}x{image_size[1]}"
-                )
-            if h * size[0] < image_size[0] * 32 or w * size[1] < image_size[1] * 32:
-                raise DataError(f"--crops {h}x{w} is under 32 pixels at the network's scale")
-        self.pairs, self.batch_size, self.seed, self.augment = pairs, batch_size, seed, augment
+        check_sizes(augment, image_size, size)
+        self.reader, self.pairs, self.failed = reader, pairs, reader.failed
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.crop_batch = crop_batch if augment and augment.crops else "pad"
         self.image_size, self.size, self.depth_scale = image_size, size, depth_scale
-        self.intrinsics, self.mode, self.kernels = intrinsics, gt_down, kernels
+        self.mode, self.kernels, self.threads = gt_down, kernels, max(1, threads)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-        self.pad = np.array(mean, np.float32)
-        self.failed: dict[str, str] = {}
-        self.teacher = teacher
-        self._unread: dict[Path, object] = {}  # teacher's files that were named
-        self._known: dict = {}
-        self._kept: dict[int, Sample] = {}
-        pair_bytes = (5 if teacher is None else 7) * image_size[0] * image_size[1]
-        self._room = int(ram_cache * 1e9 / pair_bytes)
-        self._pool = ThreadPoolExecutor(max(1, threads), "loader")
-        own = self.share.stop - self.share.start
-        self._ring = [self._buffers(own) for _ in range(self.AHEAD + 1)]  # and the one in use
-        cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
+        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
+        self.logs = log_table(depth_scale, silog_eps)
+        self.silog_eps, self.vnl_share = silog_eps, vnl_share
+        self.device = device or torch.device("cpu")
+        self._order: tuple[int, np.ndarray] | None = None  # of the epoch under way
+        self._maker = ThreadPoolExecutor(1, "loader")
+        self._ring = [Slot(self) for _ in range(self.AHEAD + 1)]  # and the one in use
 
     def __len__(self) -> int:
         """Batches in an epoch; what does not fill a batch waits for another epoch's order."""
@@ -927,123 +1283,150 @@ class Loader:
         order = rng.permutation(len(self.pairs))
         return order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
 
+    def plan(self, epoch: int, number: int) -> Plan:
+        """What this process's share of batch `number` of an epoch is made of. Raises DataError when
+        not one pair can be read."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, self.order(epoch)
+        index, samples = self.reader.take(self._order[1][number][self.share])
+        crop = None
+        if self.crop_batch == "size":
+            rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, number, 4)))
+            crop = self.augment.crops[rng.integers(len(self.augment.crops))]
+        canvas, size = self.image_size, self.size
+        if crop is not None:
+            canvas, size = crop, network_size(crop, self.image_size, self.size)
+        random = draw(self.seed, epoch, index, self.image_size, self.augment, crop)
+        lut = (random.lut - self.mean[:, None]) / self.std[:, None]
+        K = intrinsics_after(np.array([s.K for s in samples]), random.affine)
+        filled = np.array([extent(c, canvas, size) for c in random.crop.tolist()])
+        return Plan(
+            samples, index, random.affine, random.crop, lut, K.astype(np.float32), filled, canvas,
+            size,
+        )  # fmt: skip
+
+    def triplets(self, epoch: int, number: int, size: tuple[int, int]) -> Tensor:
+        """Eq. 9's for a batch whose image is of that size: losses.draw_triplets of its step."""
+        pixels = size[0] // 4 * (size[1] // 4)
+        step, count = epoch * len(self) + number, losses.triplet_count(pixels, self.vnl_share)
+        return losses.draw_triplets(self.seed, step, pixels, count)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yields the batches of an epoch from number `start` on. Raises DataError when not one
         pair can be read."""
-        waiting: deque[tuple[dict, list[Future]]] = deque()
+        waiting: deque[tuple[Slot, Future]] = deque()
         try:
-            for number, row in enumerate(self.order(epoch)[start:]):
-                buffers = self._ring[number % len(self._ring)]
-                jobs = [
-                    self._pool.submit(self._fill, buffers, slot, epoch, int(i))
-                    for slot, i in enumerate(row[self.share])
-                ]
-                waiting.append((buffers, jobs))
+            for number in range(start, len(self)):
+                slot = self._ring[number % len(self._ring)]
+                slot.allocate()
+                made = self._maker.submit(self._make, slot, epoch, number)
+                waiting.append((slot, made))
                 if len(waiting) > self.AHEAD:
                     yield self._finish(*waiting.popleft())
             while waiting:
                 yield self._finish(*waiting.popleft())
         finally:  # left early: nothing may go on writing into buffers that are used again
-            for _, jobs in waiting:
-                for job in jobs:
-                    job.cancel()
-                for job in jobs:
-                    if not job.cancelled():
-                        job.exception()
+            for _, made in waiting:
+                made.cancel()
+            for _, made in waiting:
+                if not made.cancelled():
+                    made.exception()
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._maker.shutdown(cancel_futures=True)
+        self.reader.close()
 
-    def _finish(self, buffers: dict[str, np.ndarray], jobs: list[Future]) -> dict[str, Tensor]:
-        for job in jobs:
-            job.result()
-        return {name: torch.from_numpy(array) for name, array in buffers.items()}
+    def _make(self, slot: Slot, epoch: int, number: int) -> dict[str, Tensor]:
+        plan = self.plan(epoch, number)
+        tensors = slot.view(plan.canvas, plan.size)
+        out = {name: tensor.numpy() for name, tensor in tensors.items()}
+        truth = [s.depth for s in plan.samples]
+        self._fill(out, "", plan, [s.rgb for s in plan.samples], truth, out["image"])
+        if self.reader.taught:
+            self._fill(out, "teacher_", plan, None, [s.teacher for s in plan.samples], None)
+        out["extent"][:], out["K"][:], out["index"][:] = plan.extent, plan.K, plan.index
+        out["triplets"][:] = self.triplets(epoch, number, plan.size)
+        return tensors
 
-    def _buffers(self, n: int) -> dict[str, np.ndarray]:
-        (H, W), (h, w) = self.image_size, self.size
-        low = (n, 1, h // 4, w // 4)
-        buffers = {
-            "image": np.zeros((n, 3, h, w), np.float32),
-            "extent": np.zeros((n, 2), np.int64),
-            "K": np.zeros((n, 4), np.float32),
-            "index": np.zeros(n, np.int64),
-        }
-        for who in ("",) if self.teacher is None else ("", "teacher_"):
-            buffers[f"{who}depth"] = np.zeros((n, 1, H, W), np.float32)
-            for name in LOW:
-                dtype = np.bool_ if name in ("M_x", "M_y") else np.float32
-                buffers[who + name] = np.zeros(low, dtype)
-        return buffers
-
-    def _fill(self, out: dict[str, np.ndarray], slot: int, epoch: int, index: int) -> None:
-        sample, index = self._readable(index)
-        random = draw((self.seed, epoch, index), self.image_size, self.augment)
-        self._maps(out, slot, "", sample.rgb, sample.depth, random, out["image"][slot])
-        if self.teacher is not None and sample.teacher is not None:
-            # The picture is made already: one pixel of it is the least that r2_crop makes.
-            image = np.empty((3, 1, 1), np.float32)
-            self._maps(out, slot, "teacher_", sample.rgb, sample.teacher, random, image)
-        elif self.teacher is not None:
-            for name in ("depth", *LOW):
-                out[f"teacher_{name}"][slot] = 0
-        out["extent"][slot] = extent(random.crop, self.image_size, self.size)
-        out["K"][slot] = intrinsics_after(sample.K, random.affine)
-        out["index"][slot] = index
-
-    def _maps(
-        self, out: dict[str, np.ndarray], slot: int, who: str, rgb: np.ndarray, depth: np.ndarray,
-        random: Draw, image: np.ndarray,
+    def _fill(
+        self, out: dict[str, np.ndarray], who: str, plan: Plan, rgb: list[np.ndarray] | None,
+        depth: list[np.ndarray | None], image: np.ndarray | None,
     ) -> None:  # fmt: skip
-        """`image`, and the six maps of `depth` under the names that begin with `who`."""
-        metres, low = out[f"{who}depth"][slot, 0], [out[who + k][slot, 0] for k in LOW]
-        self.kernels.r2_crop(
-            rgb, depth, random.affine, random.crop, random.lut, self.pad, self.depth_scale, image,
-            metres,
+        """`image`, and the maps of `depth` under the names that begin with `who`."""
+        self.kernels.r2_batch(
+            rgb, depth, plan.affine, plan.crop, plan.lut, np.zeros(3, np.float32),
+            self.depth_scale, self.logs, self.mode, self.threads, image, out[f"{who}depth"],
+            *(out[who + name] for name in (*LOW, *CELLS)),
         )  # fmt: skip
-        self.kernels.gt_down(metres, low[0], self.mode)
-        self.kernels.masked_gradient(*low)
 
-    def _readable(self, index: int) -> tuple[Sample, int]:
-        """The sample of pair `index`, or of the first readable pair after it."""
-        last = None
-        for other in range(index, index + len(self.pairs)):
-            other %= len(self.pairs)
-            try:
-                return self.sample(other), other
-            except DataError as error:
-                last = str(error)  # setdefault, because two threads may meet the same pair
-                if self.failed.setdefault(str(self.pairs[other].rgb), last) is last:
-                    notice(f"skipped: {last}")
-        raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
-
-    def sample(self, index: int) -> Sample:
-        """Pair number `index`, decoded; kept in memory while `ram_cache` has room."""
-        sample = self._kept.get(index)
-        if sample is None:
-            sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
-            if self.teacher is not None:
-                sample = sample._replace(teacher=self._taught(index, sample.depth))
-            if len(self._kept) < self._room:
-                self._kept[index] = sample
-        return sample
-
-    def _taught(self, index: int, truth: np.ndarray) -> np.ndarray | None:
-        """The teacher's map of a pair, a hole where `truth` is not; None = no map to be read."""
-        path = self.teacher[index]
-        if path is None:
-            return None
-        try:
-            size = _header(self.pairs[index].rgb).size
-            depth = read_teacher(path, self.image_size, self.depth_scale, size)
-        except DataError as error:
-            if self._unread.setdefault(path, error) is error:  # as in _readable
-                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
-            return None
-        depth[truth > 0] = 0
-        return depth
+    def _finish(self, slot: Slot, made: Future) -> dict[str, Tensor]:
+        tensors = made.result()
+        return tensors if self.device.type == "cpu" else slot.upload(tensors, self.device)
 
 
-def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
+class Slot:
+    """One batch's memory, allocated once for the largest canvas; smaller ones use its front."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.batch, self.vnl_share = loader.share.stop - loader.share.start, loader.vnl_share
+        self.whose = ("", "teacher_") if loader.reader.taught else ("",)
+        self._loader = loader
+        self._memory: dict[str, Tensor] = {}
+        self._free = None  # the event after which the memory may be written again
+        self._views: dict[tuple, dict[str, Tensor]] = {}
+
+    def _shapes(
+        self, canvas: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:  # fmt: skip
+        n, low = self.batch, (self.batch, 1, size[0] // 4, size[1] // 4)
+        shapes = {
+            "image": ((n, 3, *size), torch.float32), "extent": ((n, 2), torch.int64),
+            "K": ((n, 4), torch.float32), "index": ((n,), torch.int64),
+            "triplets": ((3, losses.triplet_count(low[2] * low[3], self.vnl_share)), torch.int64),
+        }  # fmt: skip
+        for who in self.whose:
+            shapes[f"{who}depth"] = ((n, 1, *canvas), torch.float32)
+            for name in (*LOW, *CELLS):
+                dtype = torch.bool if name in ("M_x", "M_y") else torch.float32
+                shapes[who + name] = (low, dtype)
+        return shapes
+
+    def allocate(self) -> None:
+        """Makes the memory when it is first wanted. In the thread that trains: an operation of
+        PyTorch's that is spread over threads, as zeroing is, would give the loader's thread a team
+        of its own, and with more of its threads than cores OpenMP lets all sleep between any two
+        operations; a backward pass then took 180 ms instead of 70."""
+        if not self._memory:
+            shapes = self._shapes(self._loader.image_size, self._loader.size)
+            pin = self._loader.device.type == "cuda"
+            self._memory = {
+                name: torch.zeros(shape, dtype=dtype, pin_memory=pin)
+                for name, (shape, dtype) in shapes.items()
+            }
+
+    def view(self, canvas: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:
+        """The batch's tensors for a canvas; waits until what was in them has been copied."""
+        if self._free is not None:
+            self._free.synchronize()
+        key = (*canvas, *size)
+        if key not in self._views:
+            self._views[key] = {
+                name: self._memory[name].view(-1)[: math.prod(shape)].view(shape)
+                for name, (shape, _) in self._shapes(canvas, size).items()
+            }
+        return self._views[key]
+
+    def upload(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Copies of the tensors on a GPU, without waiting for them."""
+        copies = {name: t.to(device, non_blocking=True) for name, t in tensors.items()}
+        self._free = torch.cuda.Event()
+        self._free.record()
+        return copies
+
+
+def batch_picture(
+    batch: dict[str, Tensor], mean: Tensor, std: Tensor, shown: int = 6
+) -> np.ndarray:
     """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4),
     and the teacher's depth at 32x40 where there is one.
 
@@ -1054,7 +1437,7 @@ def batch_picture(batch: dict[str, Tensor], shown: int = 6) -> np.ndarray:
     depths = ["depth_low", "teacher_depth_low"][: 1 + taught]
     near, far = predict.auto_range([batch[k].numpy() for k in depths])
     for i in range(min(shown, len(batch["image"]))):
-        image = batch["image"][i].permute(1, 2, 0).numpy()
+        image = (batch["image"][i].permute(1, 2, 0) * std + mean).numpy()
         size = (2 * image.shape[1], 2 * image.shape[0])
         tiles = [cv2.cvtColor(image.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)]
         tiles.append(predict.colorize(batch["depth_low"][i, 0].numpy(), near, far))
@@ -1164,12 +1547,24 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
         help="C++ kernels or their Python twins, equal bit for bit, 10x slower (default cpp)",
     )  # fmt: skip
     g.add_argument(
+        "--crop_batch", default="size", choices=["size", "pad"],
+        help="crops of several sizes: size = one drawn for a whole batch, nothing to pad and 0.63 "
+        "of the work; pad = each sample its own, top left in a full canvas, as released (default "
+        "size: on val as good)",
+    )  # fmt: skip
+    g.add_argument(
         "--workers", default=0, type=whole, help="loader threads (default 0: one per core)"
     )
     g.add_argument(
+        "--cache", default="auto", metavar="DIR|none",
+        help="where the decoded pairs are packed once, 1.5 MB each at 480x640 (2.2 with "
+        "teacher_depth): reading one takes 0.1 ms instead of 5. Default: .litedepth_cache in the "
+        "data set's folder, or in your cache folder when that is read-only",
+    )  # fmt: skip
+    g.add_argument(
         "--ram_cache", default=4.0, type=nonnegative, metavar="GB",
-        help="memory for decoded pairs, 1.5 MB each at 480x640 (2.2 with teacher_depth); what does "
-        "not fit is decoded anew every epoch, 5 ms a pair (default 4)",
+        help="with --cache none: memory for decoded pairs; what does not fit is decoded anew every "
+        "epoch, 5 ms a pair (default 4). Always: for those of the validation split",
     )  # fmt: skip
 
 

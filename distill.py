@@ -148,15 +148,15 @@ class Distill(nn.Module):
         return self
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch of data.Loader plus "step" -> (loss, {name: value to log})."""
-        d_hat, F_s = self.network.features(batch["image"])
-        d_full = model.upsample(d_hat, batch["depth"].shape[-2:], self.network.mode)
-        loss, terms = self.loss(d_hat, d_full, batch)
+        """A batch of data.Loader -> (loss, {name: value to log})."""
+        d_hat, F_s = self.network.features(batch["image"], normalized=True)
+        enlarge = functools.partial(self.network.enlarge, size=batch["depth"].shape[-2:])
+        loss, terms = self.loss(d_hat, enlarge, batch)
         if "teacher_depth" in batch:
             taught = {
                 k.removeprefix("teacher_"): v for k, v in batch.items() if k.startswith("teacher_")
             }
-            extra, more = self.loss(d_hat, d_full, batch | taught)
+            extra, more = self.loss(d_hat, enlarge, batch | taught)
             loss = loss + self.w_t * extra
             terms |= {f"teacher_{k}": more[k] for k in losses.TERMS if k in more}
         if self.teacher is not None:
@@ -169,10 +169,10 @@ class Distill(nn.Module):
     @torch.no_grad()
     def teach(self, batch: dict) -> list[Tensor]:
         """The teacher's features of a batch."""
-        image = own_padding(batch["image"], batch["extent"], self.teacher.mean)
+        image = own_normalization(batch["image"], batch["extent"], self.network, self.teacher)
         bf16 = self.dtype == torch.bfloat16
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-            return self.teacher.features(image)[1]
+            return self.teacher.features(image, normalized=True)[1]
 
     def distances(
         self, F_s: list[Tensor], F_t: list[Tensor], d_low: Tensor
@@ -188,13 +188,16 @@ class Distill(nn.Module):
         return out
 
 
-def own_padding(image: Tensor, extent: Tensor, mean: Tensor) -> Tensor:
-    """A batch's image with `mean` (3,) beyond each sample's extent (rows, columns), where the
-    loader put the student's: every network then pads with its own 0 of Eq. 1."""
+def own_normalization(
+    image: Tensor, extent: Tensor, student: model.DepthNetwork, teacher: model.DepthNetwork
+) -> Tensor:
+    """A batch's image, normalised by Eq. 1 with the student's mean and std -> with the teacher's.
+    Beyond each sample's extent (rows, columns) it stays 0: every network pads with its own mean."""
     rows = torch.arange(image.shape[2], device=image.device) < extent[:, :1]
     cols = torch.arange(image.shape[3], device=image.device) < extent[:, 1:]
     inside = rows[:, None, :, None] & cols[:, None, None, :]
-    return torch.where(inside, image, mean.view(1, 3, 1, 1))
+    raw = image * student.std.view(1, 3, 1, 1) + student.mean.view(1, 3, 1, 1)
+    return torch.where(inside, teacher.normalize(raw), 0.0)
 
 
 # ------------------------------------------------------------------------------ teacher and student

@@ -273,10 +273,11 @@ class DepthNetwork(nn.Module):
         """Eq. 1: I_n = (I_r - m) / s, with raw RGB I_r (N, 3, H, W) in 0..255."""
         return (I_r - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
 
-    def features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def features(self, image: Tensor, normalized: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Raw RGB (N, 3, h, w), already at network scale -> d_hat and the features of Fig. 6, in
-        one pass; see `Decoder.decode`."""
-        return self.decoder.decode(self.encoder(image if self.merged else self.normalize(image)))
+        one pass; see `Decoder.decode`. normalized: Eq. 1 has been applied, as the loader does."""
+        raw = not (normalized or self.merged)
+        return self.decoder.decode(self.encoder(self.normalize(image) if raw else image))
 
     def network(self, image: Tensor) -> Tensor:
         """Raw RGB (N, 3, h, w), already at network scale -> d_hat (N, 1, h/4, w/4) in metres."""
@@ -285,7 +286,11 @@ class DepthNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Raw RGB (N, 3, H, W) in 0..255 -> depth (N, 1, H, W) in metres: the deployed graph."""
         d_hat = self.network(upsample(image, self.size, "bilinear"))
-        return upsample(d_hat, image.shape[-2:], self.mode)
+        return self.enlarge(d_hat, image.shape[-2:])
+
+    def enlarge(self, d_hat: Tensor, size: tuple[int, int]) -> Tensor:
+        """The last resize: d_hat (N, 1, h, w) -> (N, 1, *size), `--upsample`'s way."""
+        return upsample(d_hat, size, self.mode)
 
     def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """A public ImageNet file's weights -> those of `encoder`, by its names."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import importlib.metadata
 import json
 import math
@@ -38,6 +39,7 @@ import evaluate
 import losses
 import model
 import predict
+import resident
 
 # The teacher's recipe, where it differs from the student's; see `parse`.
 TEACHER = {
@@ -73,10 +75,10 @@ class Supervised(nn.Module):
         self.network, self.loss = network, loss
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch of data.Loader plus "step" -> (loss, {name: value to log})."""
-        d_hat = self.network.network(batch["image"])
-        d_full = model.upsample(d_hat, batch["depth"].shape[-2:], self.network.mode)
-        loss, terms = self.loss(d_hat, d_full, batch)
+        """A batch of data.Loader -> (loss, {name: value to log})."""
+        d_hat, _ = self.network.features(batch["image"], normalized=True)
+        enlarge = functools.partial(self.network.enlarge, size=batch["depth"].shape[-2:])
+        loss, terms = self.loss(d_hat, enlarge, batch)
         return loss, {**terms, "dead": (d_hat.detach() == 0).all().float()}
 
 
@@ -171,7 +173,9 @@ def fit(
             started, seen = time.perf_counter(), 0
             rate = schedule(max(step - 1, 0), total)
             for batch_number, batch in enumerate(loader.epoch(epoch, first), first):
-                batch = {k: v.to(device) for k, v in batch.items()} | {"step": step}
+                if device.type == "cuda":  # --compile: what the last graph gave is done with
+                    torch.compiler.cudagraph_mark_step_begin()
+                batch = {k: v.to(device) for k, v in batch.items()}
                 batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
                 rate = schedule(step, total)
                 for group in optimizer.param_groups:
@@ -435,6 +439,16 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         "(default 0)",
     )  # fmt: skip
     g.add_argument(
+        "--data_device", default="cpu", choices=["cpu", "cuda"],
+        help="cuda = the whole packed set lies on the GPU (1.5 MB a pair at 480x640) and is "
+        "augmented there: no loader threads, nothing to copy (default cpu)",
+    )  # fmt: skip
+    g.add_argument(
+        "--compile", action="store_true",
+        help="torch.compile the step, each size of --crop_batch size by itself: with --device cuda "
+        "as CUDA graphs, not measured yet; on a CPU it takes a minute and is slower",
+    )  # fmt: skip
+    g.add_argument(
         "--dry_run", action="store_true",
         help="print shapes and counts, draw one batch into OUT/dry_run.png, train nothing",
     )  # fmt: skip
@@ -498,6 +512,12 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     g.add_argument(
         "--amp", action="store_true",
         help="bfloat16 autocast; losses stay float32 (pays on a GPU, slower on most CPUs)",
+    )  # fmt: skip
+    g.add_argument(
+        "--loss_form", default="cells", choices=["cells", "plain"],
+        help="Eq. 7 and 10 by cells, the pixels that share one prediction under the nearest "
+        "resize, or as printed, pixel by pixel: equal to 1e-6 and 50 times slower (default cells; "
+        "plain is taken where there are no cells: --upsample bilinear, --robust_adaptive)",
     )  # fmt: skip
     g.add_argument(
         "--sync_bn", action="store_true",
@@ -566,9 +586,25 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def build_loss(args: argparse.Namespace) -> losses.DepthLoss:
-    """The DepthLoss of losses.add_arguments' flags."""
-    return losses.DepthLoss(
+def build_loss(
+    args: argparse.Namespace, device: torch.device | None = None
+) -> losses.DepthLoss:
+    """The DepthLoss of losses.add_arguments' flags: here, once, its form is chosen."""
+    form = losses.DepthLoss
+    if args.loss_form == "cells":
+        reason = None
+        if args.upsample != "nearest":
+            reason = f"--upsample {args.upsample} has no cells"
+        elif args.robust_adaptive:
+            reason = "--robust_adaptive learns from single pixels"
+        if reason:
+            data.notice(f"{reason}: the plain losses are used, slower by far")
+        else:
+            on_cpu = device is None or device.type == "cpu"
+            ours = on_cpu and args.kernels == "cpp" and not args.compile
+            kernel = "cpp" if ours else "torch"
+            form = functools.partial(losses.CellLoss, kernel=kernel)
+    return form(
         args.weights, dynamic=args.dynamic_weights, seed=args.seed,
         silog_alpha=args.silog_alpha, silog_lambda=args.silog_lambda, silog_eps=args.silog_eps,
         robust_alpha=args.robust_alpha, robust_c=args.robust_c,
@@ -578,21 +614,39 @@ def build_loss(args: argparse.Namespace) -> losses.DepthLoss:
     )  # fmt: skip
 
 
-def build_loader(
-    args: argparse.Namespace, pairs: list[data.Pair], network: model.DepthNetwork,
-    maps: list[Path | None] | None, rank: int, world: int,
-) -> data.Loader:  # fmt: skip
-    """The Loader of data.add_data_arguments' and add_augment_arguments' flags."""
-    augment = data.Augment(
+def augmentation(args: argparse.Namespace) -> data.Augment:
+    """The ranges of data.add_augment_arguments' flags."""
+    return data.Augment(
         args.crops, args.rotate_prob, args.max_angle, args.flip_prob, args.gamma, args.gamma_unit,
         args.brightness, args.channel_gain,
     )  # fmt: skip
+
+
+def build_loader(
+    args: argparse.Namespace, reader: data.Reader, network: model.DepthNetwork, rank: int = 0,
+    world: int = 1,
+) -> data.Loader:  # fmt: skip
+    """The Loader of data.add_data_arguments' and add_augment_arguments' flags."""
     return data.Loader(
-        pairs, batch_size=args.batch_size, seed=args.seed, augment=augment,
-        image_size=args.image_size, size=network.size, mean=network.mean.tolist(),
-        depth_scale=args.depth_scale, intrinsics=args.intrinsics, gt_down=args.gt_down,
-        kernels=data.kernels(args.kernels), threads=args.workers or cores(),
-        ram_cache=args.ram_cache, rank=rank, world=world, teacher=maps,
+        reader, batch_size=args.batch_size, seed=args.seed, augment=augmentation(args),
+        crop_batch=args.crop_batch, image_size=args.image_size, size=network.size,
+        mean=network.mean.tolist(), std=network.std.tolist(), depth_scale=args.depth_scale,
+        silog_eps=args.silog_eps, vnl_share=args.vnl_share, gt_down=args.gt_down,
+        kernels=data.kernels(args.kernels),
+        threads=args.workers or cores(), rank=rank, world=world, device=network.mean.device,
+    )  # fmt: skip
+
+
+def open_reader(
+    args: argparse.Namespace, pairs: list[data.Pair], maps: list[Path | None] | None,
+    quiet: bool = False,
+) -> data.Reader:  # fmt: skip
+    """The training pairs' reader; --dry_run packs nothing."""
+    return data.open_reader(
+        pairs, cache="none" if args.dry_run else args.cache, root=data.resolve(args.data),
+        name=args.split, image_size=args.image_size, intrinsics=args.intrinsics,
+        depth_scale=args.depth_scale, threads=args.workers or cores(), ram_cache=args.ram_cache,
+        teacher=maps, quiet=quiet,
     )  # fmt: skip
 
 
@@ -636,12 +690,13 @@ def dry_run(
     print(f"valid: depth {valid:.1%}, depth_low {low:.1%}, M_x {masked:.1%} of the canvas")
     with torch.no_grad():
         on_device = {k: v.to(network.mean.device) for k, v in batch.items()}
-        value, terms = objective(on_device | {"step": 0})
+        value, terms = objective(on_device)
     shown = {k: v for k, v in terms.items() if k != "dead" and not k.startswith("w_")}
     shown = ", ".join(f"{k} {float(v):.3f}" for k, v in shown.items())
     print(f"loss before training {float(value):.3f}: {shown}")
     args.out.mkdir(parents=True, exist_ok=True)
-    predict.write_picture(args.out / "dry_run.png", data.batch_picture(batch))
+    picture = data.batch_picture(batch, network.mean.cpu(), network.std.cpu())
+    predict.write_picture(args.out / "dry_run.png", picture)
     print(f"wrote {args.out / 'dry_run.png'}")
 
 
@@ -653,8 +708,8 @@ def cores() -> int:
 NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window")
 # Flags that may differ between a run and its resumption without a word.
 FREE_FLAGS = (
-    "out", "resume", "dry_run", "device", "threads", "workers", "ram_cache", "kernels",
-    "val_split", "val_every", "pretrained",
+    "out", "resume", "dry_run", "device", "threads", "workers", "cache", "ram_cache", "kernels",
+    "loss_form", "data_device", "compile", "val_split", "val_every", "pretrained",
 )  # fmt: skip
 
 
@@ -745,6 +800,8 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     torch.set_num_threads(args.threads or cores())
     if min(args.epochs, args.batch_size, args.val_every) < 1:
         raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+    if args.data_device == "cuda" and device.type != "cuda":
+        raise TrainError("--data_device cuda: the network is on the CPU (--device)")
     if args.sync_bn and (world == 1 or device.type != "cuda"):
         raise TrainError("--sync_bn is for several processes on GPUs (torchrun)")
     if world > 1:
@@ -771,16 +828,26 @@ def train(
     pairs, val = open_data(args, rank, world)
     torch.manual_seed(args.seed)
     try:
-        loss = build_loss(args).to(device)
+        loss = build_loss(args, device).to(device)
     except ValueError as error:  # flags that do not go together
         raise TrainError(str(error)) from error
     network, weights, fell_back = start(args, resume)
     network.to(device, memory_format=torch.channels_last)
     objective = wrap(network, loss)
+    if args.compile:  # in place; each size of --crop_batch size is compiled by itself
+        graphs = "reduce-overhead" if device.type == "cuda" else None
+        objective.compile(mode=graphs, dynamic=False)
     maps = None
     if teacher_depth is not None:
         maps = data.open_teacher(pairs, teacher_depth, args.image_size, args.depth_scale)
-    loader = build_loader(args, pairs, network, maps, rank, world)
+    data.check_sizes(augmentation(args), args.image_size, network.size)  # before it packs
+    reader = open_reader(args, pairs, maps, quiet=rank > 0)
+    loader = build_loader(args, reader, network, rank, world)
+    if args.data_device == "cuda" and not args.dry_run:
+        batch = resident.r2_batch
+        if args.compile:
+            batch = torch.compile(batch, dynamic=False)
+        loader = resident.ResidentLoader(loader, resident.upload(reader, device), batch)
     validate = None
     if val and rank == 0 and not args.dry_run:
         validate = Validator(
@@ -792,8 +859,11 @@ def train(
     if rank == 0:
         name = device_name(device)
         places = " + ".join((args.data, *args.extra_data))
+        kernels = args.kernels
+        if kernels == "cpp":
+            kernels += f" ({data.litedepth_kernels.isa()})"
         print(f"training on {name}, {len(pairs)} pairs of {places}, {len(loader)} steps of "
-              f"{loader.batch_size} an epoch; kernels: {args.kernels}")  # fmt: skip
+              f"{loader.batch_size} an epoch; kernels: {kernels}")  # fmt: skip
         loud = "NO IMAGENET WEIGHTS, more epochs will be needed: " if fell_back else ""
         print(f"{loud}initial weights: {weights}")
         if args.dry_run:
@@ -804,7 +874,8 @@ def train(
             )
             prepare_folder(args.out, keep=same_folder)
             facts = describe(
-                args, device_name=name, torch_threads=torch.get_num_threads(), processes=world,
+                args, device_name=name, kernels_in_use=kernels,
+                torch_threads=torch.get_num_threads(), processes=world,
                 initial_weights=weights, train_pairs=len(pairs), val_pairs=len(val),
                 steps_per_epoch=len(loader),
             )  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import rgbd_picture
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import losses
@@ -567,18 +568,30 @@ def test_sec41_cv2_reads_a_jpeg_cut_short_without_complaint(tmp_path):
 # Sec. 4.1: files that go bad while training ------------------------------------------------------
 
 
+def loader_of(pairs: list[data.Pair], **changes) -> data.Loader:
+    """A Loader, by itself without a pack; its images are 0..255, the padding 0."""
+    reading = {
+        "image_size": SIZE, "intrinsics": K0, "depth_scale": 1000.0, "threads": 2,
+        "ram_cache": 0.0, "teacher": None, "cache": "none", "root": Path("."), "name": "train",
+    }  # fmt: skip
+    loading = {
+        "batch_size": 4, "seed": 0, "augment": AUGMENT, "crop_batch": "pad", "image_size": SIZE,
+        "size": NET, "mean": (0.0,) * 3, "std": (1.0,) * 3, "depth_scale": 1000.0,
+        "silog_eps": 1e-3, "vnl_share": 0.15, "gt_down": "cell", "kernels": data.kernels("cpp"),
+        "threads": 2,
+    }  # fmt: skip
+    reader = data.open_reader(pairs, **{k: changes.get(k, v) for k, v in reading.items()})
+    rest = {k: v for k, v in changes.items() if k in loading or k not in reading}
+    return data.Loader(reader, **{**loading, **rest})
+
+
 @pytest.fixture
 def make_loader():
     """make_loader(pairs, **changes): a Loader for the tiny pictures, closed after the test."""
     made = []
 
     def make(pairs: list[data.Pair], **changes) -> data.Loader:
-        options = {
-            "batch_size": 4, "seed": 0, "augment": AUGMENT, "image_size": SIZE, "size": NET,
-            "mean": (10.0, 20.0, 30.0), "depth_scale": 1000.0, "intrinsics": K0,
-            "gt_down": "cell", "kernels": data.kernels("cpp"), "threads": 2, "ram_cache": 0.0,
-        }  # fmt: skip
-        made.append(data.Loader(pairs, **{**options, **changes}))
+        made.append(loader_of(pairs, **changes))
         return made[-1]
 
     yield make
@@ -592,12 +605,12 @@ def pairs(rgbd):
 
 
 def copies(batches) -> list[dict[str, torch.Tensor]]:
-    return [{k: v.clone() for k, v in batch.items()} for batch in batches]
+    """What belongs to samples; a batch's triplets belong to its step."""
+    return [{k: v.clone() for k, v in b.items() if k != "triplets"} for b in batches]
 
 
 def joined(batches: list[dict]) -> dict[str, torch.Tensor]:
     return {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
-
 
 def assert_same(one: dict, two: dict) -> None:
     assert one.keys() == two.keys()
@@ -673,9 +686,13 @@ def test_sec41_decoded_pairs_are_kept_while_there_is_room(
 # Sec. 3.2: what is drawn -------------------------------------------------------------------------
 
 
+def each(d: data.Draw) -> list[data.Draw]:
+    """Its samples, one by one."""
+    return [data.Draw(tuple(crop.tolist()), affine, lut) for crop, affine, lut in zip(*d)]
+
+
 def draws(count: int, size=SIZE, **changes) -> list[data.Draw]:
-    augment = AUGMENT._replace(**changes)
-    return [data.draw((1, 2, i), size, augment) for i in range(count)]
+    return each(data.draw(1, 2, range(count), size, AUGMENT._replace(**changes)))
 
 
 def chi_square(values, kinds) -> float:
@@ -707,8 +724,7 @@ def test_sec32_one_crop_size_and_none():
     assert {d.crop for d in draws(50, crops=((64, 96),))} == {(64, 96)}
     for d in draws(50, crops=(), rotate_prob=0.0, flip_prob=0.0):
         assert d.crop == SIZE and (d.affine == np.eye(2, 3)).all()
-    for key in ((0, 0, 0), (1, 2, 3)):
-        d = data.draw(key, SIZE, None)
+    for d in each(data.draw(1, 2, [3, 5], SIZE, None)):
         assert d.crop == SIZE and (d.affine == np.eye(2, 3)).all()
         assert (d.lut == np.arange(256)).all() and d.lut.dtype == np.float32
 
@@ -837,7 +853,7 @@ def test_sec32_picture_and_depth_stay_together(
             u = np.round((np.arange(net[1]) + 0.5) / scale[0] - 0.5).astype(int)
             seen = far[np.ix_(v, u)]
             inner, outer = (f(seen, np.ones((3, 3))) for f in (cv2.erode, cv2.dilate))
-            inside_crop = (image != np.float32([10, 20, 30])[:, None, None]).any(0)
+            inside_crop = (image != 0).any(0)
             assert (red >= 0.5)[(inner > 0) & inside_crop].all() and not red[outer == 0].any()
             if far.sum() > 0.98 * depth[square].size:  # the whole square is on the canvas
                 offsets.append(centre_of(red) - ((centre_of(far) + 0.5) * scale - 0.5))
@@ -860,13 +876,12 @@ def test_sec32_holes_are_never_blended(pairs, make_loader):
 def test_sec32_crops_sit_in_the_corner_of_a_mean_canvas(pairs, make_loader):
     for crop, (rows, cols) in {(48, 64): (32, 48), (65, 96): (43, 72)}.items():
         augment = AUGMENT._replace(crops=(crop,), rotate_prob=0.0)
-        for batch in make_loader(pairs, augment=augment).epoch(0):
+        for batch in make_loader(pairs, augment=augment, mean=(10.5, 20.5, 30.5)).epoch(0):
             image, depth = batch["image"], batch["depth"]
-            mean = torch.tensor([10.0, 20.0, 30.0]).view(1, 3, 1, 1)
             beyond = torch.ones(NET, dtype=torch.bool)
             beyond[:rows, :cols] = False
-            assert (image == mean)[:, :, beyond].all()
-            assert (image != mean)[:, :, :rows, :cols].float().mean() > 0.95
+            assert (image == 0)[:, :, beyond].all()  # the mean colour, by Eq. 1
+            assert (image != 0)[:, :, :rows, :cols].float().mean() > 0.95
             assert not depth[:, :, crop[0] :].any() and not depth[:, :, :, crop[1] :].any()
             assert (depth[:, :, : crop[0], : crop[1]] > 0).float().mean() > 0.4
             low = batch["depth_low"]
@@ -876,18 +891,17 @@ def test_sec32_crops_sit_in_the_corner_of_a_mean_canvas(pairs, make_loader):
 
 @pytest.mark.parametrize("kernels", ["cpp", "python"])
 def test_sec32_extent_is_what_the_crop_fills(pairs, make_loader, kernels):
-    """Told apart by a pad that no picture can have: black stands for beyond the source."""
+    """Told apart by a mean that no picture can have: black stands for beyond the source."""
     seen = set()
-    pad = torch.tensor([-1.0, -2.0, -3.0]).view(1, 3, 1, 1)
     options = {"mean": (-1.0, -2.0, -3.0), "kernels": data.kernels(kernels)}
     crops = ((48, 64), (49, 43), (65, 96), (95, 127), (96, 128))
     for augment in (AUGMENT._replace(crops=crops, max_angle=20.0), None):
         loader = make_loader(pairs, augment=augment, **options)
         for batch in (b for epoch in range(4) for b in loader.epoch(epoch)):
             for image, (rows, cols) in zip(batch["image"], batch["extent"].tolist()):
-                assert (image != pad[0])[:, :rows, :cols].all()
-                image[:, :rows, :cols] = pad
-                assert (image == pad).all()
+                assert (image != 0)[:, :rows, :cols].all()
+                image[:, :rows, :cols] = 0
+                assert (image == 0).all()
                 seen.add((rows, cols))
     assert seen == {(32, 48), (32, 32), (43, 72), (63, 95), (64, 96)}
 
@@ -929,7 +943,7 @@ def test_sec32_intrinsics_follow_the_picture():
             rgb, np.ones(SIZE, np.uint16), d.affine, d.crop, d.lut, np.zeros(3, np.float32), 1.0,
             image, metres,
         )  # fmt: skip
-        fx, fy, cx, cy = data.intrinsics_after(K, d.affine)
+        fx, fy, cx, cy = data.intrinsics_after(K[None], d.affine[None])[0]
         assert (fx, fy) == (110, 110)
         assert np.allclose(d.affine[:, :2] @ d.affine[:, :2].T, np.eye(2))
         x, y = d.affine[:, :2].T @ [X, Y]  # the point in the mirrored and rolled world
@@ -939,11 +953,10 @@ def test_sec32_intrinsics_follow_the_picture():
             assert np.abs(centre_of(image[0]) - there).max() < 0.1
     assert seen > 15
     mirror = np.array([[-1.0, 0, 127], [0, 1, 0]])
-    after = data.intrinsics_after(np.array([100.0, 120, 60, 50]), mirror)
-    assert after.tolist() == [100, 120, 67, 50]
     shifted = np.array([[1.0, 0, 30], [0, 1, 20]])
-    after = data.intrinsics_after(np.array([100.0, 120, 60, 50]), shifted)
-    assert after.tolist() == [100, 120, 30, 30]
+    K = np.array([[100.0, 120, 60, 50]] * 2)
+    after = data.intrinsics_after(K, np.stack([mirror, shifted]))
+    assert after.tolist() == [[100, 120, 67, 50], [100, 120, 30, 30]]
 
 
 # Sec. 3.2: batches -------------------------------------------------------------------------------
@@ -952,11 +965,7 @@ def test_sec32_intrinsics_follow_the_picture():
 @pytest.fixture(scope="module")
 def reference(pairs):
     """Epoch 0 of the plain loader, one thread, as one batch of 8."""
-    loader = data.Loader(
-        pairs, batch_size=8, seed=0, augment=AUGMENT, image_size=SIZE, size=NET,
-        mean=(10.0, 20.0, 30.0), depth_scale=1000.0, intrinsics=K0, gt_down="cell",
-        kernels=data.kernels("cpp"), threads=1, ram_cache=0.0,
-    )  # fmt: skip
+    loader = loader_of(pairs, batch_size=8, threads=1)
     batches = copies(loader.epoch(0))
     loader.close()
     return joined(batches)
@@ -970,13 +979,14 @@ def test_sec32_a_batch_is_as_documented(reference, pairs):
         "depth_low": (low, torch.float32), "grad_x": (low, torch.float32),
         "grad_y": (low, torch.float32), "M_x": (low, torch.bool), "M_y": (low, torch.bool),
         "K": ((n, 4), torch.float32), "index": ((n,), torch.int64),
-        "extent": ((n, 2), torch.int64),
+        "extent": ((n, 2), torch.int64), "cell_n": (low, torch.float32),
+        "cell_mean": (low, torch.float32), "cell_M2": (low, torch.float32),
     }  # fmt: skip
     assert sorted(reference["index"].tolist()) == list(range(n))
     assert reference["image"].min() >= 0 and reference["image"].max() <= 255
-    for K, index in zip(reference["K"].numpy(), reference["index"].tolist()):
-        affine = data.draw((0, 0, index), SIZE, AUGMENT).affine
-        assert np.allclose(K, data.intrinsics_after(np.array(K0), affine), rtol=1e-6)
+    affine = data.draw(0, 0, reference["index"].tolist(), SIZE, AUGMENT).affine
+    K = data.intrinsics_after(np.array([K0] * n), affine)
+    assert np.allclose(reference["K"].numpy(), K, rtol=1e-6)
     assert len(reference["K"].unique(dim=0)) > 4
     assert 0.6 < reference["depth"][reference["depth"] > 0].min()
     assert reference["depth"].max() < 40
@@ -1004,8 +1014,8 @@ def test_sec32_samples_are_keyed_by_seed_epoch_and_index(pairs, make_loader, ref
         assert not any(
             torch.equal(other["image"][a], reference["image"][b]) for a, b in zip(at, by_index)
         )
-    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1)]
-    assert len({data.draw(k, SIZE, AUGMENT).lut.tobytes() for k in keys}) == len(keys)
+    keys = [(0, 0, [0]), (0, 0, [1]), (0, 1, [0]), (1, 0, [0]), (0, 1, [1])]
+    assert len({data.draw(*k, SIZE, AUGMENT).lut.tobytes() for k in keys}) == len(keys)
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 8])
@@ -1078,7 +1088,7 @@ def test_sec32_a_batch_stays_until_the_next_is_asked_for(pairs, make_loader, bat
         kept.append({k: v.clone() for k, v in batch.items()})
         time.sleep(0.01)
         assert_same(batch, kept[-1])
-    assert_same(joined(kept), joined(copies(make_loader(pairs, threads=1).epoch(0))))
+    assert_same(joined(copies(kept)), joined(copies(make_loader(pairs, threads=1).epoch(0))))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])
@@ -1088,10 +1098,10 @@ def test_sec32_leaving_an_epoch_early_is_safe(pairs, make_loader, taken):
 
     def slow(*args):
         time.sleep(late["s"] * np.random.default_rng(int(args[2].sum() * 99) % 1000).random())
-        cpp.r2_crop(*args)
+        cpp.r2_batch(*args)
 
     loader = make_loader(
-        pairs, batch_size=1, threads=3, ram_cache=1.0, kernels=cpp._replace(r2_crop=slow)
+        pairs, batch_size=1, threads=3, ram_cache=1.0, kernels=cpp._replace(r2_batch=slow)
     )
     expected = copies(loader.epoch(1))
     for _ in range(3):
@@ -1138,9 +1148,181 @@ def test_sec33_a_step_on_the_loaders_gradients_equals_eq8s(reference):
     assert torch.equal(results[0][1], results[1][1])
 
 
+# Sec. 3.2: one crop size per batch ----------------------------------------------------------------
+
+SIZES = ((48, 80), (72, 96), (96, 128))  # of 96x128; NET is 64x96
+MANY = AUGMENT._replace(crops=SIZES)
+
+
+def test_sec32_network_size_is_the_crops_share_in_32s():
+    full = (480, 640), (128, 160)
+    by_hand = {
+        (480, 640): (128, 160), (384, 512): (96, 128), (360, 512): (96, 128), (240, 384): (64, 96),
+        (144, 256): (32, 64), (120, 128): (32, 32), (420, 480): (128, 128), (418, 479): (96, 128),
+    }  # fmt: skip
+    for crop, size in by_hand.items():
+        assert data.network_size(crop, *full) == size, crop
+
+
+def test_sec32_one_size_per_batch_leaves_nothing_to_pad(pairs, make_loader):
+    loader = make_loader(pairs, augment=MANY, crop_batch="size", batch_size=2, mean=(-1.0,) * 3)
+    seen = []
+    for epoch in range(30):
+        for batch in loader.epoch(epoch):
+            canvas, size = tuple(batch["depth"].shape[2:]), tuple(batch["image"].shape[2:])
+            assert canvas in SIZES and size == data.network_size(canvas, SIZE, NET)
+            assert batch["extent"].tolist() == [list(size)] * 2
+            assert (batch["image"] != 0).all()  # black is 1, the padding would be 0
+            for name in (*data.LOW, *data.CELLS):
+                assert batch[name].shape == (2, 1, size[0] // 4, size[1] // 4)
+                assert batch[name].is_contiguous()
+            assert batch["triplets"].shape[1] == int(0.15 * size[0] * size[1] / 16)
+            seen.append(canvas)
+    assert chi_square(seen, SIZES) < 4.6  # p = 0.01
+    assert len(set(zip(seen[::4], seen[1::4]))) > 3  # an epoch's batches differ
+
+
+def test_sec32_one_size_per_batch_is_the_same_for_all(pairs, make_loader):
+    """Threads, slots, resumed epochs and processes: the size hangs on the batch's number."""
+    options = {"augment": MANY, "crop_batch": "size", "batch_size": 2}
+    whole = copies(make_loader(pairs, **options).epoch(3))
+    assert len({b["depth"].shape for b in whole}) > 1
+    for one, two in zip(whole, copies(make_loader(pairs, **options, threads=5).epoch(3))):
+        assert_same(one, two)
+    for one, two in zip(whole[2:], copies(make_loader(pairs, **options).epoch(3, 2)), strict=True):
+        assert_same(one, two)
+    ranks = [copies(make_loader(pairs, **options, rank=r, world=2).epoch(3)) for r in (0, 1)]
+    for one, *two in zip(whole, *ranks, strict=True):
+        assert_same(one, joined(two))
+
+
+def test_sec32_one_size_per_batch_crops_and_resizes_as_opencv_does(pairs, make_loader):
+    still = COLOURLESS._replace(crops=((72, 96),), rotate_prob=0.0, flip_prob=0.0)
+    loader = make_loader(pairs, augment=still, crop_batch="size")
+    for batch in loader.epoch(0):
+        drawn = data.draw(0, 0, batch["index"].tolist(), SIZE, still, (72, 96))
+        for i, index in enumerate(batch["index"].tolist()):
+            sample = data.read_pair(pairs[index], SIZE, K0, {})
+            left, top = drawn.affine[i, :, 2].astype(int)
+            inside = np.s_[top : top + 72, left : left + 96]
+            np.testing.assert_array_equal(
+                batch["depth"][i, 0].numpy(), sample.depth[inside] / np.float32(1000)
+            )
+            rgb = sample.rgb[inside].astype(np.float32)
+            net = data.network_size((72, 96), SIZE, NET)
+            rgb = cv2.resize(rgb, net[::-1], interpolation=cv2.INTER_LINEAR)
+            image = batch["image"][i].permute(1, 2, 0).numpy()
+            # taps one pixel beyond the crop are the picture's, where OpenCV repeats the edge
+            assert np.abs(image - rgb)[2:-2, 2:-2].max() < 0.501
+            K = np.array(K0) - [0, 0, left, top]
+            np.testing.assert_allclose(batch["K"][i].numpy(), K, rtol=1e-6)
+
+
+def test_sec32_without_crops_there_is_one_size(pairs, make_loader):
+    for augment in (None, AUGMENT._replace(crops=())):
+        one, two = (
+            copies(make_loader(pairs, augment=augment, crop_batch=how).epoch(0))
+            for how in ("pad", "size")
+        )
+        assert_same(joined(one), joined(two))
+
+
+def test_eq9_triplets_of_a_batch_are_those_of_its_step(pairs, make_loader):
+    loader = make_loader(pairs, batch_size=2, seed=7)
+    made = [b["triplets"].clone() for epoch in (0, 1) for b in loader.epoch(epoch)]
+    made.append(next(iter(loader.epoch(2, 3)))["triplets"])
+    pixels = NET[0] * NET[1] // 16
+    for step, triplets in zip((*range(8), 11), made, strict=True):
+        assert torch.equal(triplets, losses.draw_triplets(7, step, pixels, int(0.15 * pixels)))
+
+
+@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("how", ["pad", "size"])
+def test_a_batch_costs_no_page_faults_once_warm(tmp_path, make_rgbd, make_loader, cache, how):
+    """Fresh memory for a batch would be thousands of faults: 39 MB are 9,600 pages."""
+    resource = pytest.importorskip("resource")
+    root = make_rgbd(tmp_path, train=4, val=1, size=(480, 640))
+    loader = make_loader(
+        data.list_pairs(root, "train") * 4, image_size=(480, 640), size=(128, 160), batch_size=4,
+        augment=AUGMENT._replace(crops=((240, 384), (384, 512), (480, 640))), crop_batch=how,
+        cache=cache, root=root, ram_cache=1.0,
+    )  # fmt: skip
+    for epoch in range(4):
+        for _ in loader.epoch(epoch):
+            pass
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for epoch in range(4, 9):
+        for _ in loader.epoch(epoch):
+            pass
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults / 20 < 20, faults
+
+
+def test_the_loaders_thread_leaves_pytorchs_threads_alone(pairs, make_loader):
+    """Operations there would get threads of their own beside the network's: see Slot.allocate."""
+    loader = make_loader(pairs, batch_size=2, ram_cache=1.0)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    make = loader._make
+
+    def watched(*args):
+        with Watch():
+            return make(*args)
+
+    loader._make = watched
+    for epoch in range(2):
+        for _ in loader.epoch(epoch):
+            pass
+    views = {"view", "slice", "detach", "alias", "lift_fresh"}
+    assert seen and {name.split(".")[1] for name in seen} <= views
+
+
+def test_sec32_a_pack_gives_the_samples_of_the_files(pairs, rgbd, make_loader, places, capsys):
+    """All but what it takes to get them: K, the teacher's maps, and which pairs fail."""
+    for teacher in (None, [places, None] * 4):
+        files, pack, again = (
+            joined(copies(make_loader(pairs, teacher=teacher, cache=c, root=rgbd).epoch(0)))
+            for c in ("none", "auto", "auto")
+        )
+        assert_same(files, pack)
+        assert_same(files, again)
+    assert capsys.readouterr().out.count("(built in") == 2
+
+
+def test_sec32_a_pair_that_cannot_be_packed_is_named_and_replaced(
+    tmp_path, make_rgbd, make_loader, capsys
+):
+    root = make_rgbd(tmp_path)
+    pairs = data.list_pairs(root, "train")
+    cut(root / "train/depth/sample_5.png")
+    for _ in range(2):  # packed, and opened
+        loader = make_loader(pairs, cache="auto", root=root)
+        seen = joined(copies(loader.epoch(0)))["index"].tolist()
+        assert sorted(seen) == [0, 1, 2, 3, 4, 6, 6, 7]
+        notes = lines_of(capsys.readouterr().err, "note: skipped: ")
+        assert len(notes) == len(loader.failed) == 1 and "sample_5.png: cut short" in notes[0]
+
+
+def test_reading_cameras_and_units_make_another_pack(pairs, rgbd, make_loader, capsys):
+    """What the decoded pairs hang on, beside their files."""
+    make_loader(pairs, cache="auto", root=rgbd)
+    capsys.readouterr()
+    make_loader(pairs, cache="auto", root=rgbd)
+    assert "(built in" not in capsys.readouterr().out
+    other = (111.0, 112.0, 60.0, 50.0)
+    loader = make_loader(pairs, cache="auto", root=rgbd, intrinsics=other)
+    assert "(built in" in capsys.readouterr().out
+    assert loader.reader.sample(0).K.tolist() == list(other)
+
+
 # depths of another model, in the holes -----------------------------------------------------------
 
-KEYS = ("depth", "depth_low", "grad_x", "grad_y", "M_x", "M_y")
+KEYS = ("depth", *data.LOW, *data.CELLS)
 PLACES = (1 + np.arange(SIZE[0] * SIZE[1]).reshape(SIZE)).astype(np.uint16)  # tells each pixel
 TURNED = AUGMENT._replace(max_angle=10.0)
 
@@ -1196,7 +1378,7 @@ def test_teacher_stands_exactly_in_the_holes_of_the_truth(
             assert torch.equal(one[k], three[k])
         crops |= {tuple(e) for e in one["extent"].tolist()}
         turned += sum(
-            data.draw((0, epoch, i), SIZE, TURNED).affine[1, 0] != 0 for i in one["index"].tolist()
+            a[1, 0] != 0 for a in data.draw(0, epoch, one["index"].tolist(), SIZE, TURNED).affine
         )
     assert len(crops) == 3 and turned > 5
 
@@ -1294,7 +1476,7 @@ def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path, make_load
         small = rng.integers(1, 60000, (h, w), dtype=np.uint16)
         as_truth = data.read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
         path = write(tmp_path / "m.png", small)
-        sample = make_loader([pair], teacher=[path], batch_size=1).sample(0)
+        sample = make_loader([pair], teacher=[path], batch_size=1).reader.sample(0)
         assert as_truth.any()
         np.testing.assert_array_equal(sample.teacher, as_truth)
 
@@ -1510,7 +1692,9 @@ def test_teacher_has_a_column_in_the_picture_of_a_batch(tmp_path, pairs, make_lo
     metres[:, 64:] = 60  # both beyond the truth's: the range is of both
     path = save(tmp_path / "a.npy", metres)
     plain, taught = (
-        data.batch_picture(copies(make_loader(pairs, teacher=t).epoch(0))[0])
+        data.batch_picture(
+            copies(make_loader(pairs, teacher=t).epoch(0))[0], torch.zeros(3), torch.ones(3)
+        )
         for t in (None, [path] * 8)
     )
     h, w = 26 + 4 * 2 * NET[0], 2 * NET[1]

@@ -291,7 +291,8 @@ def student_and_batch(root: Path, *more: str, maps=None):
     args = distill.make_parser().parse_args(command(root, Path("x"), *more))
     torch.manual_seed(args.seed)
     student = model.LiteDepth(size=args.size)
-    loader = train.build_loader(args, data.list_pairs(root, "train"), student, maps, 0, 1)
+    reader = train.open_reader(args, data.list_pairs(root, "train"), maps)
+    loader = train.build_loader(args, reader, student)
     batch = {k: v.clone() for k, v in next(iter(loader.epoch(0))).items()} | {"step": 0}
     loader.close()
     return student, train.build_loss(args), batch
@@ -305,8 +306,8 @@ def gradient(student, loss) -> torch.Tensor:
 
 
 def padded_with(image, extent, mean):
-    """own_padding with loops."""
-    image = image.clone()
+    """A student's normalised image as 0..255, with `mean` beyond each extent, by loops."""
+    image = image * 127.5 + 127.5
     for picture, (h, w) in zip(image, extent.tolist()):
         picture[:, h:] = mean.view(3, 1, 1)
         picture[:, :, w:] = mean.view(3, 1, 1)
@@ -324,7 +325,7 @@ def test_eq_13_is_the_sum_of_its_parts(root, teacher_file, affinity):
     teacher = model.load(teacher_file)
     depth, depth_terms = train.Supervised(student, loss)(batch)
     parts = {}
-    _, F_s = student.features(batch["image"])
+    _, F_s = student.features(batch["image"], normalized=True)
     _, F_t = teacher.features(padded_with(batch["image"], batch["extent"], teacher.mean))
     valid = (batch["depth_low"] > 0).float()
     for name, f_s, f_t in zip(("DeFeat2", "DeFeat3", "DeFeat4"), F_s, F_t):
@@ -361,7 +362,7 @@ def test_w_d_0_is_stage_1(root, teacher_file, method):
 def test_the_other_rows_compare_defeat4_alone(root, teacher_file):
     student, loss, batch = student_and_batch(root)
     teacher = model.load(teacher_file)
-    F_s = student.features(batch["image"])[1][2]
+    F_s = student.features(batch["image"], normalized=True)[1][2]
     F_t = teacher.features(padded_with(batch["image"], batch["extent"], teacher.mean))[1][2]
     M = (batch["depth_low"] > 0).float()
     for method, expected in (
@@ -415,7 +416,7 @@ def test_drop_path_changes_nothing_in_a_training_objective(root, teacher_file):
 
 
 def test_each_network_pads_with_its_own_zero(root, teacher_file):
-    student, loss, batch = student_and_batch(root, "--crops", "64x80")
+    student, loss, batch = student_and_batch(root, "--crops", "64x80", "--crop_batch", "pad")
     teacher = model.load(teacher_file)
     assert batch["extent"].tolist() == [[42, 60]] * 4  # of 64x96
     for shift in range(4):  # each picture its own
@@ -428,7 +429,7 @@ def test_each_network_pads_with_its_own_zero(root, teacher_file):
     an_objective(student, loss, teacher)(batch)
     assert (seen["student"][:, :, 42:] == 0).all() and (seen["student"][..., 60:] == 0).all()
     colours = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]]).view(2, 3, 1, 1)
-    expected = (batch["image"] - colours[0]) / colours[1]
+    expected = (batch["image"] * 127.5 + 127.5 - colours[0]) / colours[1]
     for i, (h, w) in enumerate(batch["extent"].tolist()):
         assert (seen["teacher"][i, :, h:] == 0).all() and (seen["teacher"][i, ..., w:] == 0).all()
         inside = np.s_[i, :, :h, :w]
@@ -575,10 +576,11 @@ def test_resume_is_bit_exact_and_keeps_the_teachers_dtype(
     few = ("--teacher", str(teacher_file), "--student", str(stage_1 / "last.pt"), "--epochs", "4")
     once, stop = (command(root, tmp_path / name, *few) for name in ("once", "stopped"))
     assert distill.main([*once, "--teacher_dtype", "bf16"]) == 0
-    real = distill.Distill.forward
+    real, calls = distill.Distill.forward, []
 
     def interrupt(self, batch):
-        if batch["step"] == 4:  # two steps an epoch
+        calls.append(1)
+        if len(calls) == 5:  # two steps an epoch
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, batch)
 
@@ -763,7 +765,7 @@ def test_depth_maps_are_eq_11_once_more(half):
     pairs = data.list_pairs(half, "train")
     maps = [half / f"maps/{p.rgb.stem}.npy" for p in pairs]
     student, loss, batch = student_and_batch(half, maps=maps)
-    names = ("depth", "depth_low", "grad_x", "grad_y", "M_x", "M_y")
+    names = ("depth", *data.LOW, *data.CELLS)
     taught = batch | {k: batch[f"teacher_{k}"] for k in names}
     assert (taught["depth"] > 5).any() and not (batch["depth"] > 5).any()
     depth, terms = train.Supervised(student, loss)(batch)

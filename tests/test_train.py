@@ -31,7 +31,7 @@ def write_pairs(root: Path, split: str, count: int, size=(96, 128), seed=0) -> N
     v, u = np.mgrid[:h, :w].astype(np.float64)
     rng = np.random.default_rng([seed, len(split)])
     for kind in ("rgb", "depth"):
-        (root / split / kind).mkdir(parents=True)
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
     for i in range(count):
         depth = 1.2 / np.maximum((v - h * 0.25) / h, 0.08 + 0.1 * rng.random())
         shade = 40 + 150 * (1 / depth) + 20 * np.sin(u / 3) * np.sin(v / 3)
@@ -179,7 +179,7 @@ def objective_on(pairs, *command):
     args = train.make_parser().parse_args(command)
     torch.manual_seed(args.seed)
     network = model.LiteDepth(size=args.size)
-    loader = train.build_loader(args, pairs, network, None, 0, 1)
+    loader = train.build_loader(args, train.open_reader(args, pairs, None), network)
     return train.Supervised(network, train.build_loss(args)), loader
 
 
@@ -221,13 +221,97 @@ def ten_losses(root: Path, out: Path, *more: str) -> list[float]:
     return seen
 
 
-def test_golden_ten_steps(tmp_path):
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    root = tmp_path_factory.mktemp("large")
+    write_pairs(root, "train", 8, size=(480, 640))
+    return root
+
+
+PATHS = {
+    "plain": "--loss_form plain --cache none --kernels python",
+    "fast": "--loss_form cells --kernels cpp",
+    "twins": "--loss_form cells --cache none --kernels python",
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_golden_ten_steps(large, tmp_path, path):
     """The loss of ten steps, kept: any change of network, losses, pipeline or loop shows here."""
-    write_pairs(tmp_path, "train", 8, size=(480, 640))
-    ours = ten_losses(tmp_path, tmp_path / "run", "--lr", "3e-5")
+    command = ["--crop_batch", "pad", *PATHS[path].split()]
+    ours = ten_losses(large, tmp_path / "run", "--lr", "3e-5", *command)
     np.testing.assert_allclose(ours, GOLDEN, rtol=1e-3)
-    frozen = ten_losses(tmp_path, tmp_path / "frozen", "--lr", "1e-12")
+
+
+def test_golden_steps_hold_the_learning_too(large, tmp_path):
+    ours = ten_losses(large, tmp_path / "run", "--lr", "3e-5", "--crop_batch", "pad")
+    frozen = ten_losses(large, tmp_path / "frozen", "--lr", "1e-12", "--crop_batch", "pad")
     assert max(abs(a / b - 1) for a, b in zip(frozen, ours)) > 0.02  # it holds the steps as well
+
+
+def test_the_fast_form_is_chosen_once_and_said(capsys):
+    """Cells wherever there are cells; the plain form where there are none."""
+
+    def built(*command: str) -> tuple[losses.DepthLoss, str]:
+        loss = train.build_loss(train.parse(list(command)))
+        return loss, capsys.readouterr().err
+
+    loss, said = built()
+    assert type(loss) is losses.CellLoss and loss.robust["kernel"] == "cpp" and not said
+    for more in (["--kernels", "python"], ["--compile"]):
+        assert built(*more)[0].robust["kernel"] == "torch"
+    loss, said = built("--loss_form", "plain")
+    assert type(loss) is losses.DepthLoss and not said
+    for more, reason in (
+        (["--upsample", "bilinear"], "--upsample bilinear has no cells"),
+        (["--robust_adaptive"], "--robust_adaptive learns from single pixels"),
+    ):
+        loss, said = built(*more)
+        assert type(loss) is losses.DepthLoss and f"note: {reason}: the plain losses" in said
+
+
+def test_compile_compiles_the_objective_for_each_size(root, tmp_path, monkeypatch):
+    """Without code generation, which takes a minute: what is traced is run as it is."""
+    asked = []
+
+    def traced(self, *args, **how):
+        asked.append(how)
+        self._compiled_call_impl = torch.compile(
+            self._call_impl, backend="aot_eager", fullgraph=True, dynamic=False
+        )
+
+    command = flags(root, tmp_path / "plain", "--epochs", "2", "--val_split", "none")
+    command += ["--crop_batch", "size", "--kernels", "python", "--lr", "1e-5"]
+    assert train.main(command) == 0
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    assert train.main([*command, "--out", str(tmp_path / "run"), "--compile"]) == 0
+    assert asked == [{"mode": None, "dynamic": False}]
+    for one, two in zip(rows(tmp_path / "plain"), rows(tmp_path / "run"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+def test_the_gpus_data_needs_a_gpu(root, tmp_path):
+    with pytest.raises(train.TrainError, match="--data_device cuda: the network is on the CPU"):
+        train.main(flags(root, tmp_path / "run", "--data_device", "cuda"))
+
+
+def test_the_pack_is_made_once_beside_the_data(tmp_path, capsys):
+    write_pairs(tmp_path, "train", 8)
+    few = flags(tmp_path, tmp_path / "run", "--epochs", "1", "--val_split", "none")
+    for said in ("(built in", ""):
+        assert train.main(few) == 0
+        line = [s for s in capsys.readouterr().out.splitlines() if s.startswith("cache: ")]
+        assert len(line) == 1 and (said in line[0]) and ("built" in line[0]) == bool(said)
+    (pack,) = (tmp_path / ".litedepth_cache").glob("*.pack")
+    assert pack.stat().st_size > 8 * 5 * 96 * 128
+    elsewhere = [*few, "--cache", str(tmp_path / "there")]
+    assert train.main(elsewhere) == 0 and list((tmp_path / "there").glob("*.pack"))
+    assert train.main([*few, "--cache", "none"]) == 0
+    assert "cache: " not in capsys.readouterr().out.split("there")[-1]
+    before = pack.read_bytes()
+    write_pairs(tmp_path, "train", 8, seed=1)  # the same names, other pictures
+    assert train.main(few) == 0
+    assert "(built in" in capsys.readouterr().out and pack.read_bytes() != before
 
 
 def test_loader_gradients_and_fig4_give_the_same_step(root):
@@ -272,7 +356,7 @@ def test_fit_stops_when_the_prediction_is_dead(root, tmp_path, monkeypatch):
 
 
 def test_fit_stops_when_the_loss_is_not_finite(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(losses, "L_silog", lambda d_hat, d, **_: d_hat.sum() * math.nan)
+    monkeypatch.setattr(losses, "L_silog_cells", lambda d_hat, *_, **__: d_hat.sum() * math.nan)
     with pytest.raises(train.TrainError, match="not finite"):
         train.main(flags(root, tmp_path / "run", "--epochs", "2"))
     assert not (tmp_path / "run/last.pt").exists()
@@ -333,8 +417,12 @@ def test_dry_run_trains_nothing_and_draws_a_batch(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "more", [["--dynamic_weights", "--robust_adaptive"], ["--model", "swin_nano"]],
-    ids=["student", "teacher"],
+    "more",
+    [
+        ["--dynamic_weights", "--robust_adaptive"], ["--crop_batch", "size", "--cache", "none"],
+        ["--model", "swin_nano"],
+    ],
+    ids=["student", "student, fast", "teacher"],
 )  # fmt: skip
 def test_resume_is_bit_exact(root, tmp_path, more):
     """Two epochs and two more, or four at once: the same bits, also of Adam and of the log. The
@@ -394,12 +482,13 @@ def test_signals_save_in_mid_epoch_and_resume_bit_exact(root, tmp_path, number, 
 def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch):
     """The signal falls between the last step and the end of the epoch; still the same bits."""
     few = flags(root, tmp_path / "run", "--epochs", "3", "--val_split", "none")
-    real = losses.DepthLoss.forward
+    real, calls = losses.DepthLoss.forward, []
 
-    def stop(self, d_hat, d_full, batch):
-        if batch["step"] == 1:  # two steps an epoch
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 2:  # two steps an epoch
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, d_hat, d_full, batch)
+        return real(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(losses.DepthLoss, "forward", stop)
