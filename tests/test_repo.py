@@ -91,6 +91,8 @@ def test_readme_flags_and_tests_exist():
     readme = (ROOT / "README.md").read_text()
     known = {flag for p in parsers().values() for a in p._actions for flag in a.option_strings}
     others = {"--nproc_per_node", "--recurse", "--upgrade"}  # torchrun's, git's, pip's
+    for bench in (ROOT / "tests").glob("bench_*.py"):
+        others |= set(re.findall(r'add_argument\("(--\w+)"', bench.read_text()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_0-9]*", readme, re.I))
     assert named - others <= known, named - others - known
     for test in set(re.findall(r"`(tests/\w+\.py)`", readme)):
