@@ -13,7 +13,7 @@ namespace litedepth {
 LITEDEPTH_INLINE void difference_body(const float* a, const float* b, int n, float* grad,
                                       bool* mask) {
     for (int t = 0; t < n; ++t) {
-        const bool both = is_depth(a[t]) & is_depth(b[t]);
+        const bool both = int{is_depth(a[t])} & int{is_depth(b[t])};  // no branch
         grad[t] = only_if(both, b[t] - a[t]);
         mask[t] = both;
     }

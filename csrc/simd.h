@@ -18,8 +18,12 @@ enum class Isa { baseline, avx2, avx512 };
 #if defined(__x86_64__) && defined(__GNUC__)
 #define LITEDEPTH_INLINE inline __attribute__((always_inline))
 #define LITEDEPTH_AVX2 __attribute__((target("avx2")))
+#if defined(__clang__)  // knows no preference here, and would ignore the whole attribute
+#define LITEDEPTH_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#else
 #define LITEDEPTH_AVX512 \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
 
 inline Isa best_isa() {
     __builtin_cpu_init();
