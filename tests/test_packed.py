@@ -404,8 +404,13 @@ def test_ctrl_c(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
         return pairs.read(i)
 
-    with pytest.raises(KeyboardInterrupt):
-        pairs.open(tmp_path / "c", read=read, threads=1)
+    # A shell starts what it runs in the background with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pairs.open(tmp_path / "c", read=read, threads=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left_behind(tmp_path / "c") == [] and not (tmp_path / "c/train.pack").exists()
     asked = len(pairs.asked)
     time.sleep(0.1)
