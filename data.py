@@ -688,7 +688,7 @@ def open_reader(
             row += [path] if path else []
         # Sets that are mixed differently lie side by side; a set that was moved keeps its pack.
         names = "\n".join(os.path.relpath(p.rgb, root) for p in pairs)
-        digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+        digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
         name = f"{name}-{image_size[0]}x{image_size[1]}-{digest}{'-taught' if teacher else ''}"
         reader.pack = packed.open_pack(
             where, name, files, image_size, reader.decode, threads=threads,
@@ -701,6 +701,11 @@ def open_reader(
     except packed.PackError as error:
         reader.close()
         raise DataError(str(error)) from error
+    pack = reader.pack
+    asked = [i for i, path in enumerate(teacher or ()) if path and i not in pack.failed]
+    lost = len(asked) - int(pack.taught[asked].sum())
+    if lost and not reader._unread and not quiet:  # named when the pack was made, not since
+        notice(f"teacher_depth: {lost} map(s) could not be read when {name}.pack was made")
     return reader
 
 

@@ -1294,6 +1294,20 @@ def test_sec32_a_pack_gives_the_samples_of_the_files(pairs, rgbd, make_loader, p
     assert capsys.readouterr().out.count("(built in") == 2
 
 
+def test_a_packed_map_that_could_not_be_read_is_remembered(
+    tmp_path, make_rgbd, make_loader, capsys
+):
+    root = make_rgbd(tmp_path)
+    pairs = data.list_pairs(root, "train")
+    bad = tmp_path / "bad.npy"
+    bad.write_text("no numbers")
+    maps = [None, bad, *[None] * 6]
+    for text in ("bad.npy: not a whole .npy", "1 map(s) could not be read when train-96x128"):
+        make_loader(pairs, teacher=maps, cache="auto", root=root)
+        (note,) = lines_of(capsys.readouterr().err)
+        assert text in note
+
+
 def test_sec32_a_pair_that_cannot_be_packed_is_named_and_replaced(
     tmp_path, make_rgbd, make_loader, capsys
 ):
