@@ -13,6 +13,7 @@ it is float32 metres, 0 = hole. No hole is ever blended into a depth.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -23,11 +24,11 @@ import sys
 import threading
 import tokenize
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from operator import index as as_index
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -1319,29 +1320,18 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yields the batches of an epoch from number `start` on. Raises DataError when not one
         pair can be read."""
-        waiting: deque[tuple[Slot, Future]] = deque()
-        try:
-            for number in range(start, len(self)):
-                slot = self._ring[number % len(self._ring)]
-                slot.allocate()
-                made = self._maker.submit(self._make, slot, epoch, number)
-                waiting.append((slot, made))
-                if len(waiting) > self.AHEAD:
-                    yield self._finish(*waiting.popleft())
-            while waiting:
-                yield self._finish(*waiting.popleft())
-        finally:  # left early: nothing may go on writing into buffers that are used again
-            for _, made in waiting:
-                made.cancel()
-            for _, made in waiting:
-                if not made.cancelled():
-                    made.exception()
+        for slot in self._ring:
+            slot.allocate()
+        numbers = range(start, len(self))
+        make = functools.partial(self._make, epoch)
+        for slot, tensors in ahead(self._maker, self._ring, make, numbers):
+            yield tensors if self.device.type == "cpu" else slot.upload(tensors, self.device)
 
     def close(self) -> None:
         self._maker.shutdown(cancel_futures=True)
         self.reader.close()
 
-    def _make(self, slot: Slot, epoch: int, number: int) -> dict[str, Tensor]:
+    def _make(self, epoch: int, slot: Slot, number: int) -> dict[str, Tensor]:
         plan = self.plan(epoch, number)
         tensors = slot.view(plan.canvas, plan.size)
         out = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -1364,9 +1354,29 @@ class Loader:
             *(out[who + name] for name in (*LOW, *CELLS)),
         )  # fmt: skip
 
-    def _finish(self, slot: Slot, made: Future) -> dict[str, Tensor]:
-        tensors = made.result()
-        return tensors if self.device.type == "cpu" else slot.upload(tensors, self.device)
+
+def ahead(
+    maker: Executor, ring: Sequence[Any], make: Callable[[Any, int], Any], numbers: Iterable[int]
+) -> Iterator[tuple[Any, Any]]:
+    """Yields (slot, make(slot, number)) for every number, made by `maker` while earlier ones are in
+    use: as many ahead as `ring` has slots beside that of the one in use. Raises what make does."""
+    waiting: deque[tuple[Any, Future]] = deque()
+    try:
+        for turn, number in enumerate(numbers):
+            slot = ring[turn % len(ring)]
+            waiting.append((slot, maker.submit(make, slot, number)))
+            if len(waiting) == len(ring):
+                slot, made = waiting.popleft()
+                yield slot, made.result()
+        while waiting:
+            slot, made = waiting.popleft()
+            yield slot, made.result()
+    finally:  # left early: nothing may go on writing into slots that are used again
+        for _, made in waiting:
+            made.cancel()
+        for _, made in waiting:
+            if not made.cancelled():
+                made.exception()
 
 
 class Slot:
@@ -1549,7 +1559,7 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     g.add_argument(
         "--kernels", default="cpp", choices=["cpp", "python"],
-        help="C++ kernels or their Python twins, equal bit for bit, 10x slower (default cpp)",
+        help="C++ kernels or their Python twins, equal bit for bit, 25x slower (default cpp)",
     )  # fmt: skip
     g.add_argument(
         "--crop_batch", default="size", choices=["size", "pad"],

@@ -11,9 +11,9 @@ it, and torch.compile makes a few kernels of it all.
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -340,29 +340,16 @@ class ResidentLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yields the batches of an epoch from number `start` on. Raises DataError."""
-        waiting: deque[tuple[Parcel, Future]] = deque()
-        try:
-            for number in range(start, len(self)):
-                parcel = self._ring[number % len(self._ring)]
-                made = self._maker.submit(self._plan, parcel, epoch, number)
-                waiting.append((parcel, made))
-                if len(waiting) > self.AHEAD:
-                    yield self._make(*waiting.popleft())
-            while waiting:
-                yield self._make(*waiting.popleft())
-        finally:  # left early: nothing may go on writing into parcels that are used again
-            for _, made in waiting:
-                made.cancel()
-            for _, made in waiting:
-                if not made.cancelled():
-                    made.exception()
+        plan, numbers = functools.partial(self._plan, epoch), range(start, len(self))
+        for parcel, planned in data.ahead(self._maker, self._ring, plan, numbers):
+            yield self._make(parcel, *planned)
 
     def close(self) -> None:
         self._maker.shutdown(cancel_futures=True)
         self.planner.close()
 
     def _plan(
-        self, parcel: Parcel, epoch: int, number: int
+        self, epoch: int, parcel: Parcel, number: int
     ) -> tuple[list[Part], tuple[int, int], tuple[int, int]]:
         plan = self.planner.plan(epoch, number)
         names = ("index", "affine", "crop", "lut", "K", "extent")
@@ -370,8 +357,9 @@ class ResidentLoader:
         arrays["triplets"] = self.planner.triplets(epoch, number, plan.size).numpy()
         return parcel.fill(arrays), plan.canvas, plan.size
 
-    def _make(self, parcel: Parcel, planned: Future) -> dict[str, Tensor]:
-        parts, canvas, size = planned.result()
+    def _make(
+        self, parcel: Parcel, parts: list[Part], canvas: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
         sent, whole = parcel.send(parts), self.resident
         kept = {name: sent[name] for name in ("K", "extent", "index", "triplets")}
         return kept | self._batch(

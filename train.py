@@ -516,7 +516,7 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     g.add_argument(
         "--loss_form", default="cells", choices=["cells", "plain"],
         help="Eq. 7 and 10 by cells, the pixels that share one prediction under the nearest "
-        "resize, or as printed, pixel by pixel: equal to 1e-6 and 50 times slower (default cells; "
+        "resize, or as printed, pixel by pixel: equal to 1e-6 and 20 times slower (default cells; "
         "plain is taken where there are no cells: --upsample bilinear, --robust_adaptive)",
     )  # fmt: skip
     g.add_argument(
@@ -632,8 +632,8 @@ def build_loader(
         crop_batch=args.crop_batch, image_size=args.image_size, size=network.size,
         mean=network.mean.tolist(), std=network.std.tolist(), depth_scale=args.depth_scale,
         silog_eps=args.silog_eps, vnl_share=args.vnl_share, gt_down=args.gt_down,
-        kernels=data.kernels(args.kernels),
-        threads=args.workers or cores(), rank=rank, world=world, device=network.mean.device,
+        kernels=data.kernels(args.kernels), threads=args.workers or cores(), rank=rank,
+        world=world, device=network.mean.device,
     )  # fmt: skip
 
 
@@ -875,9 +875,8 @@ def train(
             prepare_folder(args.out, keep=same_folder)
             facts = describe(
                 args, device_name=name, kernels_in_use=kernels,
-                torch_threads=torch.get_num_threads(), processes=world,
-                initial_weights=weights, train_pairs=len(pairs), val_pairs=len(val),
-                steps_per_epoch=len(loader),
+                torch_threads=torch.get_num_threads(), processes=world, initial_weights=weights,
+                train_pairs=len(pairs), val_pairs=len(val), steps_per_epoch=len(loader),
             )  # fmt: skip
             (args.out / "args.json").write_text(json.dumps(facts, indent=1) + "\n")
     if args.dry_run:

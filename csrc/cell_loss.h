@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "cells.h"
 #include "pool.h"
 #include "simd.h"
 
@@ -18,15 +19,6 @@ struct Columns {
     float *rho, *slope, *count;
 };
 
-// x where keep, else 0: a select without a branch, which compilers vectorise.
-LITEDEPTH_INLINE float or_0(float x, bool keep) {
-    std::int32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    bits &= -std::int32_t{keep};
-    std::memcpy(&x, &bits, sizeof bits);
-    return x;
-}
-
 // alpha = 1, the paper's: rho = s - 1 and rho' c^2 = e / s with s = sqrt(z + 1). s - 1 is z / (s + 1),
 // which does not cancel, and both divisions are made of one.
 LITEDEPTH_INLINE void charbonnier_row_body(const float* d_hat, const float* d, std::int64_t n,
@@ -36,11 +28,11 @@ LITEDEPTH_INLINE void charbonnier_row_body(const float* d_hat, const float* d, s
     float* __restrict count = to.count;
     for (std::int64_t u = 0; u < n; ++u) {
         const bool valid = is_depth(d[u]);
-        const float e = or_0(d_hat[u] - d[u], valid), x = e * inv_c, z = x * x;
+        const float e = only_if(valid, d_hat[u] - d[u]), x = e * inv_c, z = x * x;
         const float s = std::sqrt(z + 1.0f), r = 1.0f / (s * (s + 1.0f));
         rho[u] += z * r * s;
         slope[u] += e * ((s + 1.0f) * r);
-        count[u] += or_0(1.0f, valid);
+        count[u] += only_if(valid, 1.0f);
     }
 }
 LITEDEPTH_VERSIONS(charbonnier_row,
@@ -55,10 +47,10 @@ LITEDEPTH_INLINE void square_row_body(const float* d_hat, const float* d, std::i
     float* __restrict count = to.count;
     for (std::int64_t u = 0; u < n; ++u) {
         const bool valid = is_depth(d[u]);
-        const float e = or_0(d_hat[u] - d[u], valid), x = e * inv_c;
+        const float e = only_if(valid, d_hat[u] - d[u]), x = e * inv_c;
         rho[u] += 0.5f * (x * x);
         slope[u] += e;
-        count[u] += or_0(1.0f, valid);
+        count[u] += only_if(valid, 1.0f);
     }
 }
 LITEDEPTH_VERSIONS(square_row,
@@ -123,11 +115,11 @@ LITEDEPTH_INLINE void general_row_body(const float* d_hat, const float* d, std::
     const double b = std::abs(alpha - 2.0), inv_b = 1.0 / b, half = alpha / 2.0, factor = b / alpha;
     for (std::int64_t u = 0; u < n; ++u) {
         const bool valid = is_depth(d[u]);
-        const double e = static_cast<double>(or_0(d_hat[u], valid)) - or_0(d[u], valid);
+        const double e = static_cast<double>(only_if(valid, d_hat[u])) - only_if(valid, d[u]);
         const double y = (e * inv_c) * (e * inv_c) * inv_b, p = exp_m1(half * log_1p(y));
         rho[u] += static_cast<float>(factor * p + (e - e));  // NaN for a d_hat that is not finite
         slope[u] += static_cast<float>(e * ((p + 1.0) / (y + 1.0)));
-        count[u] += or_0(1.0f, valid);
+        count[u] += only_if(valid, 1.0f);
     }
 }
 LITEDEPTH_VERSIONS(general_row,
@@ -154,9 +146,6 @@ inline void robust_cells(const In<float, 4>& d_hat, const In<float, 4>& d, doubl
     constexpr std::int64_t kRows = 16;  // summed in float before they are added up in double
     const float inv_c = static_cast<float>(1.0 / c);
     const double shape = beside_limits(alpha);
-    const auto first = [](std::int64_t i, std::int64_t N, std::int64_t n) {
-        return (i * N + n - 1) / n;  // a cell starts at the first v with v * n >= i * N
-    };
     parallel_for(threads, d.shape[0] * h, [&](std::int64_t task) {
         const std::int64_t k = task / h, i = task % h;
         std::vector<float> columns(5 * W);
@@ -164,10 +153,10 @@ inline void robust_cells(const In<float, 4>& d_hat, const In<float, 4>& d, doubl
         float *pred = columns.data(), *row = pred + W;
         const Columns sum{row + W, row + 2 * W, row + 3 * W};
         for (std::int64_t j = 0; j < w; ++j)
-            std::fill(pred + first(j, W, w), pred + first(j + 1, W, w), d_hat(k, 0, i, j));
+            std::fill(pred + cell_start(j, W, w), pred + cell_start(j + 1, W, w), d_hat(k, 0, i, j));
 
-        const std::int64_t end = first(i + 1, H, h);
-        for (std::int64_t v = first(i, H, h), stop; v < end; v = stop) {
+        const std::int64_t end = cell_start(i + 1, H, h);
+        for (std::int64_t v = cell_start(i, H, h), stop; v < end; v = stop) {
             stop = std::min(v + kRows, end);
             std::fill(sum.rho, sum.rho + 3 * W, 0.0f);
             for (std::int64_t y = v; y < stop; ++y) {
@@ -187,7 +176,7 @@ inline void robust_cells(const In<float, 4>& d_hat, const In<float, 4>& d, doubl
             }
             for (std::int64_t j = 0, u = 0; j < w; ++j) {
                 double* to = total.data() + 3 * j;
-                for (const std::int64_t next = first(j + 1, W, w); u < next; ++u) {
+                for (const std::int64_t next = cell_start(j + 1, W, w); u < next; ++u) {
                     to[0] += sum.rho[u];
                     to[1] += sum.slope[u];
                     to[2] += sum.count[u];
