@@ -1272,8 +1272,7 @@ class Loader:
         self.mode, self.kernels, self.threads = gt_down, kernels, max(1, threads)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
-        self.logs = log_table(depth_scale, silog_eps)
-        self.silog_eps, self.vnl_share = silog_eps, vnl_share
+        self.logs, self.vnl_share = log_table(depth_scale, silog_eps), vnl_share
         self.device = device or torch.device("cpu")
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch under way
         self._maker = ThreadPoolExecutor(1, "loader")
@@ -1383,8 +1382,6 @@ class Slot:
     """One batch's memory, allocated once for the largest canvas; smaller ones use its front."""
 
     def __init__(self, loader: Loader) -> None:
-        self.batch, self.vnl_share = loader.share.stop - loader.share.start, loader.vnl_share
-        self.whose = ("", "teacher_") if loader.reader.taught else ("",)
         self._loader = loader
         self._memory: dict[str, Tensor] = {}
         self._free = None  # the event after which the memory may be written again
@@ -1393,13 +1390,15 @@ class Slot:
     def _shapes(
         self, canvas: tuple[int, int], size: tuple[int, int]
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:  # fmt: skip
-        n, low = self.batch, (self.batch, 1, size[0] // 4, size[1] // 4)
+        loader = self._loader
+        n = loader.share.stop - loader.share.start
+        low = n, 1, size[0] // 4, size[1] // 4
         shapes = {
             "image": ((n, 3, *size), torch.float32), "extent": ((n, 2), torch.int64),
             "K": ((n, 4), torch.float32), "index": ((n,), torch.int64),
-            "triplets": ((3, losses.triplet_count(low[2] * low[3], self.vnl_share)), torch.int64),
+            "triplets": ((3, losses.triplet_count(low[2] * low[3], loader.vnl_share)), torch.int64),
         }  # fmt: skip
-        for who in self.whose:
+        for who in ("", "teacher_") if loader.reader.taught else ("",):
             shapes[f"{who}depth"] = ((n, 1, *canvas), torch.float32)
             for name in (*LOW, *CELLS):
                 dtype = torch.bool if name in ("M_x", "M_y") else torch.float32
