@@ -13,13 +13,17 @@ camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import itertools
+import json
 import math
 import os
 import re
 import statistics
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,6 +46,9 @@ DEFAULTS = [f"runs/{run}/{name}" for run in ("student", "distilled")
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
 PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
 
 
 class PredictError(ValueError):
@@ -177,6 +184,91 @@ def panel(
     canvas = with_colorbar(canvas, near, far, holes=holes)
     odd = [(0, s % 2) for s in canvas.shape[:2]]  # video codecs want even sizes
     return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
+
+
+# ----------------------------------------------------------- the .tflite and what it says of itself
+
+
+def seal(content: bytes, metadata: dict) -> bytes:
+    """A TFLite flatbuffer -> the file that `read_metadata` and every TFLite runtime read.
+
+    The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
+    associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
+    it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
+    The same in gives the same bytes out. Raises PredictError for what `read_metadata` would refuse.
+    """
+    if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
+        raise PredictError("only a bare TFLite flatbuffer can be sealed, and only once")
+    content += bytes(-len(content) % 16)
+    digest = hashlib.sha256(content).hexdigest()
+    metadata = {"format": FORMAT, "bytes": len(content), "sha256": digest} | metadata
+    _check_tensors(metadata, "sealing")
+    member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(member, json.dumps(metadata, indent=1, allow_nan=False) + "\n")
+    return file.getvalue()
+
+
+def read_metadata(content: bytes, name: str) -> dict:
+    """What `seal` wrote into a .tflite, after its length and checksum were verified.
+
+    To be called before an interpreter sees the bytes: one that is given a damaged flatbuffer may
+    crash. name: the file's, for messages. Raises PredictError for a file that is cut, damaged,
+    foreign, older than `seal` or of another format.
+    """
+    anew = "copy it anew, or write it again with export.py"
+    if content[4:8] != b"TFL3":
+        raise PredictError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
+    if content[-22:-18] != b"PK\5\6":
+        raise PredictError(
+            f"{name}: no {MEMBER} at its end, so it is cut short (copy it anew), or older or "
+            "foreign (write it again with export.py)"
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            member = archive.getinfo(MEMBER)
+            start = member.header_offset
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed")
+            metadata = json.loads(archive.read(MEMBER))
+    # All that zipfile and json raise on bytes that are not what they should be.
+    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, ValueError) as error:
+        raise PredictError(f"{name}: its {MEMBER} is damaged ({error}): {anew}") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        other = metadata.get("format") if isinstance(metadata, dict) else None
+        raise PredictError(
+            f"{name}: format {other!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
+            "that lies beside the export.py that wrote it, or export anew"
+        )
+    digest = hashlib.sha256(content[:start]).hexdigest()
+    if (metadata.get("bytes"), metadata.get("sha256")) != (start, digest):
+        raise PredictError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
+    _check_tensors(metadata, name)
+    return metadata
+
+
+def _check_tensors(metadata: dict, name: str) -> None:
+    """Raises PredictError unless the metadata names a precision and tensors known here."""
+    try:
+        source, target = metadata["input"], metadata["output"]
+        sizes = *source["size"], *target["size"]
+        fine = (
+            len(source["size"]) == len(target["size"]) == 2
+            and all(type(n) is int and n > 0 for n in sizes)
+            and (source["layout"], source["channels"]) == ("NHWC", "RGB")
+            and source["dtype"] in ("float32", "uint8")
+            and list(source["range"]) == [0, 255]
+            and (target["layout"], target["dtype"]) == ("NHWC", "float32")
+            and target["unit"] in ("m", "mm")
+            and isinstance(metadata["precision"], str)
+        )
+    except (KeyError, TypeError):
+        fine = False
+    if not fine:
+        told = {key: metadata.get(key) for key in ("precision", "input", "output")}
+        raise PredictError(f"{name}: {MEMBER} describes tensors that predict.py cannot use: {told}")
 
 
 # ----------------------------------------------------------------------------- picture -> metres
