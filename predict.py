@@ -294,27 +294,37 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
 class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
-    run: raw RGB float32 (*size, 3) -> (*size) metres. `milliseconds` holds each run's time.
+    run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
+    the copies in and out, on the last input (None: they cannot be told apart). `milliseconds` holds
+    the time of each run.
     """
 
-    def __init__(self, run: Callable, size: tuple[int, int], resize: str, about: str) -> None:
+    def __init__(
+        self, run: Callable, size: tuple[int, int], resize: str, about: str, *,
+        dtype: str = "float32", invoke: Callable | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.size, self.resize, self.about = run, size, resize, about
+        self.dtype, self.invoke = dtype, invoke
         self.milliseconds: list[float] = []
-        run(np.zeros((*size, 3), np.float32))  # the first run is slow; it also tries the graph
+        run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        image = resize_picture(rgb, self.size).astype(np.float32)
+        return resize_depth(self.native(rgb), rgb.shape[:2], self.resize)
+
+    def native(self, rgb: np.ndarray) -> np.ndarray:
+        """The network's own map (h, w) of the picture, as it comes out of `run`."""
+        image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)
         self.milliseconds.append(1000 * (time.perf_counter() - start))
-        return resize_depth(depth, rgb.shape[:2], self.resize)
+        return depth
 
 
 def load_predictor(
     path: str | os.PathLike, *, image_size: tuple[int, int] | None = None,
     resize: str = "nearest", threads: int | None = None, device: str = "auto",
 ) -> Predictor:  # fmt: skip
-    """A .pt written by `model.save` or a .tflite written by export.py, ready to be called.
+    """A .pt written by `model.save` or a .tflite written by export.py (see `seal`), to be called.
 
     image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that does
     not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
@@ -327,19 +337,19 @@ def load_predictor(
     if path.suffix == ".tflite":
         if device == "cuda":
             say("notice: --device cuda does nothing here: a .tflite runs on the CPU")
-        run, size = _load_tflite(path, threads)
+        run, size, precision, extra = _load_tflite(path, threads)
         if image_size not in (None, size):
             shape = f"{size[0]}x{size[1]}"
             raise PredictError(
                 f"{path} takes {shape} only: give --image_size {shape}, or leave it out"
             )
-        about = f"TFLite, threads {threads or 1}"
+        about = f"TFLite {precision}, threads {threads or 1}"
     elif path.suffix == ".pt":
         run, own, about = _load_checkpoint(path, threads, device)
-        size = image_size or own
+        size, extra = image_size or own, {}
     else:
         raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
-    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}")
+    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}", **extra)
 
 
 def usable_cores() -> int:
@@ -348,7 +358,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, int]]:
+def _load_tflite(
+    path: Path, threads: int | None
+) -> tuple[Callable, tuple[int, int], str, dict[str, object]]:
+    content = path.read_bytes()
+    metadata = read_metadata(content, str(path))
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -356,30 +370,34 @@ def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, 
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
             raise PredictError(f"{path} needs a runtime: pip install ai-edge-litert") from None
-    try:
-        interpreter = Interpreter(str(path), num_threads=threads or 1)
+    try:  # the verified bytes, not the file, which may have changed
+        interpreter = Interpreter(model_content=content, num_threads=threads or 1)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PredictError(f"{path}: not a readable .tflite (cut short?): {reason}") from error
-    sides = interpreter.get_input_details(), interpreter.get_output_details()
-    shapes = [[tuple(int(n) for n in t["shape"]) for t in side] for side in sides]
-    size = shapes[0][0][1:3]
-    floats = all(t["dtype"] == np.float32 for side in sides for t in side)
-    if shapes != [[(1, *size, 3)], [(1, *size, 1)]] or not floats:
-        types = [[np.dtype(t["dtype"]).name for t in side] for side in sides]
         raise PredictError(
-            f"{path}: wanted float32 1xHxWx3 (RGB 0..255) in and 1xHxWx1 (metres) out; this graph "
-            f"has {shapes[0]} {types[0]} in and {shapes[1]} {types[1]} out. Use one of export.py"
+            f"{path}: whole, but this TFLite runtime cannot run it; pip install "
+            f"ai-edge-litert==2.1.6 is known to: {reason}"
+        ) from error
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    found = [[(tuple(t["shape"].tolist()), np.dtype(t["dtype"]).name) for t in s] for s in sides]
+    size, dtype = tuple(metadata["input"]["size"]), metadata["input"]["dtype"]
+    said = [[((1, *size, 3), dtype)], [((1, *metadata["output"]["size"], 1), "float32")]]
+    if found != said:
+        raise PredictError(
+            f"{path}: its {MEMBER} says {said[0]} in and {said[1]} out, the graph has {found[0]} "
+            f"and {found[1]}: write it again with export.py"
         )
     source, target = sides[0][0]["index"], sides[1][0]["index"]
+    per_metre = {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
 
     def run(image: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(source, image[None])
         interpreter.invoke()
-        return interpreter.get_tensor(target)[0, :, :, 0]
+        depth = interpreter.get_tensor(target)[0, :, :, 0]
+        return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    return run, size
+    return run, size, metadata["precision"], {"dtype": dtype, "invoke": interpreter.invoke}
 
 
 def _load_checkpoint(

@@ -1,5 +1,6 @@
 """Sec. 4.5: a .tflite on a device: what it says of itself, timing, smoothing, point clouds."""
 
+import functools
 import io
 import json
 import shutil
@@ -7,7 +8,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 import predict
 
@@ -117,3 +121,100 @@ def test_only_what_can_be_read_is_sealed():
         predict.seal(FLATBUFFER, described(unit="inch"))
     with pytest.raises(ValueError):
         predict.seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
+
+
+# ----------------------------------------------------------------------------------------- tensors
+
+
+@functools.cache
+def graph(size: tuple[int, int], step: int, dtype: str, scale: float) -> bytes:
+    """A flatbuffer: red / 50 * scale, averaged over step x step pixels; (1, H, W, 3) `dtype` in."""
+    tf = pytest.importorskip("tensorflow")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *size, 3), dtype)], autograph=False)
+    def depth(x):
+        red = tf.cast(x, tf.float32)[..., :1] * (scale / 50)
+        return tf.nn.avg_pool2d(red, step, step, "VALID")
+
+    concrete = depth.get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], depth).convert()
+
+
+@pytest.fixture
+def device_file(tmp_path):
+    """device_file(size, step, dtype, unit) -> a sealed .tflite whose depth is red / 50 metres."""
+
+    def make(size=(48, 64), step=1, dtype="float32", unit="m", **more) -> Path:
+        content = graph(size, step, dtype, 1000.0 if unit == "mm" else 1.0)
+        out = size[0] // step, size[1] // step
+        metadata = described(size, out, dtype, unit, **more)
+        path = tmp_path / f"{dtype}-{unit}-{step}.tflite"
+        path.write_bytes(predict.seal(content, metadata))
+        return path
+
+    return make
+
+
+def picture(h=48, w=64, seed=0) -> np.ndarray:
+    """A smooth colourful RGB picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("unit", ["m", "mm"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_input_types_and_units(device_file, dtype, unit):
+    predictor = predict.load_predictor(device_file(dtype=dtype, unit=unit, precision="int8"))
+    rgb = picture()
+    depth = predictor(rgb)
+    assert depth.dtype == np.float32
+    np.testing.assert_allclose(depth, rgb[..., 0] / 50, rtol=1e-6)
+    assert predictor.about == "TFLite int8, threads 1, 48x64"
+
+
+def test_smaller_output_is_resized_to_the_picture(device_file):
+    path, rgb = device_file(step=8), picture(96, 128)
+    # 96x128 is halved to 48x64 by area, then averaged over 8x8: means of 16x16 pixels.
+    cells = rgb[..., 0].reshape(6, 16, 8, 16).mean((1, 3)) / 50
+    predictor = predict.load_predictor(path)
+    assert predictor.native(rgb).shape == (6, 8)
+    expected = np.repeat(np.repeat(cells, 16, 0), 16, 1)
+    np.testing.assert_allclose(predictor(rgb), expected, atol=0.011)  # u8 rounds the halved picture
+    smooth = predict.load_predictor(path, resize="bilinear")(rgb)
+    between = torch.nn.functional.interpolate(
+        torch.from_numpy(cells)[None, None], (96, 128), mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(smooth, between[0, 0], atol=0.011)
+
+
+@pytest.mark.parametrize("change", [
+    {"size": (64, 48)}, {"out": (24, 32)}, {"dtype": "uint8"}, {"size": (48, 65)},
+])  # fmt: skip
+def test_graph_that_is_not_as_described_is_refused(tmp_path, change):
+    metadata = described(**({"size": (48, 64), "out": (48, 64)} | change))
+    (tmp_path / "m.tflite").write_bytes(predict.seal(graph((48, 64), 1, "float32", 1.0), metadata))
+    with pytest.raises(predict.PredictError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
+        predict.load_predictor(tmp_path / "m.tflite")
+
+
+def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path, seen = device_file(), []
+    original = litert.Interpreter
+
+    def interpreter(model_path=None, model_content=None, **options):
+        seen.append((model_path, model_content))
+        return original(model_content=model_content, **options)
+
+    monkeypatch.setattr(litert, "Interpreter", interpreter)
+    whole = path.read_bytes()
+    predict.load_predictor(path)
+    assert seen == [(None, whole)]  # the bytes that were verified
+    for content in (whole[:-1], whole[:600] + b"\xff" + whole[601:], whole[:600]):
+        path.write_bytes(content)
+        with pytest.raises(predict.PredictError, match="copy it anew"):
+            predict.load_predictor(path)
+    assert len(seen) == 1
+    path.write_bytes(predict.seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
+    with pytest.raises(predict.PredictError, match="cannot run it"):
+        predict.load_predictor(path)
