@@ -13,13 +13,17 @@ camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import itertools
+import json
 import math
 import os
 import re
 import statistics
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -42,6 +46,9 @@ DEFAULTS = [f"runs/{run}/{name}" for run in ("student", "distilled")
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
 PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
 
 
 class PredictError(ValueError):
@@ -179,6 +186,91 @@ def panel(
     return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
 
 
+# ----------------------------------------------------------- the .tflite and what it says of itself
+
+
+def seal(content: bytes, metadata: dict) -> bytes:
+    """A TFLite flatbuffer -> the file that `read_metadata` and every TFLite runtime read.
+
+    The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
+    associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
+    it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
+    The same in gives the same bytes out. Raises PredictError for what `read_metadata` would refuse.
+    """
+    if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
+        raise PredictError("only a bare TFLite flatbuffer can be sealed, and only once")
+    content += bytes(-len(content) % 16)
+    digest = hashlib.sha256(content).hexdigest()
+    metadata = {"format": FORMAT, "bytes": len(content), "sha256": digest} | metadata
+    _check_tensors(metadata, "sealing")
+    member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(member, json.dumps(metadata, indent=1, allow_nan=False) + "\n")
+    return file.getvalue()
+
+
+def read_metadata(content: bytes, name: str) -> dict:
+    """What `seal` wrote into a .tflite, after its length and checksum were verified.
+
+    To be called before an interpreter sees the bytes: one that is given a damaged flatbuffer may
+    crash. name: the file's, for messages. Raises PredictError for a file that is cut, damaged,
+    foreign, older than `seal` or of another format.
+    """
+    anew = "copy it anew, or write it again with export.py"
+    if content[4:8] != b"TFL3":
+        raise PredictError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
+    if content[-22:-18] != b"PK\5\6":
+        raise PredictError(
+            f"{name}: no {MEMBER} at its end, so it is cut short (copy it anew), or older or "
+            "foreign (write it again with export.py)"
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            member = archive.getinfo(MEMBER)
+            start = member.header_offset
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed")
+            metadata = json.loads(archive.read(MEMBER))
+    # All that zipfile and json raise on bytes that are not what they should be.
+    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, ValueError) as error:
+        raise PredictError(f"{name}: its {MEMBER} is damaged ({error}): {anew}") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        other = metadata.get("format") if isinstance(metadata, dict) else None
+        raise PredictError(
+            f"{name}: format {other!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
+            "that lies beside the export.py that wrote it, or export anew"
+        )
+    digest = hashlib.sha256(content[:start]).hexdigest()
+    if (metadata.get("bytes"), metadata.get("sha256")) != (start, digest):
+        raise PredictError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
+    _check_tensors(metadata, name)
+    return metadata
+
+
+def _check_tensors(metadata: dict, name: str) -> None:
+    """Raises PredictError unless the metadata names a precision and tensors known here."""
+    try:
+        source, target = metadata["input"], metadata["output"]
+        sizes = *source["size"], *target["size"]
+        fine = (
+            len(source["size"]) == len(target["size"]) == 2
+            and all(type(n) is int and n > 0 for n in sizes)
+            and (source["layout"], source["channels"]) == ("NHWC", "RGB")
+            and source["dtype"] in ("float32", "uint8")
+            and list(source["range"]) == [0, 255]
+            and (target["layout"], target["dtype"]) == ("NHWC", "float32")
+            and target["unit"] in ("m", "mm")
+            and isinstance(metadata["precision"], str)
+        )
+    except (KeyError, TypeError):
+        fine = False
+    if not fine:
+        told = {key: metadata.get(key) for key in ("precision", "input", "output")}
+        raise PredictError(f"{name}: {MEMBER} describes tensors that predict.py cannot use: {told}")
+
+
 # ----------------------------------------------------------------------------- picture -> metres
 
 
@@ -202,27 +294,37 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
 class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
-    run: raw RGB float32 (*size, 3) -> (*size) metres. `milliseconds` holds each run's time.
+    run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
+    the copies in and out, on the last input (None: they cannot be told apart). `milliseconds` holds
+    the time of each run.
     """
 
-    def __init__(self, run: Callable, size: tuple[int, int], resize: str, about: str) -> None:
+    def __init__(
+        self, run: Callable, size: tuple[int, int], resize: str, about: str, *,
+        dtype: str = "float32", invoke: Callable | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.size, self.resize, self.about = run, size, resize, about
+        self.dtype, self.invoke = dtype, invoke
         self.milliseconds: list[float] = []
-        run(np.zeros((*size, 3), np.float32))  # the first run is slow; it also tries the graph
+        run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        image = resize_picture(rgb, self.size).astype(np.float32)
+        return resize_depth(self.native(rgb), rgb.shape[:2], self.resize)
+
+    def native(self, rgb: np.ndarray) -> np.ndarray:
+        """The network's own map (h, w) of the picture, as it comes out of `run`."""
+        image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)
         self.milliseconds.append(1000 * (time.perf_counter() - start))
-        return resize_depth(depth, rgb.shape[:2], self.resize)
+        return depth
 
 
 def load_predictor(
     path: str | os.PathLike, *, image_size: tuple[int, int] | None = None,
     resize: str = "nearest", threads: int | None = None, device: str = "auto",
 ) -> Predictor:  # fmt: skip
-    """A .pt written by `model.save` or a .tflite written by export.py, ready to be called.
+    """A .pt written by `model.save` or a .tflite written by export.py (see `seal`), to be called.
 
     image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that does
     not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
@@ -235,19 +337,19 @@ def load_predictor(
     if path.suffix == ".tflite":
         if device == "cuda":
             say("notice: --device cuda does nothing here: a .tflite runs on the CPU")
-        run, size = _load_tflite(path, threads)
+        run, size, precision, extra = _load_tflite(path, threads)
         if image_size not in (None, size):
             shape = f"{size[0]}x{size[1]}"
             raise PredictError(
                 f"{path} takes {shape} only: give --image_size {shape}, or leave it out"
             )
-        about = f"TFLite, threads {threads or 1}"
+        about = f"TFLite {precision}, threads {threads or 1}"
     elif path.suffix == ".pt":
         run, own, about = _load_checkpoint(path, threads, device)
-        size = image_size or own
+        size, extra = image_size or own, {}
     else:
         raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
-    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}")
+    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}", **extra)
 
 
 def usable_cores() -> int:
@@ -256,7 +358,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, int]]:
+def _load_tflite(
+    path: Path, threads: int | None
+) -> tuple[Callable, tuple[int, int], str, dict[str, object]]:
+    content = path.read_bytes()
+    metadata = read_metadata(content, str(path))
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -264,30 +370,34 @@ def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, 
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
             raise PredictError(f"{path} needs a runtime: pip install ai-edge-litert") from None
-    try:
-        interpreter = Interpreter(str(path), num_threads=threads or 1)
+    try:  # the verified bytes, not the file, which may have changed
+        interpreter = Interpreter(model_content=content, num_threads=threads or 1)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PredictError(f"{path}: not a readable .tflite (cut short?): {reason}") from error
-    sides = interpreter.get_input_details(), interpreter.get_output_details()
-    shapes = [[tuple(int(n) for n in t["shape"]) for t in side] for side in sides]
-    size = shapes[0][0][1:3]
-    floats = all(t["dtype"] == np.float32 for side in sides for t in side)
-    if shapes != [[(1, *size, 3)], [(1, *size, 1)]] or not floats:
-        types = [[np.dtype(t["dtype"]).name for t in side] for side in sides]
         raise PredictError(
-            f"{path}: wanted float32 1xHxWx3 (RGB 0..255) in and 1xHxWx1 (metres) out; this graph "
-            f"has {shapes[0]} {types[0]} in and {shapes[1]} {types[1]} out. Use one of export.py"
+            f"{path}: whole, but this TFLite runtime cannot run it; pip install "
+            f"ai-edge-litert==2.1.6 is known to: {reason}"
+        ) from error
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    found = [[(tuple(t["shape"].tolist()), np.dtype(t["dtype"]).name) for t in s] for s in sides]
+    size, dtype = tuple(metadata["input"]["size"]), metadata["input"]["dtype"]
+    said = [[((1, *size, 3), dtype)], [((1, *metadata["output"]["size"], 1), "float32")]]
+    if found != said:
+        raise PredictError(
+            f"{path}: its {MEMBER} says {said[0]} in and {said[1]} out, the graph has {found[0]} "
+            f"and {found[1]}: write it again with export.py"
         )
     source, target = sides[0][0]["index"], sides[1][0]["index"]
+    per_metre = {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
 
     def run(image: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(source, image[None])
         interpreter.invoke()
-        return interpreter.get_tensor(target)[0, :, :, 0]
+        depth = interpreter.get_tensor(target)[0, :, :, 0]
+        return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    return run, size
+    return run, size, metadata["precision"], {"dtype": dtype, "invoke": interpreter.invoke}
 
 
 def _load_checkpoint(

