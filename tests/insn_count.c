@@ -1,51 +1,57 @@
-/* Counts the instructions that qemu-user executes: a TCG plugin of qemu (plugin API version 1).
+/* Counts the instructions that a program executes under qemu-user: a TCG plugin of ours.
  *
- *     cc -shared -fPIC -O2 -o insn_count.so insn_count.c
+ *     cc -shared -fPIC -O2 -DPLUGIN_API=1 -o insn_count.so insn_count.c
  *     qemu-aarch64 -plugin ./insn_count.so,counts=COUNTS PROGRAM
  *
- * Each time the program asks for its parent's process id (getppid, which libraries have no reason
- * to call), one line with the number of instructions executed so far is appended to COUNTS. A
- * program brackets what it wants counted with two such calls: os.getppid() from Python.
+ * Each time the program asks for its parent's process id (getppid: libraries have no reason to),
+ * one line is appended to COUNTS: the number of instructions executed so far, by all threads. So a
+ * program brackets what it wants counted with two such calls, os.getppid() from Python.
  *
- * One addition per translated block, made inline: exact as long as the program runs one thread
- * (several would lose additions). qemu's header is not packaged by distributions, so the few
- * functions that are needed are declared here as the documentation of that version gives them.
+ * PLUGIN_API is 1 for qemu before 9 and 2 from 9 on. qemu's header is not packaged by
+ * distributions; the few functions needed are declared here, and are the same in both.
  */
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 typedef uint64_t qemu_plugin_id_t;
+struct qemu_info;
 struct qemu_plugin_tb;
-typedef struct qemu_info_t qemu_info_t; /* not looked into */
-enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
+enum qemu_plugin_cb_flags { QEMU_PLUGIN_CB_NO_REGS };
 
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
-void qemu_plugin_register_vcpu_tb_trans_cb(
-    qemu_plugin_id_t id, void (*callback)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb));
-void qemu_plugin_register_vcpu_tb_exec_inline(
-    struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *counter, uint64_t summand);
-void qemu_plugin_register_vcpu_syscall_cb(
-    qemu_plugin_id_t id,
-    void (*callback)(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t, uint64_t,
-                     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
+typedef void (*translate_callback)(qemu_plugin_id_t id, struct qemu_plugin_tb *block);
+typedef void (*execute_callback)(unsigned int vcpu, void *data);
+typedef void (*syscall_callback)(qemu_plugin_id_t id, unsigned int vcpu, int64_t number,
+                                 uint64_t a1, uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5,
+                                 uint64_t a6, uint64_t a7, uint64_t a8);
 
-EXPORT int qemu_plugin_version = 1;
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *block);
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, translate_callback callback);
+void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *block, execute_callback callback,
+                                          enum qemu_plugin_cb_flags flags, void *data);
+void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t id, syscall_callback callback);
+
+EXPORT int qemu_plugin_version = PLUGIN_API;
 
 enum { GETPPID = 173 }; /* Linux's number on 64-bit ARM */
 
 static uint64_t executed;
 static FILE *counts;
 
-static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void run(unsigned int vcpu, void *instructions)
+{
+    (void)vcpu;
+    __atomic_fetch_add(&executed, (uint64_t)(uintptr_t)instructions, __ATOMIC_RELAXED);
+}
+
+/* A block is translated once and then runs from its first to its last instruction. */
+static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
 {
     (void)id;
-    qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed,
-                                             qemu_plugin_tb_n_insns(tb));
+    qemu_plugin_register_vcpu_tb_exec_cb(block, run, QEMU_PLUGIN_CB_NO_REGS,
+                                         (void *)(uintptr_t)qemu_plugin_tb_n_insns(block));
 }
 
 static void called(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1, uint64_t a2,
@@ -53,13 +59,14 @@ static void called(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint6
 {
     (void)id, (void)vcpu, (void)a1, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7;
     (void)a8;
-    if (number == GETPPID) {
-        fprintf(counts, "%llu\n", (unsigned long long)executed);
-        fflush(counts);
-    }
+    if (number != GETPPID)
+        return;
+    fprintf(counts, "%llu\n", (unsigned long long)__atomic_load_n(&executed, __ATOMIC_RELAXED));
+    fflush(counts);
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int argc,
+                               char **argv)
 {
     (void)info;
     for (int i = 0; i < argc; i++)
@@ -67,7 +74,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
             counts = fopen(argv[i] + 7, "a");
     if (!counts) {
         fprintf(stderr, "insn_count: give a file that can be written: ...,counts=COUNTS\n");
-        return 1; /* qemu ends */
+        return 1; /* qemu stops */
     }
     qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
     qemu_plugin_register_vcpu_syscall_cb(id, called);
