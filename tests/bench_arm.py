@@ -1,6 +1,6 @@
 """Exported files on an emulated ARM core: the same depth as here, and how many instructions.
 
-    python tests/bench_arm.py --prepare                        once: an aarch64 Python, 0.4 GB
+    python tests/bench_arm.py --prepare                        once: an aarch64 Python, 0.3 GB
     python tests/bench_arm.py model.tflite model.int8.tflite   table, exit code 3 if one differs
     python tests/bench_arm.py model.tflite --predict photo.jpg     also predict.py itself
 
@@ -48,7 +48,9 @@ DEBS = ("python3", "python3-minimal", "libstdc++6", "libgomp1")  # libc6 and the
 WHEELS = {"numpy": "numpy", "ai-edge-litert": "ai-edge-litert",
           "opencv-python-headless": "opencv-python"}  # fmt: skip
 GLIBC = ("2_28", "2_27", "2_17")
-NOT_THERE = ("torch", "tensorflow", "tflite_runtime")
+# What a device has, and what it has not.
+SMOKE = """import importlib.util, numpy, cv2, ai_edge_litert.interpreter
+assert not any(map(importlib.util.find_spec, ("torch", "tensorflow", "tflite_runtime")))"""
 
 
 class ArmError(ValueError):
@@ -96,12 +98,12 @@ def prepare(folder: Path) -> None:
     Debian packages are unpacked, not installed, and wheels likewise: no root, and nothing outside
     of folder is touched. Raises ArmError; an older folder is then as it was.
     """
+    if folder.exists() and not (folder / "arm.json").is_file() and any(folder.iterdir()):
+        raise ArmError(f"{folder} holds something else: choose another --folder")
     for name in ("apt-get", "dpkg"):
         if shutil.which(name) is None:
             raise ArmError(f"{name} is missing: prepare on Debian, Ubuntu or a container of one")
     tool("qemu-aarch64", "qemu-user")
-    if folder.exists() and not (folder / "arm.json").is_file() and any(folder.iterdir()):
-        raise ArmError(f"{folder} holds something else: choose another --folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
         aside = Path(name)
@@ -139,7 +141,7 @@ def prepare(folder: Path) -> None:
                 archive.extractall(new / "site")
         about = {"wheels": wanted(), "python": version}
         (new / "arm.json").write_text(json.dumps(about, indent=1) + "\n")
-        emulated(new, ["-c", "import numpy, cv2, ai_edge_litert.interpreter"], "the new Python")
+        emulated(new, ["-c", SMOKE], "the new Python")
         shutil.rmtree(new / "pycache", ignore_errors=True)  # of paths that are about to change
         if folder.exists():
             folder.rename(aside / "old")
@@ -282,7 +284,11 @@ def test_pictures(shape: tuple[int, ...], folder: Path | None, seed: int) -> np.
     pictures = list(export.pattern_pictures(shape[:2], seed).values())
     for path in predict.collect([str(folder)]) if folder else []:
         if path.suffix.lower() in predict.IMAGES:
-            pictures.append(predict.resize_picture(predict.read_picture(path), shape[:2]))
+            try:
+                rgb = predict.read_picture(path)
+            except predict.PredictError as error:
+                raise ArmError(f"{path}: {error}") from error
+            pictures.append(predict.resize_picture(rgb, shape[:2]))
     return np.stack(pictures)
 
 
@@ -321,17 +327,17 @@ def compare(path: Path, args: argparse.Namespace, counter: Path | None) -> Resul
         counts = list(map(int, (job / "counts").read_text().split())) if counter else []
         mm = predict_both(path, args.predict, args.folder, args.cpu, job) if args.predict else None
     error = differences(here, there) / metre
-    largest = np.abs(here).max(axis=1) / metre
-    limit = 0.0 if integers else args.tolerance * max(1.0, float(largest.max()))
+    largest = float(np.abs(here).max()) / metre
+    tolerance = args.tolerance * max(1.0, largest)
+    limit = 0.0 if integers else tolerance
     if precision == "int8-dynamic":
         echo = arm_guest.outputs(runner, nudged(pictures, sources[0]["dtype"]))
         limit = max(limit, float(differences(here, echo).max()) / metre)
     return Result(
         file=str(path), megabytes=len(content) / 1e6, precision=precision,
         instructions=per_run(counts, args.runs) if counter else None, pictures=len(pictures),
-        close=int((error <= args.tolerance * np.maximum(1.0, largest)).sum()),
-        largest=float(largest.max()), difference=float(error.max()), limit=limit,
-        same_bits=here.tobytes() == there.tobytes(), predict_mm=mm,
+        close=int((error <= tolerance).sum()), largest=largest, difference=float(error.max()),
+        limit=limit, same_bits=here.tobytes() == there.tobytes(), predict_mm=mm,
     )  # fmt: skip
 
 
@@ -371,7 +377,7 @@ def table(results: list[Result], cpu: str) -> str:
 # ------------------------------------------------------------------------------------------- main
 
 
-def tolerance(text: str) -> float:
+def positive(text: str) -> float:
     """An argparse type: a finite number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
@@ -389,35 +395,35 @@ def make_parser() -> argparse.ArgumentParser:
         prog="bench_arm.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     p.add_argument("files", nargs="*", type=Path, metavar="FILE.tflite",
-        help="written by export.py; fp32, fp16 and int8 side by side make the most of it")
+        help="written by export.py; give fp32, fp16 and int8 side by side")  # fmt: skip
     p.add_argument("--prepare", action="store_true",
         help="make the aarch64 Python first: arm64 packages with apt-get from this\n"
-        "host's own sources, wheels with pip; about a minute, 0.4 GB, no root")
+        "host's own sources, wheels with pip; under a minute, 0.3 GB, no root")  # fmt: skip
     p.add_argument("--folder", type=absolute, default=default_folder(), metavar="DIR",
-        help="where that Python is or will be (default %(default)s)")
+        help="where that Python is or will be (default %(default)s)")  # fmt: skip
     p.add_argument("--cpu", default="cortex-a72",
         help="what qemu emulates: cortex-a72 is a Raspberry Pi 4 (default), cortex-a76 a\n"
-        "Raspberry Pi 5, whose int8 dot products let int8 files do with fewer instructions")
+        "Raspberry Pi 5, whose int8 dot products save int8 files instructions")  # fmt: skip
     p.add_argument("--pictures", type=Path, metavar="DIR",
         help="compare on these pictures too, resized to the file's size. Some twenty\n"
-        "real ones say more about int8 than the test pictures do")
+        "real ones say more about int8 than the test pictures do")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, metavar="N",
-        help="of the noise among the test pictures (default 0)")
-    p.add_argument("--tolerance", type=tolerance, default=1e-5, metavar="M",
+        help="of the noise among the test pictures (default 0)")  # fmt: skip
+    p.add_argument("--tolerance", type=positive, default=1e-5, metavar="M",
         help="largest difference of a file that computes in floats, in metres; times the\n"
-        "largest depth where that exceeds 1 m (default 1e-5, float rounding)")
+        "largest depth where that exceeds 1 m (default 1e-5, float rounding)")  # fmt: skip
     p.add_argument("--runs", type=int, default=3, metavar="N",
-        help="counted runs, the median is printed; they hardly ever differ (default 3)")
+        help="counted runs, the median is printed; they hardly differ (default 3)")  # fmt: skip
     p.add_argument("--no_count", action="store_true",
-        help="compare only: for a host without a C compiler or a qemu without plugins")
+        help="compare only: for a host without a C compiler or a qemu without plugins")  # fmt: skip
     p.add_argument("--predict", type=Path, metavar="PICTURE",
         help="also run predict.py on this picture, emulated and here; the two depth\n"
-        "PNGs may be 1 mm (of rounding) further apart than the depths")
+        "PNGs may be 1 mm (of rounding) further apart than the depths")  # fmt: skip
     p.add_argument("--foreign", action="store_true",
         help="take files that export.py did not write, such as another project's. Nothing\n"
-        "is verified, and their outputs are compared in their own unit")
+        "is verified, and their outputs are compared in their own unit")  # fmt: skip
     p.add_argument("--json", type=Path, metavar="FILE",
-        help="also write the results there, with the versions they were made with")
+        help="also write the results there, with the versions they were made with")  # fmt: skip
     return p
 
 
@@ -445,6 +451,9 @@ def run(args: argparse.Namespace) -> int:
         prepare(args.folder)
     if not args.files:
         return 0
+    for path in [*args.files, *([args.predict] if args.predict else [])]:
+        if not path.is_file():
+            raise ArmError(f"{path}: no such file")
     check(args.folder)
     with tempfile.TemporaryDirectory() as name:
         counter = None
@@ -457,9 +466,7 @@ def run(args: argparse.Namespace) -> int:
             results.append(compare(path, args, counter))
     print(table(results, args.cpu))
     about = environment(args.folder)
-    print(f"\n{results[0].pictures} pictures, one thread. " + ", ".join(
-        f"{name} {version}" for name, version in about.items()
-    ))  # fmt: skip
+    print("\none thread; " + ", ".join(f"{name} {version}" for name, version in about.items()))
     if args.json:
         everything = [asdict(r) | {"passed": r.passed} for r in results]
         report = {"cpu": args.cpu, "environment": about, "files": everything}
