@@ -17,6 +17,7 @@ import hashlib
 import math
 import os
 import re
+import subprocess
 import threading
 import urllib.request
 import zipfile
@@ -628,6 +629,23 @@ def create(model: str = "student", **model_args: object) -> DepthNetwork:
 
 
 # ------------------------------------------------------------------- checkpoints and public weights
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """{"commit", "dirty"} of these files' repository; None where git or the repository is not."""
+
+    def git(*command: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> None:

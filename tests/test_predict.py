@@ -65,7 +65,7 @@ def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     model.save(folder / "best.pt", network)
     (folder / "model.tflite").write_bytes(
-        predict.seal(export.convert(network, (96, 128)), described())
+        predict.seal(export.convert(network, export.standard(network, (96, 128))), described())
     )
     return folder
 
