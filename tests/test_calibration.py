@@ -369,3 +369,23 @@ def test_errors_are_one_line_and_exit_2(camera):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("evaluate.py: error: bad.json: not a calibration")
+
+
+def test_calibrated_predictor():
+    rgb = np.zeros((1, 4, 3), np.uint8)
+    after = evaluate.calibrated(lambda _: np.array([[0, 1, 3, np.nan]], np.float32), 2.0, -3.0)
+    np.testing.assert_array_equal(after(rgb), [[0, 0, 3, np.nan]])
+
+
+def test_table_of_a_calibration():
+    before = dict.fromkeys(evaluate.METRICS, 0.5) | {"images": 30}
+    after = before | {"rmse": 0.52, "rel": 0.4, "log10": 0.5001}
+    made = GOOD | {"split": "calib", "pairs": 30, "fit": {"before": before, "after": before}}
+    text = evaluate.calibration_table(made, "c.json", before, after, "val")
+    assert "d' = max(0, 1.5000 d_hat -0.2500 m), 30 picture(s): c.json" in text
+    assert "val: si-RMSE +0.0%, RMSE +4.0%, log10 +0.0%, REL -20.0%" in text
+    assert "WARNING: RMSE of val got worse" in text and text.count("WARNING") == 1
+    made |= {"shift_m": 0.0, "pairs": 19}
+    text = evaluate.calibration_table(made, "c.json", before, before, "val")
+    assert "only the scale" in text and "fitted on 19 picture(s) only" in text
+    assert text.count("WARNING") == 1
