@@ -13,14 +13,19 @@ camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import io
 import itertools
 import json
 import math
 import os
+import platform
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 import zipfile
@@ -433,6 +438,154 @@ def _load_checkpoint(
     return run, own, f"PyTorch, {device}, threads {torch.get_num_threads()}"
 
 
+# ----------------------------------------------------------------- Table 2, run time on this device
+
+
+def benchmark(
+    load: Callable[[int], Predictor], picture: np.ndarray, threads: Iterable[int], *,
+    warmup: int, runs: int, root: Path = Path("/"),
+) -> dict:  # fmt: skip
+    """Run times in ms for each thread count, and what they depend on, for `benchmark_table`.
+
+    load: thread count -> predictor. picture: RGB u8 of any size. Per count, after `warmup` runs:
+    `runs` times the network alone (copies in and out excluded, as far as `Predictor.invoke` is
+    known) and `runs` times the whole path (picture resized, copied in, run, copied out, depth
+    resized). root: above proc/ and sys/ (tests have their own).
+    """
+    start, rows = machine(root), []
+    for count in threads:
+        predictor = load(count)
+        for _ in range(warmup):
+            predictor(picture)
+        before = machine(root)  # after the warm-up: an idle clock is low
+        image = resize_picture(picture, predictor.size).astype(predictor.dtype)
+        network = predictor.invoke or functools.partial(predictor.run, image)
+        spreads = [spread(times(f, runs)) for f in (network, lambda p=predictor: p(picture))]
+        rows.append({
+            "threads": count, "about": predictor.about, "network_ms": spreads[0],
+            "whole_ms": spreads[1], "before": before, "after": machine(root),
+        })  # fmt: skip
+    return {
+        "picture": list(picture.shape[:2]), "runs": runs, "warmup": warmup, "start": start,
+        "threads": rows, "warnings": doubts(start, rows),
+    }  # fmt: skip
+
+
+def times(call: Callable, runs: int) -> np.ndarray:
+    """Milliseconds of each of `runs` calls, (runs,)."""
+    ends = [time.perf_counter()]
+    for _ in range(runs):
+        call()
+        ends.append(time.perf_counter())
+    return 1000 * np.diff(ends)
+
+
+def spread(ms: np.ndarray) -> dict[str, float]:
+    """Median, tail, and Table 2's Average and STD."""
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    return {"p50": p50, "p90": p90, "p99": p99, "mean": float(ms.mean()), "std": float(ms.std())}
+
+
+def machine(root: Path) -> dict:
+    """What this computer tells of itself now; None where it does not.
+
+    cpu, cores, governor; mhz: the fastest core's; celsius: the hottest zone's; load: of the last
+    minute; throttled: the bits of a Raspberry Pi's firmware, see `THROTTLED`. They are looked at
+    beside the MHz because the Pi's kernel does not count its firmware's throttling in those.
+    """
+
+    def read(pattern: str) -> list[str]:
+        found = []
+        for path in sorted(root.glob(pattern)):
+            with contextlib.suppress(OSError):  # some sensors exist and cannot be read
+                found.append(path.read_text(errors="replace").strip("\0\n "))
+        return found
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(text) for text in read(pattern) if re.fullmatch(r"-?\d+", text)]
+
+    info = "\n".join(read("proc/cpuinfo"))
+    cpu = read("proc/device-tree/model") or re.findall(r"(?m)^model name\s*: (.+)$", info)
+    mhz = [khz / 1000 for khz in numbers("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")]
+    celsius = [t / 1000 for t in numbers("sys/class/thermal/thermal_zone*/temp")]
+    throttled = read("sys/devices/platform/soc*/*/get_throttled")
+    if not throttled and (command := shutil.which("vcgencmd")):
+        done = subprocess.run([command, "get_throttled"], capture_output=True, text=True)
+        throttled = re.findall(r"throttled=(0x\w+)", done.stdout)
+    load = read("proc/loadavg")
+    return {
+        "cpu": f"{(cpu or [platform.processor() or 'CPU'])[0]}, {platform.machine()}",
+        "cores": usable_cores(),
+        "governor": (read("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor") or [None])[0],
+        "mhz": max(mhz, default=None),
+        "celsius": max((t for t in celsius if -50 < t < 150), default=None),
+        "throttled": int(throttled[0], 16) if throttled else None,
+        "load": float(load[0].split()[0]) if load else None,
+    }
+
+
+# Bit of get_throttled -> meaning; 16 bits higher the same: has happened since the Pi was started.
+THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
+
+
+def doubts(start: dict, rows: list[dict]) -> list[str]:
+    """Reasons not to trust the run times, each in one line with its cure."""
+    told = []
+    if (start["load"] or 0) >= 0.5:
+        told.append(f"load average {start['load']:g} before the start: something else runs here, "
+                    "or just did; wait, or stop it")  # fmt: skip
+    if start["governor"] == "powersave":
+        told.append("governor powersave: the clock may stay low; echo performance | sudo tee "
+                    "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")  # fmt: skip
+    for row in rows:
+        before, after = row["before"]["mhz"], row["after"]["mhz"]
+        if before and after and after < 0.95 * before:
+            told.append(f"threads {row['threads']}: the clock fell from {before:.0f} to "
+                        f"{after:.0f} MHz: heat or a weak supply; cool it and repeat")  # fmt: skip
+    states = [state for row in rows for state in (row["before"], row["after"])]
+    hottest = max((s["celsius"] for s in states if s["celsius"] is not None), default=0)
+    if hottest >= 80:
+        told.append(f"{hottest:.0f} C: a Raspberry Pi slows down from 80 C on; give it a heat sink "
+                    "or a fan, and repeat")  # fmt: skip
+    earlier, bits = start["throttled"] or 0, 0
+    for now in (s["throttled"] or 0 for s in states):
+        bits |= now | (now & ~earlier) >> 16
+    if names := [name for bit, name in THROTTLED.items() if bits >> bit & 1]:
+        told.append(f"the firmware reports {', '.join(names)}: better supply or cooling needed")
+    return told
+
+
+def benchmark_table(report: dict) -> str:
+    """The report of `benchmark` for the terminal."""
+
+    def state(s: dict) -> str:
+        return (
+            f"{'-' if s['mhz'] is None else round(s['mhz']):>6}"
+            f"{'-' if s['celsius'] is None else round(s['celsius']):>5}"
+        )
+
+    start, rows = report["start"], report["threads"]
+    known = {"governor": start["governor"], "load": start["load"]}
+    known |= {"throttled": None if start["throttled"] is None else hex(start["throttled"])}
+    about = [start["cpu"], f"{start['cores']} cores"]
+    about += [f"{name} {value}" for name, value in known.items() if value is not None]
+    kinds = ("network_ms", ("p50", "p90", "p99", "mean", "std")), ("whole_ms", ("p50", "p90"))
+    H, W = report["picture"]
+    lines = [
+        ", ".join(about),
+        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone, "
+        "without copies in and out",
+        f"whole: from a {H}x{W} picture to its depth. MHz, C: after the runs; at the start "
+        + state(start),
+        f"{'':<8}{'network':>40}{'whole':>16}",
+        f"{'threads':<8}" + "".join(f"{k:>8}" for _, keys in kinds for k in keys) + "   MHz    C",
+    ]
+    for row in rows:
+        figures = "".join(f"{row[kind][k]:>8.2f}" for kind, keys in kinds for k in keys)
+        lines.append(f"{row['threads']:<8}{figures}{state(row['after'])}")
+    return "\n".join(lines)
+
+
 # ----------------------------------------------------------------------------------- files in, out
 
 
@@ -634,15 +787,27 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="A picture of another shape than --image_size is stretched to it and the depth "
         "stretched back; you are told when the shapes differ by more than 2 %%.",
     )
-    add = p.add_argument
+    add = p.add_argument_group("what is read").add_argument
     add("inputs", nargs="*", metavar="INPUT",
         help="pictures, videos, or folders (their pictures, not those of sub-folders, in natural "
         "order: img2 before img10). Inputs of one stem are named after their folders")
     add("--camera", type=int, metavar="N",
         help="read camera N instead (0 is usually the first); ends with Ctrl-C, or q in the window")
+    add = p.add_argument_group("the network").add_argument
     add("--model", metavar="FILE",
         help=".pt of train.py or .tflite of export.py (default: the newest of "
         f"{', '.join(DEFAULTS)})")
+    add("--image_size", type=parse_size, metavar="HxW",
+        help="pictures are resized to this first; keep it at the training pictures' size "
+        "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
+        "own only")
+    add("--threads", type=int, metavar="N",
+        help="CPU threads of the network; 0 = all cores (default 1: it is so small that more pay "
+        "on an idle machine only, and cost on a busy one; try 4 on a Raspberry Pi. --benchmark: "
+        "1, 2, 4 .. all cores, to see what pays)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"],
+        help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
+    add = p.add_argument_group("what is written").add_argument
     add("--out", default="runs/predictions", metavar="DIR",
         help="where the results go (default runs/predictions); inputs are never overwritten, older "
         "results are")
@@ -651,23 +816,37 @@ def make_parser() -> argparse.ArgumentParser:
         "(default: 2nd to 98th percentile of each picture; of the first "
         f"{HEAD} frames of a video). The 16-bit PNG does not depend on it")
     add("--resize", default="nearest", choices=["nearest", "bilinear"],
-        help="from the network's input size back to the picture's: nearest keeps only depths the "
+        help="from the network's map back to the picture's size: nearest keeps only depths the "
         "network gave; bilinear is smoother but invents depths between the two sides of an edge "
         "(default nearest)")
-    add("--image_size", type=parse_size, metavar="HxW",
-        help="pictures are resized to this first; keep it at the training pictures' size "
-        "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
-        "own only")
+    add = p.add_argument_group("videos and camera").add_argument
     add("--frames", action="store_true",
-        help="videos and camera: also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
+        help="also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
     add("--show", action="store_true",
         help="camera: show it in a window instead of recording it (needs a display)")
-    add("--threads", type=int, default=1, metavar="N",
-        help="CPU threads of the network; 0 = all cores (default 1: it is so small that more pay "
-        "on an idle machine only, and cost on a busy one; try 4 on a Raspberry Pi)")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"],
-        help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
+    add = p.add_argument_group("run time on this device (Table 2)").add_argument
+    add("--benchmark", action="store_true",
+        help="time the network and write no depth: on INPUT, one picture, or on noise. Let the "
+        "machine idle a minute before; what makes the figures doubtful is told below them")
+    add("--runs", type=number(int, 1), default=200, metavar="N",
+        help="timed runs per thread count (default 200)")
+    add("--warmup", type=number(int, 0), default=50, metavar="N",
+        help="runs before them, until the clock is up and the caches are full (default 50)")
+    add("--json", metavar="FILE", help="also write the figures there")
     return p
+
+
+def number(kind: type, low: float) -> Callable[[str], float]:
+    """An argparse type: a finite int or float that is at least `low`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)  # ValueError: argparse words it
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -714,11 +893,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
+    if args.threads is not None and args.threads < 0:
+        raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
+    if args.benchmark:
+        return run_benchmark(args)
     live = args.camera is not None
     if live == bool(args.inputs):
         raise PredictError("give pictures, folders or videos, or else --camera N")
-    if args.threads < 0:
-        raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
+    if args.json:
+        say("notice: --json does nothing here: it is for --benchmark")
     out = Path(args.out)
     files = [] if live else collect(args.inputs)
     if args.show and not live:
@@ -736,8 +919,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{path}: same stem as another input, written as {name}")
     path = Path(args.model) if args.model else newest_model()
     predictor = load_predictor(
-        path, image_size=args.image_size, resize=args.resize, threads=args.threads,
-        device=args.device,
+        path, image_size=args.image_size, resize=args.resize, device=args.device,
+        threads=1 if args.threads is None else args.threads,
     )  # fmt: skip
     print(f"model: {path}{'' if args.model else ' (the newest)'} ({predictor.about})")
     out.mkdir(parents=True, exist_ok=True)
@@ -792,6 +975,39 @@ def run(args: argparse.Namespace) -> int:
     spent = statistics.median(predictor.milliseconds or [0.0])
     print(f"{done} pictures, {skipped} skipped, {spent:.1f} ms each (network, median) -> {out}")
     return 0 if not skipped else 1 if done else 2
+
+
+def run_benchmark(args: argparse.Namespace) -> int:
+    """`run` for --benchmark."""
+    files = collect(args.inputs)
+    if args.camera is not None or len(files) > 1:
+        raise PredictError("--benchmark takes one picture as INPUT, or none")
+    path = Path(args.model) if args.model else newest_model()
+    load = functools.partial(
+        load_predictor, path, image_size=args.image_size, resize=args.resize, device=args.device
+    )
+    cores = usable_cores()
+    threads = sorted({1 << k for k in range(cores.bit_length())} | {cores})
+    if args.threads is not None:
+        threads = [args.threads or cores]
+    if files:
+        picture = read_picture(files[0])
+    else:
+        size = load(threads=1).size
+        picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    report = benchmark(
+        lambda n: load(threads=n), picture, threads, warmup=args.warmup, runs=args.runs
+    )
+    about = re.sub(r", threads \d+", "", report["threads"][0]["about"])
+    print(f"model: {path} ({about})\n{benchmark_table(report)}")
+    for text in report["warnings"]:
+        say(f"WARNING: {text}")
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        report |= {"model": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        report["python"] = platform.python_version()
+        write_file(Path(args.json), (json.dumps(report, indent=1) + "\n").encode())
+    return 0
 
 
 if __name__ == "__main__":

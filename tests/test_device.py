@@ -1,6 +1,7 @@
 """Sec. 4.5: a .tflite on a device: what it says of itself, timing, smoothing, point clouds."""
 
 import functools
+import hashlib
 import io
 import json
 import shutil
@@ -218,3 +219,170 @@ def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
     path.write_bytes(predict.seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
     with pytest.raises(predict.PredictError, match="cannot run it"):
         predict.load_predictor(path)
+
+
+# --------------------------------------------------------------------------------------- benchmark
+
+
+PI = {
+    "proc/cpuinfo": "processor : 0\nmodel name\t: ARMv7 rev 3\n\nModel\t: Raspberry Pi 4\n",
+    "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+    "proc/loadavg": "0.12 0.30 0.20 1/150 4242\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "600000\n",
+    "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "1500000\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
+    "sys/class/thermal/thermal_zone0/temp": "48312\n",
+    "sys/class/thermal/thermal_zone1/temp": "-274000\n",  # a sensor that is not there
+    "sys/class/thermal/thermal_zone2/temp": "no number\n",
+    "sys/devices/platform/soc/soc:firmware/get_throttled": "50000\n",  # hexadecimal
+}  # fmt: skip
+
+
+@pytest.fixture
+def pi(tmp_path, monkeypatch):
+    """A fake Raspberry Pi's /proc and /sys; pi(file=text) changes a file, None takes it away."""
+    monkeypatch.setattr(predict.shutil, "which", lambda name: None)
+    root = tmp_path / "root"
+
+    def change(files: dict) -> Path:
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).unlink() if text is None else (root / name).write_text(text)
+        return root
+
+    change(PI)
+    return change
+
+
+def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
+    state = predict.machine(pi({}))
+    assert state["cpu"].startswith("Raspberry Pi 4 Model B Rev 1.4, ") and state["load"] == 0.12
+    assert state["mhz"] == 1500 and state["celsius"] == 48.312 and state["governor"] == "ondemand"
+    assert state["throttled"] == 0x50000 and state["cores"] == predict.usable_cores()
+    state = predict.machine(pi({"proc/device-tree/model": None}))
+    assert state["cpu"].startswith("ARMv7 rev 3, ")
+    bare = predict.machine(tmp_path / "absent")
+    assert [bare[k] for k in ("mhz", "celsius", "governor", "throttled", "load")] == [None] * 5
+    tool = tmp_path / "vcgencmd"
+    tool.write_text("#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x80008\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(predict.shutil, "which", lambda name: str(tool))
+    assert predict.machine(tmp_path / "absent")["throttled"] == 0x80008
+    tool.write_text("#!/bin/sh\necho VCHI initialization failed >&2; exit 255\n")
+    assert predict.machine(tmp_path / "absent")["throttled"] is None
+
+
+def test_spread_is_table_2s():
+    ms = np.arange(1.0, 102)  # 1 .. 101
+    assert predict.spread(ms[::-1]) == {
+        "p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": pytest.approx(np.sqrt(10200 / 12)),
+    }  # fmt: skip
+
+
+def test_times_are_each_calls_own(monkeypatch):
+    clock = iter([10, 10.001, 10.003, 10.006])
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: next(clock))
+    calls = []
+    np.testing.assert_allclose(predict.times(lambda: calls.append(1), 3), [1, 2, 3])
+    assert len(calls) == 3
+
+
+class Counted(predict.Predictor):
+    """Counts calls; `during` is called in each whole run."""
+
+    def __init__(self, invoke=True, during=lambda: None):
+        self.whole = self.alone = 0
+        self.during = during
+
+        def count():
+            self.alone += 1
+
+        super().__init__(lambda x: x[..., 0] / 50, (8, 8), "nearest", "toy", invoke=count)
+
+    def __call__(self, rgb):
+        self.whole += 1
+        self.during()
+        return super().__call__(rgb)
+
+
+def test_benchmark_sweeps_threads(pi):
+    made = {}
+
+    def load(count):
+        made[count] = Counted()
+        return made[count]
+
+    report = predict.benchmark(load, picture(), [1, 2, 4], warmup=3, runs=5, root=pi({}))
+    assert [row["threads"] for row in report["threads"]] == [1, 2, 4] == list(made)
+    assert all(p.whole == 8 and p.alone == 5 for p in made.values())
+    assert report["warnings"] == [] and report["picture"] == [48, 64]  # 0x5 was long ago
+    table = predict.benchmark_table(report).splitlines()
+    assert "Raspberry Pi 4" in table[0] and "ondemand" in table[0] and "0x50000" in table[0]
+    assert [line.split()[0] for line in table[-4:]] == ["threads", "1", "2", "4"]
+    assert all(line.split()[-2:] == ["1500", "48"] for line in table[-3:])
+    assert len({len(line) for line in table[-4:]}) == 1  # columns under their names
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("before, during, told", [
+    ({"proc/loadavg": "1.20 0.30 0.20 2/150 4242\n"}, {}, "load average 1.2 "),
+    ({"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"}, {}, "performance"),
+    ({}, {"sys/class/thermal/thermal_zone0/temp": "82100\n"}, "82 C"),
+    ({}, {"sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "1000000\n"}, "1500 to 1000"),
+    ({}, {"sys/devices/platform/soc/soc:firmware/get_throttled": "50004\n"}, "reports throttled:"),
+    ({}, {"sys/devices/platform/soc/soc:firmware/get_throttled": "d0000\n"},
+     "reports soft temperature limit:"),
+    ({"sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n"}, {},
+     "under-voltage, throttled"),
+])  # fmt: skip
+def test_benchmark_tells_what_spoils_it(pi, before, during, told):
+    root = pi(before)
+    runs = []
+
+    def change():  # in the timed runs, after the 2 of the warm-up
+        runs.append(1)
+        if len(runs) > 2:
+            pi(during)
+
+    report = predict.benchmark(
+        lambda count: Counted(during=change), picture(), [1], warmup=2, runs=3, root=root
+    )
+    (text,) = report["warnings"]
+    assert told in text and "\n" not in text
+
+
+def test_benchmark_of_nothing_known(tmp_path):
+    """Not Linux: no warnings, dashes in the table; a .pt cannot tell the copies apart."""
+    made = Counted()
+    made.invoke = None
+    report = predict.benchmark(
+        lambda n: made, picture(), [1], warmup=0, runs=2, root=tmp_path / "absent"
+    )
+    assert report["warnings"] == [] and len(made.milliseconds) == 2
+    assert predict.benchmark_table(report).splitlines()[-1].split()[-2:] == ["-", "-"]
+
+
+def test_benchmark_command(device_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    path = device_file(dtype="uint8", step=8)
+    command = ["--benchmark", "--model", str(path), "--runs", "3", "--warmup", "1"]
+    assert predict.main([*command, "--json", "new/b.json"]) == 0
+    printed = capfd.readouterr()
+    assert [x.split()[0] for x in printed.out.splitlines()[-3:]] == ["1", "2", "3"]
+    assert "TFLite fp32, 48x64" in printed.out
+    report = json.loads(Path("new/b.json").read_text())
+    assert report["runs"] == 3 and report["picture"] == [48, 64] and "warnings" in report
+    assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    cv2.imwrite("a.png", picture(60, 80))
+    assert predict.main([*command, "--threads", "2", "a.png"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[-1].split()[0] == "2" and "60x80" in printed.out
+    assert not Path("runs").exists()
+    cv2.imwrite("b.png", picture())
+    for wrong in (["a.png", "b.png"], ["--camera", "0"], ["absent.png"], ["new"]):
+        assert predict.main([*command, *wrong]) == 2
+        assert capfd.readouterr().err.splitlines()[-1].startswith("predict.py: error: ")
+    for wrong in (["--runs", "0"], ["--warmup", "-1"]):
+        with pytest.raises(SystemExit):
+            predict.main([*command, *wrong])
