@@ -686,25 +686,57 @@ def millimetres(depth_m: np.ndarray) -> np.ndarray:
     return np.rint(1000 * depth).clip(0, 65535).astype(np.uint16)
 
 
+class Smooth:
+    """A video's depth (H, W) in metres, frame by frame -> the same with less flicker.
+
+    Per pixel an exponential average of log depth: noise of the network is a *ratio* of depth. An
+    older frame weighs half as much after every `half_life`, in seconds and not in frames, so that
+    it looks alike at any frame rate; independent noise keeps (1 - a) / (1 + a) of its variance,
+    with a = 0.5 ** (seconds per frame / half_life). Where depth and average differ by more than the
+    ratio `reset`, something else is seen there: the average starts anew, so that moving edges
+    leave no trail. So it does after a hole; holes pass and never enter an average.
+    """
+
+    def __init__(self, half_life: float, reset: float) -> None:
+        self.half_life, self.reset = half_life, reset
+        self.average: np.ndarray | None = None  # of log depth; NaN after a hole
+
+    def __call__(self, depth: np.ndarray, seconds: float) -> np.ndarray:
+        """The next frame, `seconds` after the one before."""
+        now = np.log(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan)))
+        old = now if self.average is None else self.average
+        a = 0.5 ** (seconds / self.half_life)
+        same = np.abs(now - old) <= math.log(self.reset)  # False for NaN
+        self.average = np.where(same, a * old + (1 - a) * now, now)
+        return np.where(same, np.exp(self.average), depth)
+
+
 def predict_video(
     capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path, *,
     near_far: tuple[float, float] | None, frames: bool, live: bool, show: bool,
-    notice: Callable[[np.ndarray], None] = lambda rgb: None,
+    notice: Callable[[np.ndarray], None] = lambda rgb: None, smooth: Smooth | None = None,
 ) -> int:  # fmt: skip
     """Every frame -> <out>/<name>_color.mp4, or a window if show; how many frames there were.
 
     One colour range for all frames: near_far, or that of the first HEAD frames. frames: also
-    <out>/<name>_frames/<index>_depth.png. live: Ctrl-C ends a recording and keeps it; a file's
-    video is written to its end or not at all. Raises PredictError, OSError.
+    <out>/<name>_frames/<index>_depth.png. smooth: a new one, for all that is written. live: Ctrl-C
+    ends a recording and keeps it; a file's video is written to its end or not at all. Raises
+    PredictError, OSError.
     """
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    fps = fps if 1 <= fps <= 240 else 30.0
+    start = time.perf_counter()
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        last = start
         while (frame := capture.read())[0]:
+            now = time.perf_counter()
             rgb = cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB)
             notice(rgb)
-            yield rgb, predictor(rgb)
+            depth = predictor(rgb)
+            yield rgb, smooth(depth, now - last if live else 1 / fps) if smooth else depth
+            last = now
 
-    start = time.perf_counter()
     pairs = read()
     head = list(itertools.islice(pairs, HEAD))
     if not head:
@@ -713,10 +745,8 @@ def predict_video(
     print(f"{name}: colours from {near:g} to {far:g} m" + (
         "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
     ))  # fmt: skip
-    fps = capture.get(cv2.CAP_PROP_FPS)
     if live:  # a camera promises 30 and the network may be slower: measure
-        fps = len(head) / (time.perf_counter() - start)
-    fps = fps if 1 <= fps <= 240 else 30.0
+        fps = min(max(1.0, len(head) / (time.perf_counter() - start)), 240.0)
     total = 0 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     target, part = out / f"{name}_color.mp4", out / f".{name}.{os.getpid()}.part.mp4"
     folder = out / f"{name}_frames"
@@ -824,6 +854,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
     add("--show", action="store_true",
         help="camera: show it in a window instead of recording it (needs a display)")
+    add("--smooth", nargs="?", const=0.2, type=number(float, 1e-3), metavar="SECONDS",
+        help="less flicker: average each pixel's depth over time; a frame weighs half as much "
+        "after SECONDS (0.2 where no number follows; INPUT goes before the flag). What moves lags "
+        "by 1.4 SECONDS, unless it jumps, see --smooth_reset (default: off)")
+    add("--smooth_reset", type=number(float, 1.001), default=1.2, metavar="RATIO",
+        help="--smooth starts anew where depth changes by more than this: lower lets less smear, "
+        "higher takes stronger flicker away (default 1.2, that is 20 %%)")
     add = p.add_argument_group("run time on this device (Table 2)").add_argument
     add("--benchmark", action="store_true",
         help="time the network and write no depth: on INPUT, one picture, or on noise. Let the "
@@ -908,6 +945,8 @@ def run(args: argparse.Namespace) -> int:
         say("notice: --show does nothing here: it is for --camera")
     if args.frames and not live and not any(p.suffix.lower() in VIDEOS for p in files):
         say("notice: --frames does nothing here: it is for videos and --camera")
+    if args.smooth and not live and not any(p.suffix.lower() in VIDEOS for p in files):
+        say("notice: --smooth does nothing here: it is for videos and --camera")
     names = output_names(files)
     # An input may lie in --out; a result must not take its place.
     taken = {p.resolve() for p in files} | {p.resolve().parent for p in files}
@@ -934,7 +973,13 @@ def run(args: argparse.Namespace) -> int:
             say(f"notice: {h}x{w} is stretched to the network's {H}x{W} (and back); depth may "
                 "suffer. Said once")  # fmt: skip
 
-    options = {"near_far": args.near_far, "frames": args.frames, "notice": notice}
+    def video(capture: cv2.VideoCapture, name: str, live: bool, show: bool) -> int:
+        smooth = Smooth(args.smooth, args.smooth_reset) if args.smooth else None
+        return predict_video(
+            capture, name, predictor, out, near_far=args.near_far, frames=args.frames, live=live,
+            show=show, notice=notice, smooth=smooth,
+        )  # fmt: skip
+
     if live:
         capture = cv2.VideoCapture(args.camera)
         if not capture.isOpened():
@@ -945,18 +990,14 @@ def run(args: argparse.Namespace) -> int:
         if args.show and not display:
             say("notice: no display here, so --show is off and the camera is recorded")
         name = f"camera{args.camera}_{time.strftime('%Y%m%d-%H%M%S')}"  # keeps older recordings
-        show = args.show and display
-        done = predict_video(capture, name, predictor, out, live=True, show=show, **options)
+        done = video(capture, name, True, args.show and display)
         skipped, empty = 0, 0
     else:
         done, skipped, empty = 0, 0, 0
         for path, name in progress(list(zip(files, names)), len(files), "pictures"):
             try:
                 if path.suffix.lower() in VIDEOS:
-                    capture = cv2.VideoCapture(str(path))
-                    done += predict_video(
-                        capture, name, predictor, out, live=False, show=False, **options
-                    )
+                    done += video(cv2.VideoCapture(str(path)), name, False, False)
                     continue
                 rgb = read_picture(path)
             except PredictError as error:

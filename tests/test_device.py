@@ -386,3 +386,136 @@ def test_benchmark_command(device_file, tmp_path, monkeypatch, capfd):
     for wrong in (["--runs", "0"], ["--warmup", "-1"]):
         with pytest.raises(SystemExit):
             predict.main([*command, *wrong])
+
+
+# --------------------------------------------------------------------------------------- smoothing
+
+
+@pytest.mark.parametrize("fps, half_life", [(30, 0.2), (10, 0.2), (30, 0.05)])
+def test_flicker_falls_by_the_ar1_factor(fps, half_life):
+    """x -> a s + (1 - a) x of white noise: variance (1-a)/(1+a), of differences 2 (1-a)^2/(1+a)."""
+    sigma, a = 0.01, 0.5 ** (1 / fps / half_life)
+    noise = np.random.default_rng(0).normal(0, sigma, (400, 64, 64))
+    scene = np.geomspace(0.5, 20, 64)  # the same share at each distance
+    smooth = predict.Smooth(half_life, 1.2)
+    out = [smooth((scene * np.exp(n)).astype(np.float32), 1 / fps) for n in noise]
+    assert out[0].dtype == np.float32
+    log = np.log(np.array(out[80:]) / scene)
+    assert log.var() / sigma**2 == pytest.approx((1 - a) / (1 + a), rel=0.03)
+    flicker = np.diff(log, axis=0).var() / sigma**2
+    assert flicker == pytest.approx(2 * (1 - a) ** 2 / (1 + a), rel=0.03)
+    assert abs(log.mean()) < sigma / 100  # no shift
+
+
+def test_step_is_followed_at_once_where_it_is_large():
+    smooth, dt = predict.Smooth(0.2, 1.2), 1 / 30
+    depth = np.full((4, 6), 2, np.float32)
+    for _ in range(5):
+        np.testing.assert_allclose(smooth(depth, dt), 2, rtol=1e-6)
+    depth[:, :2], depth[:, 2] = 1, 2.41  # nearer, farther by over 20 %: exactly the new depth
+    np.testing.assert_array_equal(smooth(depth, dt)[:, :3], depth[:, :3])
+    np.testing.assert_allclose(smooth(depth, dt), depth, rtol=1e-6)  # and nothing of it drags on
+
+
+def test_small_step_is_followed_by_half_in_each_half_life():
+    for fps in (10, 30, 120):
+        smooth = predict.Smooth(0.2, 1.2)
+        smooth(np.full((1, 1), 2, np.float32), 1 / fps)
+        for n in range(1, fps + 1):
+            got = smooth(np.full((1, 1), 2.2, np.float32), 1 / fps)[0, 0]
+            assert got == pytest.approx(2 * 1.1 ** (1 - 0.5 ** (n / fps / 0.2)), rel=1e-5)
+
+
+def test_holes_pass_and_never_enter_the_average():
+    smooth = predict.Smooth(0.2, 1.2)
+    frames = np.full((6, 1, 5), 2, np.float32)
+    frames[2, 0, :4] = 0, np.nan, np.inf, -1
+    frames[3:, 0, :4] = 2.2
+    out = [smooth(frame, 1 / 30) for frame in frames]
+    np.testing.assert_array_equal(out[2], frames[2])
+    np.testing.assert_allclose(out[3], [[2.2] * 4 + [2]], rtol=1e-6)  # anew, not mixed with 2 or 0
+    np.testing.assert_allclose(np.delete(out, 2, 0)[..., 4], 2, rtol=1e-6)
+    smooth = predict.Smooth(0.2, 1.2)  # holes from the start
+    assert np.isnan(smooth(frames[2] * np.float32(np.nan), 1 / 30)).all()
+    np.testing.assert_array_equal(smooth(frames[0], 1 / 30), frames[0])
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    """20 frames at 10 a second of a noisy still scene; at frame 10 its left half jumps."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        level = np.full((6, 8, 1), 120)
+        level[:, :4] = 220 if i >= 10 else 100
+        small = level + rng.normal(0, 4, (6, 8, 1)) + np.zeros(3)
+        frame = np.repeat(np.repeat(small, 8, 0), 8, 1)  # JPEG's own blocks: little is lost
+        writer.write(frame.clip(0, 255).astype(np.uint8))
+    writer.release()
+    return path
+
+
+def frames_of(folder: Path) -> np.ndarray:
+    """(n, H, W) millimetres."""
+    return np.array([cv2.imread(str(p), -1) for p in sorted(folder.iterdir())], np.float64)
+
+
+def test_smooth_command_on_a_clip(device_file, clip, tmp_path, capsys):
+    command = [str(clip), "--model", str(device_file()), "--frames", "--out", str(tmp_path / "o")]
+    assert predict.main(command) == 0
+    raw = frames_of(tmp_path / "o/clip_frames")
+    assert predict.main([*command, "--smooth"]) == 0
+    smooth = frames_of(tmp_path / "o/clip_frames")
+    a, expected = 0.5 ** (1 / 10 / 0.2), [raw[0]]
+    for now in raw[1:]:  # the slow twin, one pixel at a time
+        row = []
+        for old, new in zip(expected[-1].ravel(), now.ravel()):
+            jumps = abs(np.log(new / old)) > np.log(1.2)
+            row.append(new if jumps else old**a * new ** (1 - a))
+        expected.append(np.reshape(row, now.shape))
+    assert np.abs(smooth - expected).max() <= 2  # rounding to millimetres, fed back
+    half = np.s_[:, 8:40, 44:60]  # not beside the jump, where JPEG leaves traces
+    flicker = [np.diff(np.log(x[half]), axis=0).std() for x in (raw, smooth)]
+    assert flicker[1] < 0.4 * flicker[0]
+    left = np.s_[10, 8:40, 4:20]
+    np.testing.assert_array_equal(smooth[left], raw[left])  # the jump is there in its own frame
+    assert predict.main([*command, "--smooth", "0.05", "--smooth_reset", "1.5"]) == 0
+    assert not np.array_equal(frames_of(tmp_path / "o/clip_frames"), smooth)
+    capsys.readouterr()
+    cv2.imwrite(str(tmp_path / "a.png"), picture())
+    assert predict.main([str(tmp_path / "a.png"), *command[1:3], *command[4:], "--smooth"]) == 0
+    assert "--smooth does nothing here" in capsys.readouterr().err
+
+
+def test_camera_is_smoothed_by_the_clock(tmp_path, monkeypatch):
+    """A camera's frames come when they come: the time between them counts, not a promised rate."""
+    clock, arrivals, seen = [100.0], [0.5, 0.1, 0.3], []
+
+    class Camera:
+        def get(self, _):
+            return 30.0
+
+        def read(self):
+            if not arrivals:
+                return False, None
+            clock[0] += arrivals.pop(0)
+            return True, picture()
+
+    def slow(rgb):
+        clock[0] += 0.05
+        return np.ones(rgb.shape[:2], np.float32)
+
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+    predict.predict_video(
+        Camera(), "c", slow, tmp_path, near_far=(1, 2), frames=False, live=True, show=False,
+        smooth=lambda depth, seconds: seen.append(seconds) or depth,
+    )  # fmt: skip
+    assert seen[1:] == pytest.approx([0.15, 0.35])
+
+
+@pytest.mark.parametrize("flags", [["--smooth=0"], ["--smooth", "clip.mp4"], ["--smooth_reset=1"]])
+def test_smooth_flags_are_checked(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(flags)
+    assert stop.value.code == 2 and flags[0].split("=")[0] in capsys.readouterr().err
