@@ -3,6 +3,8 @@
     python predict.py photo.jpg folder/ clip.mp4 --model runs/student/best.pt --out depths
         <stem>_depth.png   16 bit, millimetres, 0 = no depth, at the picture's own size
         <stem>_color.png   picture | depth | colour bar in metres (a video: <stem>_color.mp4)
+        <stem>.ply         with --ply: coloured points in metres
+    python predict.py --benchmark --model model.tflite          run time on this device (Table 2)
 
 No ground truth is needed. With a .tflite this file runs alone on a Raspberry Pi: numpy, opencv and
 ai-edge-litert are all it imports. Exit code: 0 = all done, 1 = some inputs skipped (named on
@@ -206,7 +208,8 @@ def seal(content: bytes, metadata: dict) -> bytes:
         raise PredictError("only a bare TFLite flatbuffer can be sealed, and only once")
     content += bytes(-len(content) % 16)
     digest = hashlib.sha256(content).hexdigest()
-    metadata = {"format": FORMAT, "bytes": len(content), "sha256": digest} | metadata
+    stamp = {"format": FORMAT, "bytes": len(content), "sha256": digest}
+    metadata = stamp | metadata | stamp  # first, whatever an older file's metadata say
     _check_tensors(metadata, "sealing")
     member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
     member.create_system, member.external_attr = 3, 0o644 << 16
@@ -234,21 +237,21 @@ def read_metadata(content: bytes, name: str) -> dict:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             member = archive.getinfo(MEMBER)
-            start = member.header_offset
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("compressed")
             metadata = json.loads(archive.read(MEMBER))
+            form, *stamp = (metadata[key] for key in ("format", "bytes", "sha256"))
     # All that zipfile and json raise on bytes that are not what they should be.
-    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, ValueError) as error:
-        raise PredictError(f"{name}: its {MEMBER} is damaged ({error}): {anew}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        other = metadata.get("format") if isinstance(metadata, dict) else None
+    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        raise PredictError(f"{name}: its {MEMBER} is damaged ({error!r}): {anew}") from error
+    if form != FORMAT:
         raise PredictError(
-            f"{name}: format {other!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
+            f"{name}: format {form!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
             "that lies beside the export.py that wrote it, or export anew"
         )
-    digest = hashlib.sha256(content[:start]).hexdigest()
-    if (metadata.get("bytes"), metadata.get("sha256")) != (start, digest):
+    start = member.header_offset
+    if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
         raise PredictError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
     _check_tensors(metadata, name)
     return metadata
@@ -256,23 +259,20 @@ def read_metadata(content: bytes, name: str) -> dict:
 
 def _check_tensors(metadata: dict, name: str) -> None:
     """Raises PredictError unless the metadata names a precision and tensors known here."""
+    told = {key: metadata.get(key) for key in ("precision", "input", "output")}
     try:
-        source, target = metadata["input"], metadata["output"]
-        sizes = *source["size"], *target["size"]
+        (H, W), (h, w) = told["input"]["size"], told["output"]["size"]
+        source = told["input"] | {"range": list(told["input"]["range"])}
         fine = (
-            len(source["size"]) == len(target["size"]) == 2
-            and all(type(n) is int and n > 0 for n in sizes)
-            and (source["layout"], source["channels"]) == ("NHWC", "RGB")
-            and source["dtype"] in ("float32", "uint8")
-            and list(source["range"]) == [0, 255]
-            and (target["layout"], target["dtype"]) == ("NHWC", "float32")
-            and target["unit"] in ("m", "mm")
-            and isinstance(metadata["precision"], str)
-        )
-    except (KeyError, TypeError):
+            isinstance(told["precision"], str)
+            and all(type(n) is int and n > 0 for n in (H, W, h, w))
+            and source.items() >= {"layout": "NHWC", "channels": "RGB", "range": [0, 255]}.items()
+            and told["output"].items() >= {"layout": "NHWC", "dtype": "float32"}.items()
+            and source["dtype"] in ("float32", "uint8") and told["output"]["unit"] in ("m", "mm")
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
         fine = False
     if not fine:
-        told = {key: metadata.get(key) for key in ("precision", "input", "output")}
         raise PredictError(f"{name}: {MEMBER} describes tensors that predict.py cannot use: {told}")
 
 
@@ -287,13 +287,39 @@ def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours."""
+    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours.
+
+    bilinear takes the `cells` of a map that the network's graph has enlarged already; holes (<= 0,
+    NaN, inf) do not mix: their cells become 0.
+    """
     (h, w), (H, W) = depth.shape, size
     if how == "bilinear":
-        return cv2.resize(depth, (W, H), interpolation=cv2.INTER_LINEAR)
+        depth = cells(depth)
+        known = np.isfinite(depth) & (depth > 0)
+        mix = functools.partial(cv2.resize, dsize=(W, H), interpolation=cv2.INTER_LINEAR)
+        if known.all():
+            return mix(depth)
+        share = mix(known.astype(np.float32)).clip(min=1e-6)  # of each pixel, that is no hole
+        mixed = mix(np.where(known, depth, np.float32(0))) / share
+        return np.where(resize_depth(known, size, "nearest"), mixed, np.float32(0))
     rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
     cols = (2 * np.arange(W) + 1) * w // (2 * W)
     return depth[rows[:, None], cols]
+
+
+def cells(depth: np.ndarray) -> np.ndarray:
+    """One value for each block of a map (h, w) that was enlarged by nearest; others as they are.
+
+    The blocks of such a map are of one size, to a pixel. Under 8 a side are no network's but those
+    of a scene that is flat by chance.
+    """
+    corners = []
+    for side in (depth, depth.T):
+        starts = np.flatnonzero(np.r_[True, (side[1:] != side[:-1]).any(1)])
+        if len(starts) < 8 or np.ptp(np.diff(starts, append=len(side))) > 1:
+            return depth
+        corners.append(starts)
+    return depth[np.ix_(*corners)]
 
 
 class Predictor:
@@ -442,28 +468,30 @@ def _load_checkpoint(
 
 
 def benchmark(
-    load: Callable[[int], Predictor], picture: np.ndarray, threads: Iterable[int], *,
+    load: Callable[[int], Predictor], picture: np.ndarray | None, threads: Iterable[int], *,
     warmup: int, runs: int, root: Path = Path("/"),
 ) -> dict:  # fmt: skip
     """Run times in ms for each thread count, and what they depend on, for `benchmark_table`.
 
-    load: thread count -> predictor. picture: RGB u8 of any size. Per count, after `warmup` runs:
-    `runs` times the network alone (copies in and out excluded, as far as `Predictor.invoke` is
-    known) and `runs` times the whole path (picture resized, copied in, run, copied out, depth
-    resized). root: above proc/ and sys/ (tests have their own).
+    load: thread count -> predictor. picture: RGB u8 of any size; None: noise of the network's. Per
+    count, after `warmup` runs: `runs` times the network alone (copies in and out excluded, as far
+    as `Predictor.invoke` is known) and `runs` times the whole path (picture resized, copied in,
+    run, copied out, depth resized). root: above proc/ and sys/ (tests have their own).
     """
     start, rows = machine(root), []
     for count in threads:
         predictor = load(count)
+        if picture is None:
+            picture = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3), np.uint8)
         for _ in range(warmup):
             predictor(picture)
         before = machine(root)  # after the warm-up: an idle clock is low
         image = resize_picture(picture, predictor.size).astype(predictor.dtype)
         network = predictor.invoke or functools.partial(predictor.run, image)
-        spreads = [spread(times(f, runs)) for f in (network, lambda p=predictor: p(picture))]
         rows.append({
-            "threads": count, "about": predictor.about, "network_ms": spreads[0],
-            "whole_ms": spreads[1], "before": before, "after": machine(root),
+            "threads": count, "about": predictor.about, "network_ms": spread(network, runs),
+            "whole_ms": spread(functools.partial(predictor, picture), runs), "before": before,
+            "after": machine(root),
         })  # fmt: skip
     return {
         "picture": list(picture.shape[:2]), "runs": runs, "warmup": warmup, "start": start,
@@ -471,17 +499,13 @@ def benchmark(
     }  # fmt: skip
 
 
-def times(call: Callable, runs: int) -> np.ndarray:
-    """Milliseconds of each of `runs` calls, (runs,)."""
+def spread(call: Callable, runs: int) -> dict[str, float]:
+    """Milliseconds of `runs` calls: median, tail, and Table 2's Average and STD."""
     ends = [time.perf_counter()]
     for _ in range(runs):
         call()
         ends.append(time.perf_counter())
-    return 1000 * np.diff(ends)
-
-
-def spread(ms: np.ndarray) -> dict[str, float]:
-    """Median, tail, and Table 2's Average and STD."""
+    ms = 1000 * np.diff(ends)
     p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
     return {"p50": p50, "p90": p90, "p99": p99, "mean": float(ms.mean()), "std": float(ms.std())}
 
@@ -557,20 +581,16 @@ def doubts(start: dict, rows: list[dict]) -> list[str]:
 
 def benchmark_table(report: dict) -> str:
     """The report of `benchmark` for the terminal."""
+    start, (H, W) = report["start"], report["picture"]
 
     def state(s: dict) -> str:
-        return (
-            f"{'-' if s['mhz'] is None else round(s['mhz']):>6}"
-            f"{'-' if s['celsius'] is None else round(s['celsius']):>5}"
-        )
+        mhz, celsius = ("-" if s[k] is None else round(s[k]) for k in ("mhz", "celsius"))
+        return f"{mhz:>6}{celsius:>5}"
 
-    start, rows = report["start"], report["threads"]
-    known = {"governor": start["governor"], "load": start["load"]}
-    known |= {"throttled": None if start["throttled"] is None else hex(start["throttled"])}
     about = [start["cpu"], f"{start['cores']} cores"]
-    about += [f"{name} {value}" for name, value in known.items() if value is not None]
-    kinds = ("network_ms", ("p50", "p90", "p99", "mean", "std")), ("whole_ms", ("p50", "p90"))
-    H, W = report["picture"]
+    about += [f"{k} {start[k]}" for k in ("governor", "load") if start[k] is not None]
+    about += [f"throttled {start['throttled']:#x}"] if start["throttled"] is not None else []
+    kinds = {"network_ms": ("p50", "p90", "p99", "mean", "std"), "whole_ms": ("p50", "p90")}
     lines = [
         ", ".join(about),
         f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone, "
@@ -578,12 +598,84 @@ def benchmark_table(report: dict) -> str:
         f"whole: from a {H}x{W} picture to its depth. MHz, C: after the runs; at the start "
         + state(start),
         f"{'':<8}{'network':>40}{'whole':>16}",
-        f"{'threads':<8}" + "".join(f"{k:>8}" for _, keys in kinds for k in keys) + "   MHz    C",
-    ]
-    for row in rows:
-        figures = "".join(f"{row[kind][k]:>8.2f}" for kind, keys in kinds for k in keys)
+        f"{'threads':<8}" + "".join(f"{k:>8}" for keys in kinds.values() for k in keys)
+        + "   MHz    C",
+    ]  # fmt: skip
+    for row in report["threads"]:
+        figures = "".join(f"{row[kind][k]:>8.2f}" for kind, keys in kinds.items() for k in keys)
         lines.append(f"{row['threads']:<8}{figures}{state(row['after'])}")
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------ point cloud
+
+
+def camera(
+    known: dict | None, stem: str, size: tuple[int, int], to: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of the picture `stem` of size (H, W) when it is resized to `to`.
+
+    known: fx, fy, cx, cy and perhaps width, height of the pictures they are for, or "frames" with
+    one such entry per stem; None: a guess, the Kinect's 63 degrees along the longer side. A pixel's
+    centre is at whole numbers. Raises PredictError.
+    """
+    H, W = size
+    f = 518.858 * max(H, W) / 640
+    entry = {"fx": f, "fy": f, "cx": (W - 1) / 2, "cy": (H - 1) / 2} if known is None else known
+    try:
+        entry = entry["frames"][stem] if "frames" in entry else entry
+        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
+        h, w = float(entry.get("height", H)), float(entry.get("width", W))
+        if not (min(fx, fy, w, h) > 0 and math.isfinite(fx + fy + cx + cy + w + h)):
+            raise ValueError(f"impossible: {entry}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PredictError(f"--intrinsics has no camera for {stem!r} ({error!r})") from None
+    if abs(math.log(W * h / (H * w))) > 0.02:
+        raise PredictError(
+            f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
+            "another camera, cropped or turned"
+        )
+    sy, sx = to[0] / h, to[1] / w
+    return fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+
+
+def point_cloud(
+    rgb: np.ndarray, native: np.ndarray, K: tuple[float, float, float, float], *,
+    how: str, edge: float, near_far: tuple[float, float] | None,
+) -> np.ndarray:  # fmt: skip
+    """RGB u8 (H, W, 3), a map (h, w) of it in metres, fx fy cx cy -> x y z red green blue, (n,).
+
+    x right, y up, z towards the viewer, metres: viewers (MeshLab, CloudCompare, Open3D) look along
+    -z with y up, so the cloud opens as the camera saw it. (x, -y, -z) is the camera's own frame,
+    that of `losses.back_project`. One point per pixel; how: see `resize_depth`. Left out are holes,
+    what lies outside near_far, and what differs by more than the ratio `edge` from the cell it
+    stands in: it would fly between the two sides of an edge.
+    """
+    size, (near, far) = rgb.shape[:2], near_far or (0, math.inf)
+    depth, own = resize_depth(native, size, how), resize_depth(native, size, "nearest")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = np.abs(np.log(depth / own)) <= math.log(edge)  # False for holes
+    v, u = np.nonzero(keep & (depth > 0) & (depth >= near) & (depth <= far))
+    z, (fx, fy, cx, cy) = depth[v, u], K
+    kinds = [(k, "<f4") for k in "xyz"] + [(k, "u1") for k in ("red", "green", "blue")]
+    points = np.empty(len(z), kinds)
+    for (name, _), column in zip(
+        kinds, ((u - cx) / fx * z, (cy - v) / fy * z, -z, *rgb[v, u].T)
+    ):
+        points[name] = column
+    return points
+
+
+def ply(points: np.ndarray) -> bytes:
+    """Records of `point_cloud` -> a binary PLY file."""
+    kinds = {"<f4": "float", "|u1": "uchar"}
+    lines = [
+        "ply", "format binary_little_endian 1.0",
+        "comment metres; x right, y up, z towards the viewer",
+        "comment (x, -y, -z): x right, y down, z forward", f"element vertex {len(points)}",
+        *(f"property {kinds[kind]} {name}" for name, kind in points.dtype.descr), "end_header\n",
+    ]  # fmt: skip
+    return "\n".join(lines).encode() + points.tobytes()
 
 
 # ----------------------------------------------------------------------------------- files in, out
@@ -845,10 +937,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="ends of the colour bar in metres, such as 0.5,10; give it to compare pictures "
         "(default: 2nd to 98th percentile of each picture; of the first "
         f"{HEAD} frames of a video). The 16-bit PNG does not depend on it")
-    add("--resize", default="nearest", choices=["nearest", "bilinear"],
+    add("--resize", choices=["nearest", "bilinear"],
         help="from the network's map back to the picture's size: nearest keeps only depths the "
         "network gave; bilinear is smoother but invents depths between the two sides of an edge "
-        "(default nearest)")
+        "(default nearest; bilinear for the points of --ply)")
+    add("--ply", action="store_true",
+        help="pictures: also write <stem>.ply, a coloured point cloud in metres (x right, y up, z "
+        "towards the viewer) for MeshLab, CloudCompare, Open3D; points outside a given --range are "
+        "left out")
+    add("--intrinsics", type=parse_intrinsics, metavar="FILE|FX,FY,CX,CY[,W,H]",
+        help="--ply: the camera in pixels, of pictures W wide and H high (default: the size of "
+        "each), or an intrinsics.json with fx fy cx cy width height, or frames by stem (default: a "
+        "guess, 63 degrees along the longer side, the Kinect's)")
+    add("--ply_edge", type=number(float, 1), default=1.1, metavar="RATIO",
+        help="--ply: points that differ by more from the network's own depth there are left out: "
+        "they fly between the two sides of an edge (default 1.1, that is 10 %%)")
     add = p.add_argument_group("videos and camera").add_argument
     add("--frames", action="store_true",
         help="also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
@@ -905,6 +1008,20 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_intrinsics(text: str) -> dict:
+    """"518,519,319.5,239.5,640,480" or the name of a JSON file -> what `camera` reads."""
+    numbers = text.split(",")
+    if len(numbers) in (4, 6):
+        with contextlib.suppress(ValueError):
+            return dict(zip(("fx", "fy", "cx", "cy", "width", "height"), map(float, numbers)))
+    try:
+        return json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a readable JSON file ({error})"
+        ) from error
+
+
 def newest_model() -> Path:
     """The newest of DEFAULTS, under the current folder. Raises PredictError."""
     found = [Path(p) for p in DEFAULTS if Path(p).is_file()]
@@ -932,21 +1049,34 @@ def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
     if args.threads is not None and args.threads < 0:
         raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
-    if args.benchmark:
-        return run_benchmark(args)
-    live = args.camera is not None
-    if live == bool(args.inputs):
+    live, out = args.camera is not None, Path(args.out)
+    if live == bool(args.inputs) and not args.benchmark:
         raise PredictError("give pictures, folders or videos, or else --camera N")
-    if args.json:
-        say("notice: --json does nothing here: it is for --benchmark")
-    out = Path(args.out)
-    files = [] if live else collect(args.inputs)
-    if args.show and not live:
-        say("notice: --show does nothing here: it is for --camera")
-    if args.frames and not live and not any(p.suffix.lower() in VIDEOS for p in files):
-        say("notice: --frames does nothing here: it is for videos and --camera")
-    if args.smooth and not live and not any(p.suffix.lower() in VIDEOS for p in files):
-        say("notice: --smooth does nothing here: it is for videos and --camera")
+    files = collect(args.inputs)
+    if args.benchmark and (live or len(files) > 1):
+        raise PredictError("--benchmark takes one picture as INPUT, or none")
+    model = Path(args.model) if args.model else newest_model()
+    load = functools.partial(
+        load_predictor, model, image_size=args.image_size, resize=args.resize or "nearest",
+        device=args.device,
+    )  # fmt: skip
+    if args.benchmark:
+        picture = read_picture(files[0]) if files else None
+        return run_benchmark(args, model, lambda n: load(threads=n), picture)
+    moving = live or any(p.suffix.lower() in VIDEOS for p in files)
+    still = any(p.suffix.lower() not in VIDEOS for p in files)
+    for flag, given, useful, what in (
+        ("--show", args.show, live, "--camera"), ("--ply", args.ply, still, "pictures"),
+        ("--frames", args.frames, moving, "videos and --camera"),
+        ("--smooth", args.smooth, moving, "videos and --camera"),
+        ("--intrinsics", args.intrinsics, args.ply, "--ply"),
+        ("--json", args.json, False, "--benchmark"),
+    ):  # fmt: skip
+        if given and not useful:
+            say(f"notice: {flag} does nothing here: it is for {what}")
+    if args.ply and still and args.intrinsics is None:
+        say("notice: --ply without --intrinsics: 63 degrees along the longer side (the Kinect) is "
+            "a guess; widths and heights, not distances, are wrong by as much as it is")
     names = output_names(files)
     # An input may lie in --out; a result must not take its place.
     taken = {p.resolve() for p in files} | {p.resolve().parent for p in files}
@@ -956,12 +1086,8 @@ def run(args: argparse.Namespace) -> int:
                 raise PredictError(f"{out / name}_{end} is an input itself: choose another --out")
         if name != path.stem:
             print(f"{path}: same stem as another input, written as {name}")
-    path = Path(args.model) if args.model else newest_model()
-    predictor = load_predictor(
-        path, image_size=args.image_size, resize=args.resize, device=args.device,
-        threads=1 if args.threads is None else args.threads,
-    )  # fmt: skip
-    print(f"model: {path}{'' if args.model else ' (the newest)'} ({predictor.about})")
+    predictor = load(threads=1 if args.threads is None else args.threads)
+    print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
     out.mkdir(parents=True, exist_ok=True)
     H, W = predictor.size
     stretched: list[tuple[int, int]] = []
@@ -1000,15 +1126,25 @@ def run(args: argparse.Namespace) -> int:
                     done += video(cv2.VideoCapture(str(path)), name, False, False)
                     continue
                 rgb = read_picture(path)
+                # A map of 32x40 cells fills no 12 megapixels: no more points than (H, W) has.
+                to = min(rgb.shape[:2], (H, W), key=math.prod)
+                K = camera(args.intrinsics, path.stem, rgb.shape[:2], to) if args.ply else None
             except PredictError as error:
                 say(f"skipped {path}: {error}")
                 skipped += 1
                 continue
             notice(rgb)
-            depth = predictor(rgb)
+            native = predictor.native(rgb)
+            depth = resize_depth(native, rgb.shape[:2], predictor.resize)
             near, far = args.near_far or auto_range([depth])
             write_picture(out / f"{name}_depth.png", millimetres(depth))
             write_picture(out / f"{name}_color.png", panel(rgb, None, depth, near, far))
+            if K:
+                points = point_cloud(
+                    resize_picture(rgb, to), native, K, how=args.resize or "bilinear",
+                    edge=args.ply_edge, near_far=args.near_far,
+                )  # fmt: skip
+                write_file(out / f"{name}.ply", ply(points))
             empty += not (depth > 0).any()
             done += 1
     if empty:
@@ -1018,34 +1154,21 @@ def run(args: argparse.Namespace) -> int:
     return 0 if not skipped else 1 if done else 2
 
 
-def run_benchmark(args: argparse.Namespace) -> int:
+def run_benchmark(
+    args: argparse.Namespace, model: Path, load: Callable, picture: np.ndarray | None
+) -> int:
     """`run` for --benchmark."""
-    files = collect(args.inputs)
-    if args.camera is not None or len(files) > 1:
-        raise PredictError("--benchmark takes one picture as INPUT, or none")
-    path = Path(args.model) if args.model else newest_model()
-    load = functools.partial(
-        load_predictor, path, image_size=args.image_size, resize=args.resize, device=args.device
-    )
     cores = usable_cores()
     threads = sorted({1 << k for k in range(cores.bit_length())} | {cores})
-    if args.threads is not None:
-        threads = [args.threads or cores]
-    if files:
-        picture = read_picture(files[0])
-    else:
-        size = load(threads=1).size
-        picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    report = benchmark(
-        lambda n: load(threads=n), picture, threads, warmup=args.warmup, runs=args.runs
-    )
+    threads = threads if args.threads is None else [args.threads or cores]
+    report = benchmark(load, picture, threads, warmup=args.warmup, runs=args.runs)
     about = re.sub(r", threads \d+", "", report["threads"][0]["about"])
-    print(f"model: {path} ({about})\n{benchmark_table(report)}")
+    print(f"model: {model} ({about})\n{benchmark_table(report)}")
     for text in report["warnings"]:
         say(f"WARNING: {text}")
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        report |= {"model": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        report |= {"model": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
         report["python"] = platform.python_version()
         write_file(Path(args.json), (json.dumps(report, indent=1) + "\n").encode())
     return 0

@@ -4,7 +4,9 @@ import functools
 import hashlib
 import io
 import json
+import re
 import shutil
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -272,19 +274,15 @@ def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
     assert predict.machine(tmp_path / "absent")["throttled"] is None
 
 
-def test_spread_is_table_2s():
-    ms = np.arange(1.0, 102)  # 1 .. 101
-    assert predict.spread(ms[::-1]) == {
-        "p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": pytest.approx(np.sqrt(10200 / 12)),
-    }  # fmt: skip
-
-
-def test_times_are_each_calls_own(monkeypatch):
-    clock = iter([10, 10.001, 10.003, 10.006])
+def test_spread_is_table_2s(monkeypatch):
+    ms = np.random.default_rng(0).permutation(np.arange(1.0, 102))  # 1 .. 101
+    clock = iter(np.cumsum([10_000, *ms]) / 1000)
     monkeypatch.setattr(predict.time, "perf_counter", lambda: next(clock))
     calls = []
-    np.testing.assert_allclose(predict.times(lambda: calls.append(1), 3), [1, 2, 3])
-    assert len(calls) == 3
+    found = predict.spread(lambda: calls.append(1), 101)
+    assert len(calls) == 101 and found == pytest.approx(
+        {"p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": np.sqrt((101**2 - 1) / 12)}
+    )
 
 
 class Counted(predict.Predictor):
@@ -519,3 +517,155 @@ def test_smooth_flags_are_checked(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         predict.main(flags)
     assert stop.value.code == 2 and flags[0].split("=")[0] in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- bilinear, points
+
+
+@pytest.mark.parametrize("small, large", [((32, 40), (480, 640)), ((16, 24), (120, 200))])
+def test_cells_of_an_enlarged_map(small, large):
+    """The graph's nearest resize is undone; torch enlarges here, as the network does."""
+    depth = torch.from_numpy(np.random.default_rng(0).uniform(1, 9, small).astype(np.float32))
+    enlarged = torch.nn.functional.interpolate(depth[None, None], large, mode="nearest")[0, 0]
+    np.testing.assert_array_equal(predict.cells(enlarged.numpy()), depth)
+    between = torch.nn.functional.interpolate(
+        depth[None, None], (960, 1280), mode="bilinear", align_corners=False
+    )[0, 0]
+    bilinear = predict.resize_depth(enlarged.numpy(), (960, 1280), "bilinear")
+    np.testing.assert_allclose(bilinear, between, atol=1e-4)
+    np.testing.assert_array_equal(predict.cells(depth.numpy()), depth)  # nothing to undo
+
+
+def test_cells_leave_flat_scenes_alone():
+    wall = np.full((48, 64), 2, np.float32)
+    wall[:, 32:] = 3  # two blocks of one size, and not a network's
+    assert predict.cells(wall) is wall
+    blocks = np.repeat(np.arange(12, dtype=np.float32), 4)[:, None] + np.arange(64.0)
+    blocks[8:16] = blocks[8]  # two rows of cells are equal: no even grid
+    assert predict.cells(blocks) is blocks
+
+
+def test_bilinear_does_not_mix_holes():
+    depth = np.array([[2, 2, 0, np.nan, 4, 4]], np.float32)
+    got = predict.resize_depth(depth, (1, 24), "bilinear")[0]
+    np.testing.assert_allclose(got, [2] * 8 + [0] * 8 + [4] * 8, rtol=1e-6)
+    np.testing.assert_array_equal(predict.resize_depth(depth * 0, (2, 12), "bilinear"), 0)
+
+
+def read_ply(content: bytes) -> tuple[list[str], list[tuple]]:
+    """(comments, vertices) by the PLY format's rules alone."""
+    head, body = content.split(b"end_header\n", 1)
+    lines = head.decode("ascii").splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    kinds = [line.split()[1:] for line in lines if line.startswith("property")]
+    assert [name for _, name in kinds] == ["x", "y", "z", "red", "green", "blue"]
+    layout = struct.Struct("<" + "".join({"float": "f", "uchar": "B"}[kind] for kind, _ in kinds))
+    (count,) = [int(line.split()[2]) for line in lines if line.startswith("element vertex ")]
+    assert len(body) == count * layout.size
+    return [x for x in lines if x.startswith("comment")], list(layout.iter_unpack(body))
+
+
+WHOLE = {"how": "nearest", "edge": 1.1, "near_far": None}
+
+
+def test_points_by_hand():
+    """fx 100, fy 200, centre (1, 0.5): the pixel at (u, v), z metres away, and no holes."""
+    rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    depth = np.array([[2, 0, 4], [np.nan, 8, -1]], np.float32)
+    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE)
+    comments, vertices = read_ply(predict.ply(points))
+    assert vertices == [
+        (pytest.approx(-0.02), pytest.approx(0.005), -2, 0, 1, 2),
+        (pytest.approx(0.04), pytest.approx(0.01), -4, 6, 7, 8),
+        (0, pytest.approx(-0.02), -8, 12, 13, 14),
+    ]
+    assert "metres" in comments[0] and "y up" in comments[0]
+    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
+    assert [p[2] for p in read_ply(predict.ply(points))[1]] == [-4]
+    assert read_ply(predict.ply(points[:0]))[1] == []
+
+
+def test_points_are_eq9s():
+    import losses
+
+    K = (71.0, 68.0, 33.0, 22.5)
+    depth = np.random.default_rng(0).uniform(0.5, 9, (48, 64)).astype(np.float32)
+    points = predict.point_cloud(picture(), depth, K, **WHOLE)
+    expected = losses.back_project(torch.from_numpy(depth)[None, None], torch.tensor([K]))[0]
+    ours = np.stack([points["x"], -points["y"], -points["z"]])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_point_flies_between_the_sides_of_an_edge():
+    native = np.full((12, 16), 1, np.float32)
+    native[:, 8:] = 3
+    native += np.linspace(0, 0.1, 16, dtype=np.float32) + np.linspace(0, 0.1, 12)[:, None]
+    rgb, K = picture(96, 128), (100, 100, 64, 48)
+    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=1.1, near_far=None)["z"]
+    assert not ((z > 1.35) & (z < 2.7)).any() and 0.9 < len(z) / rgb[..., 0].size < 1
+    assert len(np.unique(z)) > 5000  # smooth on both sides, no steps of 12x16 cells
+    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=100, near_far=None)["z"]
+    assert ((z > 1.35) & (z < 2.7)).any() and len(z) == rgb[..., 0].size
+
+
+def test_camera_is_scaled_with_the_picture(tmp_path):
+    import data
+
+    known = {"fx": 500, "fy": 510, "cx": 319.5, "cy": 240.5, "width": 640, "height": 480}
+    assert predict.camera(known, "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
+    assert predict.camera(known, "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
+    plain = {k: known[k] for k in ("fx", "fy", "cx", "cy")}  # of each picture as it is
+    assert predict.camera(plain, "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
+    frames = {"frames": {"a": known, "b": known | {"fx": 600}}}
+    assert predict.camera(frames, "b", (480, 640), (480, 640))[0] == 600
+    (tmp_path / "intrinsics.json").write_text(json.dumps(frames))
+    pair = data.Pair(tmp_path / "b.png", tmp_path / "b_depth.png", "scene", tmp_path)
+    expected = data.stored_intrinsics(pair, (960, 1280), {})
+    assert predict.camera(frames, "b", (960, 1280), (960, 1280)) == pytest.approx(expected)
+    fx, fy, cx, cy = predict.camera(None, "a", (480, 640), (480, 640))  # a guess: the Kinect's
+    assert fx == fy == pytest.approx(data.kinect_intrinsics((480, 640))[0], rel=1e-5)
+    assert (cx, cy) == (319.5, 239.5)
+    assert predict.camera(None, "a", (640, 480), (640, 480)) == pytest.approx((fx, fx, cy, cx))
+
+
+@pytest.mark.parametrize("known, told", [
+    ({"fx": 500, "fy": 500, "cx": 1, "cy": 1, "width": 480, "height": 640}, "turned"),
+    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "impossible"),
+    ({"fx": float("nan"), "fy": 1, "cx": 1, "cy": 1}, "impossible"), ({"frames": {}}, "'a'"),
+    ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
+])  # fmt: skip
+def test_useless_intrinsics_are_named(known, told):
+    with pytest.raises(predict.PredictError, match=f"--intrinsics .*{told}"):
+        predict.camera(known, "a", (480, 640), (480, 640))
+
+
+def test_ply_command(device_file, tmp_path, capsys):
+    rgb = picture(96, 128)
+    cv2.imwrite(str(tmp_path / "a.png"), rgb[..., ::-1])
+    command = [str(tmp_path / "a.png"), "--model", str(device_file()), "--out", str(tmp_path / "o")]
+    assert predict.main([*command, "--ply", "--intrinsics", "128,128,63.5,47.5"]) == 0
+    assert not capsys.readouterr().err.count("notice")
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"a_color.png", "a_depth.png", "a.ply"}
+    vertices = np.array(read_ply((tmp_path / "o/a.ply").read_bytes())[1])
+    small = cv2.resize(rgb, (64, 48), interpolation=cv2.INTER_AREA)  # no more than the network's
+    z = small[..., 0].ravel() / 50
+    v, u = np.divmod(np.arange(48 * 64), 64)
+    expected = np.stack([(u - 31.5) / 64 * z, -(v - 23.5) / 64 * z, -z], 1)[z > 0]
+    np.testing.assert_allclose(vertices[:, :3], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(vertices[:, 3:], small.reshape(-1, 3)[z > 0])
+    (tmp_path / "k.json").write_text('{"frames": {"b": {}}}')
+    for flags, code, told in (
+        ([], 0, "63 degrees"), (["--intrinsics", str(tmp_path / "k.json")], 2, "skipped .*'a'"),
+    ):  # fmt: skip
+        assert predict.main([*command, "--ply", *flags]) == code
+        assert re.search(told, capsys.readouterr().err)
+    assert predict.main([*command, "--intrinsics", "1,1,0,0", "--json", "b.json"]) == 0
+    printed = capsys.readouterr().err
+    assert "--intrinsics does nothing" in printed and "--json does nothing" in printed
+
+
+@pytest.mark.parametrize("text", ["absent.json", "1,2,3", "1,2,3,x", "1,2,3,4,5"])
+def test_intrinsics_flag_is_checked(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["a.png", "--ply", "--intrinsics", text])
+    assert stop.value.code == 2 and "FX,FY,CX,CY" in capsys.readouterr().err
