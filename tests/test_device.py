@@ -1,5 +1,6 @@
 """Sec. 4.5: a .tflite on a device: what it says of itself, timing, smoothing, point clouds."""
 
+import ast
 import functools
 import hashlib
 import io
@@ -8,6 +9,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -669,3 +671,72 @@ def test_intrinsics_flag_is_checked(text, capsys):
     with pytest.raises(SystemExit) as stop:
         predict.main(["a.png", "--ply", "--intrinsics", text])
     assert stop.value.code == 2 and "FX,FY,CX,CY" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- the Pi's install
+
+
+# What `pip install -r requirements-device.txt` brings: its three packages and what those need.
+INSTALLED = ["numpy", "cv2", "ai_edge_litert", "backports", "flatbuffers", "google", "tqdm",
+             "typing_extensions"]  # fmt: skip
+ALONE = f"""
+import json, sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {INSTALLED} and top != "predict" and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"blocked here: {{name}}")
+
+sys.meta_path.insert(0, Only())
+import predict
+for arguments in json.loads(sys.argv[1]):
+    print("exit code", predict.main(arguments), flush=True)
+"""
+
+
+def test_two_files_and_three_packages_are_all_a_pi_needs(device_file, clip, tmp_path):
+    alone = tmp_path / "pi"  # predict.py and the .tflite, and nothing else of the project
+    alone.mkdir()
+    shutil.copy(ROOT / "predict.py", alone)
+    shutil.copy(device_file(dtype="uint8", step=8, unit="mm"), alone / "model.tflite")
+    cv2.imwrite(str(alone / "a.png"), picture()[..., ::-1])
+    (alone / "best.pt").write_bytes(b"PK a checkpoint")
+    model = ["--model", "model.tflite"]
+    commands = [
+        ["a.png", *model, "--out", "o", "--ply", "--intrinsics", "60,60,32,24"],
+        [str(clip), *model, "--out", "o", "--smooth", "--frames"],
+        ["--benchmark", *model, "--runs", "2", "--warmup", "1", "--json", "b.json"],
+        ["a.png", "--model", "best.pt"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps(commands)], cwd=alone, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == [f"exit code {code}" for code in (0, 0, 0, 2)], done.stderr
+    assert "pip install torch" in done.stderr and "Traceback" not in done.stderr
+    assert {p.name for p in (alone / "o").iterdir()} == {
+        "a.ply", "a_color.png", "a_depth.png", "clip_color.mp4", "clip_frames",
+    }  # fmt: skip
+    depth = cv2.imread(str(alone / "o/a_depth.png"), -1)
+    expected = cv2.resize(picture()[..., 0] * 20.0, (8, 6), interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(depth[4::8, 4::8], expected, atol=1)
+    assert json.loads((alone / "b.json").read_text())["runs"] == 2
+
+
+def test_requirements_device_names_what_predict_imports():
+    """Three pins, those of requirements.txt; the rest that predict.py imports it can do without."""
+    lines = (ROOT / "requirements-device.txt").read_text().splitlines()
+    pins = {line.split("#")[0].strip() for line in lines} - {""}
+    everywhere = (ROOT / "requirements.txt").read_text().splitlines()
+    assert pins <= {line.split("#")[0].strip() for line in everywhere}
+    modules = {"opencv-python": "cv2", "ai-edge-litert": "ai_edge_litert", "numpy": "numpy"}
+    tree = ast.parse((ROOT / "predict.py").read_text())
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    for node in ast.walk(tree):
+        imported |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+    outside = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    optional = {"torch", "model", "tflite_runtime", "tqdm"}  # a .pt; an older runtime; a bar
+    assert outside - optional == {modules[pin.split("==")[0]] for pin in pins}
