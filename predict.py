@@ -52,7 +52,7 @@ DEFAULTS = [f"runs/{run}/{name}" for run in ("student", "distilled")
             for name in ("best.pt", "model.tflite")]  # fmt: skip
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+PAPER, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
 
 
 FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
@@ -304,7 +304,7 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
         return np.where(resize_depth(known, size, "nearest"), mixed, np.float32(0))
     rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
     cols = (2 * np.arange(W) + 1) * w // (2 * W)
-    return depth[rows[:, None], cols]
+    return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]
 
 
 def cells(depth: np.ndarray) -> np.ndarray:
