@@ -528,14 +528,15 @@ def machine(root: Path) -> dict:
     def numbers(pattern: str) -> list[int]:
         return [int(text) for text in read(pattern) if re.fullmatch(r"-?\d+", text)]
 
-    info = "\n".join(read("proc/cpuinfo"))
-    cpu = read("proc/device-tree/model") or re.findall(r"(?m)^model name\s*: (.+)$", info)
+    cpu = read("proc/device-tree/model")
+    cpu += re.findall(r"(?m)^model name\s*: (.+)$", "\n".join(read("proc/cpuinfo")))
     mhz = [khz / 1000 for khz in numbers("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")]
     celsius = [t / 1000 for t in numbers("sys/class/thermal/thermal_zone*/temp")]
-    throttled = read("sys/devices/platform/soc*/*/get_throttled")
-    if not throttled and (command := shutil.which("vcgencmd")):
+    bits = read("sys/devices/platform/soc*/*/get_throttled")  # hexadecimal
+    if not bits and (command := shutil.which("vcgencmd")):
         done = subprocess.run([command, "get_throttled"], capture_output=True, text=True)
-        throttled = re.findall(r"throttled=(0x\w+)", done.stdout)
+        bits = [done.stdout.strip().removeprefix("throttled=0x")]
+    bits = [int(text, 16) for text in bits if re.fullmatch("[0-9a-f]+", text)]
     load = read("proc/loadavg")
     return {
         "cpu": f"{(cpu or [platform.processor() or 'CPU'])[0]}, {platform.machine()}",
@@ -543,12 +544,12 @@ def machine(root: Path) -> dict:
         "governor": (read("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor") or [None])[0],
         "mhz": max(mhz, default=None),
         "celsius": max((t for t in celsius if -50 < t < 150), default=None),
-        "throttled": int(throttled[0], 16) if throttled else None,
+        "throttled": bits[0] if bits else None,
         "load": float(load[0].split()[0]) if load else None,
     }
 
 
-# Bit of get_throttled -> meaning; 16 bits higher the same: has happened since the Pi was started.
+# Bit of get_throttled -> meaning; 16 bits higher the same: has happened earlier.
 THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 
 
@@ -658,12 +659,8 @@ def point_cloud(
     v, u = np.nonzero(keep & (depth > 0) & (depth >= near) & (depth <= far))
     z, (fx, fy, cx, cy) = depth[v, u], K
     kinds = [(k, "<f4") for k in "xyz"] + [(k, "u1") for k in ("red", "green", "blue")]
-    points = np.empty(len(z), kinds)
-    for (name, _), column in zip(
-        kinds, ((u - cx) / fx * z, (cy - v) / fy * z, -z, *rgb[v, u].T)
-    ):
-        points[name] = column
-    return points
+    xyz = (u - cx) / fx * z, (cy - v) / fy * z, -z
+    return np.rec.fromarrays([*xyz, *rgb[v, u].T], dtype=kinds)
 
 
 def ply(points: np.ndarray) -> bytes:
