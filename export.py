@@ -34,8 +34,10 @@ from model import (
     ConvSame,
     LiteDepth,
     build,
+    calibrate,
     git_state,
     merge_normalization,
+    read_calibration,
     read_checkpoint,
     upsample,
 )
@@ -280,14 +282,9 @@ def convert(
     are quantised as they come, so no pictures are needed;
     "int8": everything in int8, per channel, ranges taken from `pictures`, (H, W, 3) uint8 training
     pictures; but the first resize, the last convolution and the last resize stay in float.
-    Raises ExportError when TensorFlow is missing, for a teacher and for int8 without pictures.
+    Raises ExportError when TensorFlow is missing and for int8 without pictures.
     """
     tf = _tensorflow()
-    if not isinstance(model, LiteDepth):
-        raise ExportError(
-            f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
-            "distil it into one with python distill.py --teacher FILE"
-        )
     pictures = list(pictures)
     if precision == "int8" and not pictures:
         raise ExportError("int8 needs training pictures for its ranges: give --data ROOT")
@@ -697,7 +694,8 @@ class Pictures:
 
         self.data, self.evaluate, self.depth_scale = data, evaluate, depth_scale
         self.root, self.train_split, self.size = data.resolve(data_arg), train_split, size
-        self.pairs = spread(data.open_split(self.root, split, depth_scale), limit)
+        pairs = data.open_split(self.root, split, depth_scale)
+        self.pairs = pairs if limit is None else evaluate.spread(pairs, limit)
         self.about = f"{data_arg} {split}"
 
     @property
@@ -707,9 +705,10 @@ class Pictures:
 
     def training(self, n: int) -> list[np.ndarray]:
         try:
-            pairs = spread(self.data.list_pairs(self.root, self.train_split), n)
+            pairs = self.data.list_pairs(self.root, self.train_split)
         except self.data.DataError as error:
             raise ExportError(f"ranges of int8: {error}") from error
+        pairs = self.evaluate.spread(pairs, n)
         return [sample.rgb for _, sample in self._read(pairs, "ranges of int8")]
 
     def _read(self, pairs: list, name: str) -> Iterator:
@@ -718,13 +717,6 @@ class Pictures:
             yield from self.evaluate.read_all(pairs, self.size, None, progress)
         except self.data.DataError as error:
             raise ExportError(str(error)) from error
-
-
-def spread(items: list, limit: int | None) -> list:
-    """At most `limit` of them, evenly over the whole list; None = all."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
 def examine(
@@ -962,7 +954,14 @@ def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
     checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
     stored = read_checkpoint(checkpoint)
-    model = build(stored, checkpoint).eval()
+    model = student(build(stored, checkpoint).eval())
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    calibration = read_calibration(args.calibration) if args.calibration else None
+    if calibration:
+        model = calibrate(model, calibration["scale"], calibration["shift_m"])
+        if calibration.get("model_sha256") != digest:
+            print(f"notice: {args.calibration} was fitted for another model file: "
+                  f"{calibration.get('model')}", file=sys.stderr)  # fmt: skip
     size = args.input_size or tuple(stored.get("image_size") or (480, 640))
     native = tuple(side // 4 for side in model.size)
     layout = standard(
@@ -975,7 +974,10 @@ def run(args: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = trained_on(checkpoint)
     pictures = open_pictures(args, trained, size)
-    about = metadata(model, layout, checkpoint, stored)
+    about = metadata(model, layout, calibration, {
+        "file": checkpoint.name, "sha256": digest, "epoch": stored.get("epoch"),
+        "step": stored.get("step"),
+    })  # fmt: skip
     tests = list(pattern_pictures(size, args.seed).values())
     cards: dict[str, Card] = {}
     try:
@@ -1024,24 +1026,36 @@ def run(args: argparse.Namespace) -> int:
     return 3 if any(card.broken for card in cards.values()) else 0
 
 
-def metadata(model: LiteDepth, layout: Layout, checkpoint: Path, stored: dict) -> dict:
+def student(model: nn.Module) -> LiteDepth:
+    """The network itself. Raises ExportError for a teacher."""
+    if isinstance(model, LiteDepth):
+        return model
+    raise ExportError(
+        f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
+        "distil it into one with python distill.py --teacher FILE"
+    )
+
+
+def metadata(
+    model: LiteDepth, layout: Layout, calibration: dict | None, checkpoint: dict
+) -> dict:  # fmt: skip
     """What the file says of itself; predict.py reads and verifies it."""
+    if calibration:
+        names = ("scale", "shift_m", "split", "pairs")
+        calibration = {name: calibration[name] for name in names if name in calibration}
     return {
         "input": {"size": list(layout.input_size), "dtype": layout.input_type, "layout": "NHWC",
                   "channels": "RGB", "range": [0, 255]},
         "output": {"size": list(layout.output_size), "dtype": "float32", "layout": "NHWC",
                    "unit": layout.unit},
         "mean": model.mean.tolist(), "std": model.std.tolist(), "network": model.model_args,
-        "calibration": None, "git": git_state(),
-        "checkpoint": {
-            "file": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-            "epoch": stored.get("epoch"), "step": stored.get("step"),
-        },
+        "calibration": calibration, "git": git_state(), "checkpoint": checkpoint,
     }  # fmt: skip
 
 
 def print_report(report: dict, cards: list[Card]) -> None:
     layout, compared, timing = report["layout"], report["compared"], report["timing"]
+    about = report["metadata"]
     H, W = layout["input_size"]
     h, w = layout["output_size"]
     source = f"{compared['test_pictures']} test pictures"
@@ -1053,6 +1067,9 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ("output", f"1x{h}x{w}x1 float32, {'metres' if layout['unit'] == 'm' else 'millimetres'}, "
          f"{layout['upsample']}"),
         ("graph", f"normalization {layout['normalization']}, last resize {layout['last_resize']}"),
+        ("calibration", "none" if not about["calibration"] else
+         f"{about['calibration']['scale']:.4g} d {about['calibration']['shift_m']:+.4g} m, in both "
+         "the file and PyTorch"),
         ("compared", f"with PyTorch on {source}; errors in metres, on the latter"),
         ("timing", f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
          f"out, on this host ({report['host']['machine']}, {report['host']['cores']} cores)"),

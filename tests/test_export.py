@@ -623,10 +623,34 @@ def test_trained_on_is_optional(tmp_path, text):
     assert export.trained_on(tmp_path / "best.pt") == {}
 
 
-def test_spread():
-    assert export.spread([0, 1, 2, 3, 4], 3) == [0, 2, 4]
-    assert export.spread([0, 1], 3) == export.spread([0, 1], None) == [0, 1]
-    assert export.spread([0, 1], 0) == []
+def test_command_calibration(checkpoint, tmp_path, capsys):
+    """Scale and shift are in the file and in PyTorch's column alike, and in the metadata."""
+    path = tmp_path / "calibration.json"
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    content = {
+        "format": "litedepth-calibration-1", "scale": 1.5, "shift_m": 0.25, "split": "calib",
+        "pairs": 7, "data": "/somewhere/private", "model": "best.pt", "model_sha256": digest,
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    command = ["--checkpoint", str(checkpoint), *QUICK, "--calibration", str(path)]
+    assert export.main(command) == 0
+    printed = capsys.readouterr()
+    assert "1.5 d +0.25 m" in printed.out and not printed.err
+    network, content_of = load(checkpoint), (tmp_path / "model.tflite").read_bytes()
+    layout = export.standard(network, (120, 200))
+    picture = export.pattern_pictures((120, 200))["gradient"]
+    before, after = whole_network(network, layout)(picture), export.Runner(content_of, layout, 1)
+    seen = before > 0.01
+    assert seen.mean() > 0.5
+    np.testing.assert_allclose(after(picture)[seen], 1.5 * before[seen] + 0.25, atol=TOLERANCE)
+    about = predict.read_metadata(content_of, "x")["calibration"]
+    assert about == {"scale": 1.5, "shift_m": 0.25, "split": "calib", "pairs": 7}
+    path.write_text(json.dumps(content | {"model_sha256": "0" * 64}))
+    assert export.main(command) == 0
+    assert "another model file" in one_line(capsys)
+    path.write_text("{}")
+    assert export.main(command) == 2
+    assert "evaluate.py --calibrate" in one_line(capsys)
 
 
 def one_line(capsys) -> str:
