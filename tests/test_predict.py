@@ -2,7 +2,6 @@
 
 import ast
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -65,7 +64,7 @@ def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     model.save(folder / "best.pt", network)
     (folder / "model.tflite").write_bytes(
-        predict.seal(export.convert(network, (96, 128)), described())
+        predict.seal(export.convert(network, export.standard(network, (96, 128))), described())
     )
     return folder
 
@@ -469,29 +468,6 @@ def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     predict.load_predictor(networks / "model.tflite", device="cuda")
     assert "--device cuda does nothing" in capsys.readouterr().err
-
-
-BLOCKED = """
-import sys
-for name in ("torch", "tensorflow", "tqdm", "data", "model", "evaluate", "export",
-             "litedepth_kernels"):
-    sys.modules[name] = None  # any import of it now fails
-import predict
-sys.exit(predict.main(sys.argv[1:]))
-"""
-
-
-def test_a_pi_needs_no_torch(networks, tmp_path):
-    write(tmp_path / "a.jpg", picture())
-    command = [sys.executable, "-c", BLOCKED, str(tmp_path / "a.jpg"), "--out", str(tmp_path / "o")]
-    for name, code in {"model.tflite": 0, "best.pt": 2}.items():
-        done = subprocess.run(
-            [*command, "--model", str(networks / name)], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-    assert "pip install torch" in done.stderr
-    assert millimetres(tmp_path / "o/a_depth.png").min() > 0
 
 
 def test_top_level_imports_are_few():
