@@ -46,8 +46,6 @@ import synthetic  # noqa: E402
 
 DEBS = ("python3", "python3-minimal", "libstdc++6", "libgomp1")  # libc6 and the rest come with them
 # An aarch64 Python has no libGL: OpenCV comes without windows there.
-WHEELS = {"numpy": "numpy", "ai-edge-litert": "ai-edge-litert",
-          "opencv-python-headless": "opencv-python"}  # fmt: skip
 GLIBC = ("2_28", "2_27", "2_17")
 # What a device has, and what it has not.
 SMOKE = """import importlib.util, numpy, cv2, ai_edge_litert.interpreter
@@ -61,16 +59,12 @@ class ArmError(ValueError):
 # ------------------------------------------------------------------------ the aarch64 environment
 
 
-def pins() -> dict[str, str]:
-    """requirements.txt: package -> version."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return dict(re.match(r"([\w-]+)==([\w.]+)", line).groups() for line in lines if "==" in line)
-
-
 def wanted() -> dict[str, str]:
-    """Package of the aarch64 environment -> version, those of requirements.txt."""
-    versions = pins()
-    return {name: versions[ours] for name, ours in WHEELS.items()}
+    """requirements-device.txt: package -> version. OpenCV comes without windows: they would need
+    libraries of a desktop, and there is none here."""
+    text = (ROOT / "requirements-device.txt").read_text()
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", text, re.M))
+    return {name.replace("opencv-python", "opencv-python-headless"): pins[name] for name in pins}
 
 
 def tool(name: str, package: str) -> str:
@@ -161,7 +155,8 @@ def check(folder: Path) -> None:
             f"no aarch64 Python in {folder}: make it with bench_arm.py --prepare{again}"
         ) from None
     if about["wheels"] != wanted():
-        raise ArmError(f"{folder} has {about['wheels']}, requirements.txt {wanted()}: --prepare it")
+        has = f"{folder} has {about['wheels']}"
+        raise ArmError(f"{has}, requirements-device.txt {wanted()}: --prepare it again")
 
 
 def default_folder() -> Path:
@@ -279,25 +274,27 @@ def per_run(counts: list[int], runs: int) -> int:
     return round(statistics.median(spans)) - nothing
 
 
-def test_pictures(shape: tuple[int, ...], folder: Path | None, seed: int) -> np.ndarray:
-    """(n, *shape) u8: export.py's test pictures and folder's; noise if shape is no (H, W, 3)."""
+def pictures_for(shape: tuple[int, ...], photos: list[Path], seed: int) -> np.ndarray:
+    """(n, *shape) u8: export.py's test pictures and photos; noise if shape is no (H, W, 3)."""
     if len(shape) != 3 or shape[2] != 3:
         return np.random.default_rng(seed).integers(0, 256, (2, *shape)).astype(np.uint8)
     import export
 
     pictures = list(export.pattern_pictures(shape[:2], seed).values())
-    for path in predict.collect([str(folder)]) if folder else []:
-        if path.suffix.lower() in predict.IMAGES:
-            try:
-                rgb = predict.read_picture(path)
-            except predict.PredictError as error:
-                raise ArmError(f"{path}: {error}") from error
-            pictures.append(predict.resize_picture(rgb, shape[:2]))
+    for path in photos:
+        try:
+            rgb = predict.read_picture(path)
+        except predict.PredictError as error:
+            raise ArmError(f"{path}: {error}") from error
+        pictures.append(predict.resize_picture(rgb, shape[:2]))
     return np.stack(pictures)
 
 
-def compare(path: Path, args: argparse.Namespace, counter: Path | None) -> Result:
-    """One file on both machines. Raises ArmError, predict.PredictError, OSError."""
+def compare(
+    path: Path, photos: list[Path], args: argparse.Namespace, counter: Path | None
+) -> Result:
+    """One file on both machines, on the test pictures and photos. counter: insn_count.c, compiled;
+    None = do not count. Raises ArmError, predict.PredictError, OSError."""
     import arm_guest
 
     content = path.read_bytes()
@@ -316,7 +313,7 @@ def compare(path: Path, args: argparse.Namespace, counter: Path | None) -> Resul
     if len(sources) != 1:
         raise ArmError(f"{path}: has {len(sources)} inputs, wanted one picture")
     shape = tuple(sources[0]["shape"].tolist())[1:]
-    pictures = test_pictures(shape, args.pictures, args.seed)
+    pictures = pictures_for(shape, photos, args.seed)
     here = arm_guest.outputs(runner, pictures)
     with tempfile.TemporaryDirectory() as name:
         job = Path(name)
@@ -460,6 +457,9 @@ def run(args: argparse.Namespace) -> int:
         if not path.is_file():
             raise ArmError(f"{path}: no such file")
     check(args.folder)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    photos = predict.collect([str(args.pictures)]) if args.pictures else []
     with tempfile.TemporaryDirectory() as name:
         counter = None
         if not args.no_count:
@@ -468,7 +468,7 @@ def run(args: argparse.Namespace) -> int:
         results = []
         for path in args.files:
             print(f"{path} ...", file=sys.stderr, flush=True)
-            results.append(compare(path, args, counter))
+            results.append(compare(path, photos, args, counter))
     print(table(results, args.cpu))
     about = environment(args.folder)
     print("\none thread; " + ", ".join(f"{name} {version}" for name, version in about.items()))
