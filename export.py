@@ -481,6 +481,178 @@ def time_runs(invoke: Callable[[], object], *, warmup: int, runs: int) -> np.nda
     return times
 
 
+# --------------------------------------------------------------------------------------- ONNX, ours
+
+
+class OnnxGraph:
+    """Nodes and constants of an ONNX graph, collected one after the other; tensors are names.
+
+    helper, numpy_helper: of the onnx package.
+    """
+
+    def __init__(self, helper, numpy_helper) -> None:
+        self.helper, self.numpy_helper = helper, numpy_helper
+        self.nodes: list = []
+        self.constants: list = []
+
+    def constant(self, values: np.ndarray) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(self.numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes) -> str:
+        name = output or f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(self.helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def conv(
+        self, x: str, size: tuple[int, int], W: np.ndarray, b: np.ndarray, *, stride: int,
+        groups: int, relu: bool,
+    ) -> str:  # fmt: skip
+        """SAME convolution of a map of `size` with W (out, in/groups, k, k), optional ReLU."""
+        from model import same_padding
+
+        k = W.shape[-1]
+        (top, bottom), (left, right) = (same_padding(n, k, stride) for n in size)
+        x = self.node(
+            "Conv", x, self.constant(W.astype(np.float32)), self.constant(b.astype(np.float32)),
+            kernel_shape=[k, k], strides=[stride, stride], pads=[top, left, bottom, right],
+            group=groups,
+        )  # fmt: skip
+        return self.node("Relu", x) if relu else x
+
+    def layer(self, x: str, size: tuple[int, int], conv: nn.Conv2d, bn=None, *, relu: bool) -> str:
+        """A convolution of the network, BatchNorm folded in."""
+        bias = None if conv.bias is None else _double(conv.bias)
+        W, b = fold_batchnorm(_double(conv.weight), bias, bn)
+        options = {"stride": conv.stride[0], "groups": conv.groups, "relu": relu}
+        return self.conv(x, size, W, b, **options)
+
+    def resize(
+        self, x: str, channels: int, size: tuple[int, int], to: tuple[int, int], mode: str
+    ) -> str:
+        """`model.upsample` for (1, channels, *size) -> (1, channels, *to); the same three modes."""
+        (h, w), (H, W) = size, to
+        if size == to:
+            return x
+        if mode == "nearest" and (H % h or W % w):  # whole numbers: no float scale can slip
+            x = self.node("Gather", x, self.constant(np.arange(H) * h // H), axis=2)
+            return self.node("Gather", x, self.constant(np.arange(W) * w // W), axis=3)
+        how = {
+            # For whole ratios the rounded place is never near a half, and equals floor(v h / H).
+            "nearest": {"mode": "nearest", "coordinate_transformation_mode": "half_pixel",
+                        "nearest_mode": "round_prefer_floor"},
+            "bilinear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+            "corners": {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        }[mode]  # fmt: skip
+        sizes = self.constant(np.array([1, channels, H, W], np.int64))
+        return self.node("Resize", x, "", "", sizes, **how)
+
+    def network(self, model: LiteDepth, image_size: tuple[int, int], to: tuple[int, int]) -> None:
+        """`LiteDepth.forward` of a merged network, operation by operation, NCHW: "image" of
+        image_size -> "depth" of the size `to`."""
+        encoder, decoder, size = model.encoder, model.decoder, model.size
+        x = self.resize("image", 3, image_size, size, "bilinear")
+        # The mean is subtracted and 0 padded, where the merged stem pads the mean: the same for any
+        # mean, and its bias no longer holds W' m. One pass over 1/15 of the picture's pixels.
+        stem, fill = encoder.conv_stem, _double(encoder.conv_stem.fill)
+        x = self.node("Sub", x, self.constant(fill.astype(np.float32).reshape(1, 3, 1, 1)))
+        b = _double(stem.bias) + (_double(stem.weight) * fill.reshape(1, 3, 1, 1)).sum((1, 2, 3))
+        W, b = fold_batchnorm(_double(stem.weight), b, encoder.bn1)
+        x = self.conv(x, size, W, b, stride=2, groups=1, relu=True)
+        size, taps = _half(size), []
+        for i, stage in enumerate(encoder.blocks):
+            for block in stage:
+                x, size = self.block(x, size, block)
+            if i != 2:  # stages 2 and 3 share a resolution: only the later one is tapped
+                taps.append((x, size))
+        x = self.layer(x, size, decoder.fuse4, relu=True)
+        channels = decoder.fuse4.out_channels
+        fusions = (decoder.fuse3, decoder.fuse2, decoder.fuse1)
+        for layer, (skip, larger) in zip(fusions, reversed(taps[:3])):
+            x = self.resize(x, channels, size, larger, "corners")
+            x = self.layer(self.node("Concat", x, skip, axis=1), larger, layer, relu=True)
+            channels, size = layer.out_channels, larger
+        d_hat = self.layer(x, size, decoder.depth, relu=True)
+        self.node("Identity", self.resize(d_hat, 1, size, to, model.mode), output="depth")
+
+    def block(
+        self, x: str, size: tuple[int, int], block: nn.Module
+    ) -> tuple[str, tuple[int, int]]:  # fmt: skip
+        """DepthwiseSeparable (no `conv_pwl`, no skip) or InvertedResidual -> (map, its size)."""
+        smaller = _half(size) if block.conv_dw.stride[0] == 2 else size
+        if not hasattr(block, "conv_pwl"):
+            y = self.layer(x, size, block.conv_dw, block.bn1, relu=True)
+            return self.layer(y, smaller, block.conv_pw, block.bn2, relu=False), smaller
+        y = self.layer(x, size, block.conv_pw, block.bn1, relu=True)
+        y = self.layer(y, size, block.conv_dw, block.bn2, relu=True)
+        y = self.layer(y, smaller, block.conv_pwl, block.bn3, relu=False)
+        return (self.node("Add", x, y) if block.skip else y), smaller
+
+
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def to_onnx(
+    model: LiteDepth, image_size: tuple[int, int], *, output_size: tuple[int, int] | None = None,
+    metadata: dict | None = None,
+) -> bytes:  # fmt: skip
+    """The ONNX file (fp32, opset 13) of `model` in eval mode, for pictures of (H, W) = image_size.
+
+    In: "image" (1, 3, H, W) float32, raw RGB 0..255, channels first as ONNX users expect. Out:
+    "depth" (1, 1, *output_size) float32, metres; output_size None = image_size. metadata: goes into
+    the file as the property "litedepth.json". A network that is not merged yet is merged first
+    (Eq. 3-6). onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off:
+    that is most of its distance to PyTorch. Raises ExportError: a teacher, or the onnx package is
+    missing.
+    """
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
+    if not isinstance(model, LiteDepth):
+        raise ExportError(
+            f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
+            "distil it into one with python distill.py --teacher FILE"
+        )
+    to = output_size or image_size
+    graph = OnnxGraph(helper, numpy_helper)
+    merged = model if model.merged else merge_normalization(model)
+    graph.network(merged, tuple(image_size), tuple(to))
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, *size])
+        for name, channels, size in (("image", 3, image_size), ("depth", 1, to))
+    ]
+    content = helper.make_model(
+        helper.make_graph(graph.nodes, "litedepth", ends[:1], ends[1:], graph.constants),
+        opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="LiteDepth",
+    )  # fmt: skip
+    if metadata is not None:
+        helper.set_model_props(content, {"litedepth.json": json.dumps(metadata)})
+    onnx.checker.check_model(content, full_check=True)
+    return content.SerializeToString()
+
+
+def run_onnx(
+    content: bytes, pictures: Iterable[np.ndarray], threads: int = 1
+) -> Iterator[np.ndarray]:
+    """Depth (h, w) float32 in metres of each (H, W, 3) RGB picture, from the ONNX file; `threads`
+    are onnxruntime's. Raises ExportError when onnxruntime is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ExportError(f"running ONNX: pip install onnx onnxruntime ({error})") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    for picture in pictures:
+        image = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32)
+        yield session.run(["depth"], {"image": image})[0][0, 0]
+
+
 # ------------------------------------------------------------------------------------------ parity
 
 
