@@ -39,6 +39,7 @@ from model import (
     merge_normalization,
     read_calibration,
     read_checkpoint,
+    same_padding,
     upsample,
 )
 from predict import Parser, parse_size, resize_depth, seal, usable_cores, write_file
@@ -490,6 +491,8 @@ class OnnxGraph:
     helper, numpy_helper: of the onnx package.
     """
 
+    FLOAT, UINT8 = 1, 2  # onnx.TensorProto's numbers
+
     def __init__(self, helper, numpy_helper) -> None:
         self.helper, self.numpy_helper = helper, numpy_helper
         self.nodes: list = []
@@ -510,8 +513,6 @@ class OnnxGraph:
         groups: int, relu: bool,
     ) -> str:  # fmt: skip
         """SAME convolution of a map of `size` with W (out, in/groups, k, k), optional ReLU."""
-        from model import same_padding
-
         k = W.shape[-1]
         (top, bottom), (left, right) = (same_padding(n, k, stride) for n in size)
         x = self.node(
@@ -548,17 +549,17 @@ class OnnxGraph:
         sizes = self.constant(np.array([1, channels, H, W], np.int64))
         return self.node("Resize", x, "", "", sizes, **how)
 
-    def network(self, model: LiteDepth, image_size: tuple[int, int], to: tuple[int, int]) -> None:
-        """`LiteDepth.forward` of a merged network, operation by operation, NCHW: "image" of
-        image_size -> "depth" of the size `to`."""
+    def network(self, model: LiteDepth, layout: Layout) -> None:
+        """`LiteDepth.forward`, operation by operation, NCHW: "image" -> "depth"."""
         encoder, decoder, size = model.encoder, model.decoder, model.size
-        x = self.resize("image", 3, image_size, size, "bilinear")
-        # The mean is subtracted and 0 padded, where the merged stem pads the mean: the same for any
-        # mean, and its bias no longer holds W' m. One pass over 1/15 of the picture's pixels.
-        stem, fill = encoder.conv_stem, _double(encoder.conv_stem.fill)
-        x = self.node("Sub", x, self.constant(fill.astype(np.float32).reshape(1, 3, 1, 1)))
-        b = _double(stem.bias) + (_double(stem.weight) * fill.reshape(1, 3, 1, 1)).sum((1, 2, 3))
-        W, b = fold_batchnorm(_double(stem.weight), b, encoder.bn1)
+        x = "image"
+        if layout.input_type == "uint8":
+            x = self.node("Cast", x, to=self.FLOAT)
+        x = self.resize(x, 3, layout.input_size, size, "bilinear")
+        # As `_stem` does for "shift": ONNX has no padding with a colour either.
+        x = self.node("Sub", x, self.constant(model.mean.numpy().reshape(1, 3, 1, 1)))
+        W = _double(encoder.conv_stem.weight) / _double(model.std).reshape(1, 3, 1, 1)
+        W, b = fold_batchnorm(W, None, encoder.bn1)
         x = self.conv(x, size, W, b, stride=2, groups=1, relu=True)
         size, taps = _half(size), []
         for i, stage in enumerate(encoder.blocks):
@@ -574,7 +575,8 @@ class OnnxGraph:
             x = self.layer(self.node("Concat", x, skip, axis=1), larger, layer, relu=True)
             channels, size = layer.out_channels, larger
         d_hat = self.layer(x, size, decoder.depth, relu=True)
-        self.node("Identity", self.resize(d_hat, 1, size, to, model.mode), output="depth")
+        x = self.resize(d_hat, 1, size, layout.output_size, layout.upsample)
+        self.node("Identity", x, output="depth")
 
     def block(
         self, x: str, size: tuple[int, int], block: nn.Module
@@ -594,39 +596,30 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
-def to_onnx(
-    model: LiteDepth, image_size: tuple[int, int], *, output_size: tuple[int, int] | None = None,
-    metadata: dict | None = None,
-) -> bytes:  # fmt: skip
-    """The ONNX file (fp32, opset 13) of `model` in eval mode, for pictures of (H, W) = image_size.
+def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> bytes:
+    """The ONNX file (fp32, opset 13) of `model` in eval mode; the layout's normalization and
+    last_resize do not matter here.
 
-    In: "image" (1, 3, H, W) float32, raw RGB 0..255, channels first as ONNX users expect. Out:
-    "depth" (1, 1, *output_size) float32, metres; output_size None = image_size. metadata: goes into
-    the file as the property "litedepth.json". A network that is not merged yet is merged first
-    (Eq. 3-6). onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off:
-    that is most of its distance to PyTorch. Raises ExportError: a teacher, or the onnx package is
-    missing.
+    In: "image" (1, 3, H, W), raw RGB 0..255, channels first as ONNX users expect. Out: "depth"
+    (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json".
+    onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off: that is most
+    of its distance to PyTorch. Raises ExportError when the onnx package is missing.
     """
     try:
         import onnx
         from onnx import helper, numpy_helper
     except ImportError as error:
         raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
-    if not isinstance(model, LiteDepth):
-        raise ExportError(
-            f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
-            "distil it into one with python distill.py --teacher FILE"
-        )
-    to = output_size or image_size
     graph = OnnxGraph(helper, numpy_helper)
-    merged = model if model.merged else merge_normalization(model)
-    graph.network(merged, tuple(image_size), tuple(to))
-    ends = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, channels, *size])
-        for name, channels, size in (("image", 3, image_size), ("depth", 1, to))
-    ]
+    graph.network(calibrate(model, layout.scale, 0.0), layout)
+    types = {"float32": graph.FLOAT, "uint8": graph.UINT8}
+    source = [types[layout.input_type], [1, 3, *layout.input_size]]
     content = helper.make_model(
-        helper.make_graph(graph.nodes, "litedepth", ends[:1], ends[1:], graph.constants),
+        helper.make_graph(
+            graph.nodes, "litedepth", [helper.make_tensor_value_info("image", *source)],
+            [helper.make_tensor_value_info("depth", graph.FLOAT, [1, 1, *layout.output_size])],
+            graph.constants,
+        ),
         opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="LiteDepth",
     )  # fmt: skip
     if metadata is not None:
@@ -635,22 +628,34 @@ def to_onnx(
     return content.SerializeToString()
 
 
-def run_onnx(
-    content: bytes, pictures: Iterable[np.ndarray], threads: int = 1
-) -> Iterator[np.ndarray]:
-    """Depth (h, w) float32 in metres of each (H, W, 3) RGB picture, from the ONNX file; `threads`
-    are onnxruntime's. Raises ExportError when onnxruntime is missing."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(f"running ONNX: pip install onnx onnxruntime ({error})") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    for picture in pictures:
-        image = np.ascontiguousarray(picture.transpose(2, 0, 1)[None], np.float32)
-        yield session.run(["depth"], {"image": image})[0][0, 0]
+class OnnxRunner:
+    """An ONNX file, loaded: as `Runner`. Raises ExportError when onnxruntime is missing."""
+
+    def __init__(self, content: bytes, layout: Layout, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError(f"running ONNX: pip install onnx onnxruntime ({error})") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors only
+        self.session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        self.layout, self.image = layout, None
+
+    def invoke(self) -> np.ndarray:
+        """Runs the graph on the last picture."""
+        return self.session.run(["depth"], {"image": self.image})[0]
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) RGB u8 -> (h, w) float32 metres."""
+        nchw = picture.transpose(2, 0, 1)[None]
+        self.image = np.ascontiguousarray(nchw, self.layout.input_type)
+        return self.invoke()[0, 0] / np.float32(self.layout.scale)
+
+
+def open_runner(precision: str, content: bytes, layout: Layout, threads: int):
+    """What runs a file of this format: a Runner or an OnnxRunner."""
+    return (OnnxRunner if precision == "onnx" else Runner)(content, layout, threads)
 
 
 # ------------------------------------------------------------------------------------------ parity
@@ -781,9 +786,16 @@ class Card:
 
     def describe(self, content: bytes) -> None:
         """Fills in what the file's bytes tell."""
+        self.megabytes = len(content) / 1e6
+        if self.format == "onnx":
+            import onnx
+
+            nodes = onnx.load_from_string(content).graph.node
+            self.operations = dict(Counter(node.op_type for node in nodes).most_common())
+            return
         ops, self.partitions, outside = operations(content)
-        self.megabytes, self.operations = len(content) / 1e6, dict(ops.most_common())
-        self.outside_xnnpack, self.gpu = dict(outside), gpu_compatible(content)
+        self.operations, self.outside_xnnpack = dict(ops.most_common()), dict(outside)
+        self.gpu = gpu_compatible(content)
 
     def row(self) -> list[str]:
         """The cells under COLUMNS."""
@@ -1108,7 +1120,7 @@ def measure(
     """Fills in a card's run times, Score and broken tolerances; own: PyTorch's metrics."""
     content = card.path.read_bytes()
     for threads in sorted({1, args.threads or usable_cores()}):
-        runner = Runner(content, layout, threads)
+        runner = open_runner(card.format, content, layout, threads)
         runner(picture)
         ms = time_runs(runner.invoke, warmup=args.warmup, runs=args.runs)
         card.ms[threads] = {"median": float(np.median(ms)), "p90": float(np.percentile(ms, 90))}
@@ -1156,14 +1168,20 @@ def run(args: argparse.Namespace) -> int:
         # The final names are for files that passed: other scripts pick them up without asking.
         for precision in args.formats:
             say(f"{precision} ...")
-            needs = precision == "int8" and pictures is not None
-            ranges = pictures.training(args.range_pictures) if needs else []
-            content = convert(model, layout, precision, ranges)
-            path = failed_name(file_of(out, precision))
-            cards[precision] = Card(precision, path)
-            write_file(path, seal(content, {"precision": precision} | about))
-            cards[precision].describe(path.read_bytes())
-        runners = {name: Runner(card.path.read_bytes(), layout, 1) for name, card in cards.items()}
+            about_file = {"precision": precision} | about
+            if precision == "onnx":
+                content = to_onnx(model, layout, about_file)
+            else:
+                needs = precision == "int8" and pictures is not None
+                ranges = pictures.training(args.range_pictures) if needs else []
+                content = seal(convert(model, layout, precision, ranges), about_file)
+            card = cards[precision] = Card(precision, failed_name(file_of(out, precision)))
+            write_file(card.path, content)
+            card.describe(card.path.read_bytes())
+        runners = {
+            name: open_runner(name, card.path.read_bytes(), layout, 1)
+            for name, card in cards.items()
+        }
         max_depth = args.max_depth or trained.get("max_depth") or 40.0
         own = examine(Reference(model, layout), runners, cards, tests, pictures, max_depth)
         for card in cards.values():

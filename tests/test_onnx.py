@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import export
-from model import LiteDepth, calibrate, create, merge_normalization
+from model import LiteDepth, save
 
 TOLERANCE = 1e-4
 UNEQUAL = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 40.0)}
@@ -51,29 +51,55 @@ CASES = [
 ]
 
 
+def parity(network: LiteDepth, layout: export.Layout) -> export.Parity:
+    """Against `network.forward`, nothing of export.py."""
+
+    @torch.inference_mode()
+    def expected(picture: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(picture).permute(2, 0, 1)[None].float())[0, 0].numpy()
+
+    pictures = list(export.pattern_pictures(layout.input_size).values())
+    runner = export.OnnxRunner(export.to_onnx(network, layout), layout, 1)
+    return export.compare(map(expected, pictures), map(runner, pictures))
+
+
 @pytest.mark.parametrize("model_args, size", CASES)
 def test_file_equals_pytorch(onnx, model_args, size):
     network = random_network(**model_args)
-    pictures = list(export.pattern_pictures(size).values())
-    content = export.to_onnx(network, size)
-    outputs = export.run_onnx(content, pictures)
-    result = export.compare(export.run_torch(network, pictures), outputs, TOLERANCE)
-    assert result.depth[1] - result.depth[0] > 0.5  # a constant would prove nothing
-    assert result.max_abs <= TOLERANCE and result.passed
+    layout = export.standard(network, size)
+    result = parity(network, layout)
+    assert result.depth_max - result.depth_min > 0.5  # a constant would prove nothing
+    assert result.max_abs <= TOLERANCE
     if size == network.size:  # without the input's resize, the rest is at float rounding
         assert result.max_abs <= 1e-5
-    merged = export.to_onnx(merge_normalization(network), size)
-    assert merged == content == export.to_onnx(network, size)  # and it is deterministic
+    assert export.to_onnx(network, layout) == export.to_onnx(network, layout)
 
 
-def test_zero_padding_is_seen(onnx):
-    size, network = (120, 200), random_network(size=(64, 96), **UNEQUAL)
-    wrong = merge_normalization(network)
-    wrong.encoder.conv_stem.fill.zero_()
-    pictures = list(export.pattern_pictures(size).values())
-    outputs = export.run_onnx(export.to_onnx(wrong, size), pictures)
-    result = export.compare(export.run_torch(network, pictures), outputs, TOLERANCE)
-    assert result.border > 10 * TOLERANCE
+def test_bytes_in_millimetres_out(onnx):
+    network = random_network(size=(64, 96), **UNEQUAL)
+    layout = export.standard(network, (120, 200), input_type="uint8", unit="mm")
+    assert parity(network, layout).max_abs <= TOLERANCE
+    runner = export.OnnxRunner(export.to_onnx(network, layout), layout, 1)
+    metres = runner(export.pattern_pictures((120, 200))["noise"])
+    assert runner.image.dtype == np.uint8
+    np.testing.assert_allclose(runner.invoke()[0, 0], 1000 * metres, 1e-6)
+
+
+def test_unequal_means_are_seen_at_the_border(onnx, monkeypatch):
+    """A mean that is off by one grey level of 255 shows: the comparison is not blind there."""
+    network = random_network(size=(64, 96), **UNEQUAL)
+    layout = export.standard(network, (120, 200))
+    right = network.mean.clone()
+    export_of = export.to_onnx
+
+    def wrong(model, *rest):
+        model.mean += 1
+        content = export_of(model, *rest)
+        model.mean.copy_(right)
+        return content
+
+    monkeypatch.setattr(export, "to_onnx", wrong)
+    assert parity(network, layout).max_abs > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("h, w", [(32, 40), (8, 24), (5, 7)])
@@ -101,7 +127,8 @@ def test_nearest_reads_the_right_cell(onnx, h, w):
 
 def test_ends_metadata_and_operations(onnx):
     size, network = (480, 640), random_network()
-    content = export.to_onnx(network, size, output_size=(32, 40), metadata={"unit": "m", "a": [1]})
+    native = export.standard(network, size, output_size=(32, 40))
+    content = export.to_onnx(network, native, {"unit": "m", "a": [1]})
     file = onnx.load_from_string(content)
     [source], [target] = file.graph.input, file.graph.output
     shapes = [[d.dim_value for d in end.type.tensor_type.shape.dim] for end in (source, target)]
@@ -116,32 +143,37 @@ def test_ends_metadata_and_operations(onnx):
     }  # fmt: skip
     assert len(content) < 4.1 * sum(p.numel() for p in network.parameters())
     noise = export.pattern_pictures(size)["noise"]
-    small, full = (
-        next(export.run_onnx(c, [noise])) for c in (content, export.to_onnx(network, size))
-    )
+    small = export.OnnxRunner(content, native, 1)(noise)
+    whole = export.standard(network, size)
+    full = export.OnnxRunner(export.to_onnx(network, whole), whole, 1)(noise)
     np.testing.assert_array_equal(np.kron(small, np.ones((15, 16), np.float32)), full)
 
 
-def test_a_calibrated_network(onnx):
-    """Millimetres, as `--unit mm` has them: a scale of 1000."""
-    size, network = (64, 96), random_network(size=(64, 96))
-    picture = export.pattern_pictures(size)["noise"]
-    metres, millimetres = (
-        next(export.run_onnx(export.to_onnx(n, size), [picture]))
-        for n in (network, calibrate(network, 1000.0, 0.0))
-    )
-    np.testing.assert_allclose(millimetres, 1000 * metres, rtol=1e-5, atol=1e-3)
+def test_command(onnx, tmp_path, capsys):
+    """--format onnx: beside the .tflite, compared and judged like it."""
+    save(tmp_path / "best.pt", random_network(size=(64, 96), **UNEQUAL))
+    command = ["--checkpoint", str(tmp_path / "best.pt"), "--format", "fp32,onnx"]
+    quick = ["--input_size", "120x200", "--runs", "2", "--warmup", "0", "--threads", "1"]
+    assert export.main([*command, *quick]) == 0
+    names = {f.name for f in tmp_path.iterdir()}
+    assert names == {"best.pt", "model.tflite", "model.onnx", "report.json"}
+    card = json.loads((tmp_path / "report.json").read_text())["files"][1]
+    assert card["format"] == "onnx" and card["tests"]["max_abs"] < TOLERANCE
+    assert card["operations"]["Conv"] == 38 and card["partitions"] is card["gpu"] is None
+    file = onnx.load(tmp_path / "model.onnx")
+    assert json.loads(file.metadata_props[0].value)["precision"] == "onnx"
 
 
-def test_a_teacher_is_refused(onnx):
-    with pytest.raises(export.ExportError, match="teacher"):
-        export.to_onnx(create("swin_nano", size=(64, 96)), (64, 96))
-
-
-def test_missing_packages_are_named(monkeypatch):
+def test_missing_packages_are_named(monkeypatch, tmp_path, capsys):
     for package in ("onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
+    network = LiteDepth(size=(64, 96))
+    layout = export.standard(network, (64, 96))
     with pytest.raises(export.ExportError, match="pip install onnx onnxruntime"):
-        export.to_onnx(LiteDepth(size=(64, 96)), (64, 96))
+        export.to_onnx(network, layout)
     with pytest.raises(export.ExportError, match="pip install onnx onnxruntime"):
-        next(export.run_onnx(b"", []))
+        export.OnnxRunner(b"", layout, 1)
+    save(tmp_path / "best.pt", network)
+    command = ["--checkpoint", str(tmp_path / "best.pt"), "--format", "onnx"]
+    assert export.main([*command, "--input_size", "64x96"]) == 2
+    assert "pip install onnx onnxruntime" in capsys.readouterr().err
