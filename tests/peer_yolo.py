@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench_device import Row
+
 from predict import Parser, parse_size
 
 
@@ -99,9 +101,12 @@ def main(argv: list[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out)
         os.chdir(out.parent)  # the temporary folder goes
-    H, W = args.size
+    row, (H, W) = Row(args.name, out.read_bytes(), peer=True), args.size
     print(f"{out}: {args.name} at {H}x{W}, {parameters / 1e6:.2f} M parameters, {gflops:.1f} "
-          f"GFLOPs as ultralytics counts, {out.stat().st_size / 1e6:.2f} MB")  # fmt: skip
+          f"GFLOPs as ultralytics counts, {row.macs / 1e6:.0f} M multiply-accumulates in the file, "
+          f"{len(row.content) / 1e6:.2f} MB, {row.partitions} XNNPACK partitions, "
+          f"{row.ops.total()} operations: "
+          + ", ".join(f"{n} {name}" for name, n in row.ops.most_common()))  # fmt: skip
     return 0
 
 

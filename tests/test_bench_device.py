@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
+import bench_device
 import numpy as np
 import pytest
 import torch
+from bench_device import BenchError, Row
 
 import export
 from model import LiteDepth
-from tests import bench_device
-from tests.bench_device import BenchError, Row
 
 MACS = {"mix": 26_735_360}  # at 128x160: Sec. 3.1's network, every convolution of it
 
