@@ -4,7 +4,8 @@
     python tests/bench_device.py --checkpoint runs/student/best.pt --peer yolo26n=c.tflite
 
 One process, files in turn (A B C A B C ..), so that whatever else the machine does hits all alike.
-A time is one invocation without the copies in and out. The floor is a file's multiplications and
+A time is one invocation without the copies in and out. On a machine that others use, --clock cpu
+leaves out the time in which this process did not run. The floor is a file's multiplications and
 additions at the rate of fma_peak.c, measured in the same run. Not run by pytest; the peer's file
 comes from tests/peer_yolo.py.
 """
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -34,6 +36,7 @@ from predict import Parser, parse_size
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPHS = {"export": []}  # --checkpoint: name of the row -> what export.py is told beside it
+CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 QUIET = 5.0  # per cent of one core that others may take
 STATISTICS = {
     "median": np.median, "p10": lambda ms: np.percentile(ms, 10),
@@ -227,19 +230,19 @@ class Watch:
 
 def measure(
     rows: list[Row], peak: Peak | None, *, rounds: int, runs: int, peer_runs: int, settle: int,
-    threads: int, seed: int,
+    threads: int, seed: int, clock: Callable[[], float],
 ) -> None:  # fmt: skip
     """Fills every row's `rounds`. A turn is `settle` invocations that are not timed (a file finds
     the caches full of the one before) and `runs` that are; a round gives every file one turn.
 
-    The first round is the warm-up and is thrown away. Between rounds `peak` is looked at.
+    The first round is the warm-up and is thrown away. Between rounds `peak` is looked at. clock:
+    seconds; one of CLOCKS.
     """
     runners = []
     for row in rows:
         runner = interpreter(row.name, row.content, threads)
         runner.set_tensor(row.input["index"], picture(row, seed))
         runners.append(runner)
-    clock = time.perf_counter
     gc.disable()
     try:
         for number in range(rounds + 1):
@@ -408,6 +411,9 @@ def make_parser() -> argparse.ArgumentParser:
         "that hold another's data (default 2)")  # fmt: skip
     parser.add_argument("--threads", type=whole(1), default=1, metavar="N",
         help="LiteRT's threads; the floor stays that of one core (default 1)")  # fmt: skip
+    parser.add_argument("--clock", default="wall", choices=[*CLOCKS],
+        help="cpu = only the time in which this thread ran, for a machine that is not quiet (its "
+        "caches and clock rate are still shared); one thread only (default wall)")  # fmt: skip
     parser.add_argument("--cpu", type=whole(0), metavar="N",
         help="stay on this core; worth it where the system moves the process about (default: "
         "wherever the system puts it)")  # fmt: skip
@@ -434,6 +440,8 @@ def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], Row, dic
         raise BenchError(f"pictures of unequal size ({shown}): export them for one --image_size")
     if args.baseline not in (None, *names):
         raise BenchError(f"--baseline {args.baseline}: no such row; there is {', '.join(names)}")
+    if args.clock == "cpu" and args.threads > 1:
+        raise BenchError("--clock cpu sees one thread only: --threads 1, or --clock wall")
     baseline = rows[names.index(args.baseline) if args.baseline else 0]
     macs = {}
     if args.macs:
@@ -460,14 +468,16 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"notice: {error}; no floor", file=sys.stderr)
             watch.start()
             measure(rows, peak, rounds=args.rounds, runs=args.runs, peer_runs=args.peer_runs,
-                    settle=args.settle, threads=args.threads, seed=args.seed)  # fmt: skip
+                    settle=args.settle, threads=args.threads, seed=args.seed,
+                    clock=CLOCKS[args.clock])  # fmt: skip
             others = watch.stop()
         found = report(rows, baseline, peak and peak.best, macs)
         version = metadata.version("ai-edge-litert")
         if args.json:
             args.json.write_text(json.dumps({
                 "cpu": cpu_name(), "cores": os.cpu_count(), "litert": version,
-                "threads": args.threads, "rounds": args.rounds, "runs": args.runs,
+                "threads": args.threads, "clock": args.clock,
+                "rounds": args.rounds, "runs": args.runs,
                 "peer_runs": args.peer_runs, "settle": args.settle, "load_before": watch.load,
                 "others_percent_of_a_core": others, "baseline": baseline.name,
                 "quiet": others is not None and others <= QUIET,
@@ -481,7 +491,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table(found))
     threads = f"{args.threads} thread" + "s" * (args.threads > 1)
     print(f"\n{cpu_name()}, {threads}, LiteRT {version}, {args.rounds} rounds of {args.runs} runs "
-          f"({args.peer_runs} of a peer's) in turn")  # fmt: skip
+          f"({args.peer_runs} of a peer's) in turn, {args.clock} time")  # fmt: skip
     if peak:
         shown = ", ".join(f"{rate:.0f} in vectors of {w}" for w, rate in peak.gops.items())
         print(f"peak of one core, fp32: {peak.best:.0f} Gop/s ({shown})")
@@ -489,7 +499,7 @@ def main(argv: list[str] | None = None) -> int:
         print("load unknown: no /proc/stat here")
     else:
         print(f"load average {watch.load:.2f} before; others took {others:.1f} % of one core"
-              + (f": NOT QUIET (over {QUIET:g} %), take the ratios, not the milliseconds"
+              + (f": NOT QUIET (over {QUIET:g} %), trust the ratios, not the milliseconds"
                  if others > QUIET else ""))  # fmt: skip
     return 0
 

@@ -236,7 +236,8 @@ def test_a_turn_is_settled_and_the_first_round_thrown_away(files, monkeypatch):
     for row in rows:
         row.input = row.input | {"index": 0}
     bench_device.measure(
-        rows, None, rounds=2, runs=3, peer_runs=1, settle=2, threads=1, seed=0
+        rows, None, rounds=2, runs=3, peer_runs=1, settle=2, threads=1, seed=0,
+        clock=bench_device.CLOCKS["cpu"],
     )  # fmt: skip
     assert "".join(calls) == "aaaaappp" * 3
     assert [[len(ms) for ms in row.rounds] for row in rows] == [[3, 3], [1, 1]]
@@ -249,6 +250,7 @@ def test_a_turn_is_settled_and_the_first_round_thrown_away(files, monkeypatch):
         (["a={small}", "a={small}"], "two rows are called a"),
         (["{small}", "--peer", "p={paper}"], "unequal size"),
         (["{small}", "--baseline", "b"], "there is small"),
+        (["{small}", "--clock", "cpu", "--threads", "2"], "--threads 1"),
         (["x={readme}"], "x is no .tflite file"),
         (["--checkpoint", "{readme}"], "not a readable weights file"),
     ],
