@@ -4,12 +4,18 @@
     python evaluate.py --data ROOT --model runs/student/model.tflite --json result.json
 
 The headline figures are metric: nothing is aligned to the truth. Median-aligned ones, which most
-depth projects print, stand beside them under their own name.
+depth projects print, stand beside them under their own name, and so do those after a calibration:
+
+    python evaluate.py --data ROOT --model runs/student/best.pt --calibrate calib
+
+fits d' = max(0, a d_hat + b) on the pictures of another split, for a camera or place that the
+network was not trained on, and writes calibration.json for export.py --calibration.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -21,13 +27,20 @@ from tqdm import tqdm
 
 import data
 import predict
+from model import CALIBRATION, CheckpointError, read_calibration
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
+FEW = 20  # a calibration on fewer pictures comes with a warning
 BINS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0, float("inf"))  # metres
 Predictor = Callable[[np.ndarray], np.ndarray]  # RGB u8 (H,W,3) -> metres (H,W)
 
 
 # -------------------------------------------------------------------------- Sec. 4.1, one picture
+
+
+def known(d: np.ndarray) -> np.ndarray:
+    """Where (H, W) metres of truth say something: finite and above 1 mm."""
+    return np.where(np.isfinite(d), d, 0).astype(np.float64) * 1000 > 1
 
 
 def prepare(
@@ -39,11 +52,11 @@ def prepare(
     1 mm .. max_depth, the truth is not cut; a truth of 1 mm or less is a hole too. A prediction
     that is not finite comes out as NaN.
     """
-    d = np.where(np.isfinite(d), d, 0).astype(np.float64) * 1000
-    d_hat = np.where(np.isfinite(d_hat), d_hat, np.nan).astype(np.float64)
+    M = known(d)
+    d = d[M].astype(np.float64) * 1000
+    d_hat = np.where(np.isfinite(d_hat), d_hat, np.nan)[M].astype(np.float64)
     d_hat = np.clip(d_hat, 1e-3, max_depth) * 1000
-    M = d > 1
-    return np.maximum(d_hat[M], 1), d[M]
+    return np.maximum(d_hat, 1), d
 
 
 def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, float]:
@@ -171,6 +184,138 @@ def read_all(
         raise data.DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
 
 
+# -------------------------------------------------------------------- calibration, ours (no Eq.)
+
+
+def sample_pixels(
+    d_hat: np.ndarray, d: np.ndarray, count: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """At most `count` valid pixels of one picture, at random: d_hat in metres and ln d, (n,) each.
+
+    d_hat, d: (H, W) metres, 0 = hole in d. n = 0 where `metrics` says NaN: no pixel is valid, or
+    the prediction is not finite at one.
+    """
+    M = known(d)
+    x, y = d_hat[M].astype(np.float64), d[M].astype(np.float64)
+    if not np.isfinite(x).all():
+        return x[:0], y[:0]
+    if x.size > count:
+        chosen = np.random.default_rng(seed).choice(x.size, count, replace=False)
+        x, y = x[chosen], y[chosen]
+    return x, np.log(y)
+
+
+def fit_calibration(
+    samples: list[tuple[np.ndarray, np.ndarray]], max_depth: float
+) -> tuple[float, float]:
+    """The a > 0 and b (metres) of d' = a d_hat + b that make the log10 error least:
+
+        mean over pictures of mean over pixels of |ln d' - ln d|,  d' cut to 1 mm .. max_depth
+
+    samples: of each picture d_hat (metres) and ln d, as `sample_pixels` returns them. Why this one
+    of the metrics: RMSE listens to the farthest pixels, REL is least for depths that are too small,
+    si-RMSE does not feel the scale, and squares of the logarithm follow a few pictures of another
+    kind. |r| is sqrt(r^2 + 0.01^2), smooth; reweighted Gauss-Newton steps in (ln a, b), damped so
+    that each one is an improvement, from the best of 41 values of b: depths that are cut to 1 mm
+    make valleys that no small step leaves.
+
+    Predictions that are all alike say nothing of b: it is 0 then. Raises DataError: no pixels, a
+    dead network, or predictions that go against the truth (a falls to 0).
+    """
+    samples = [(x, y) for x, y in samples if x.size]
+    x, y = (np.concatenate([s[i] for s in samples] or [np.empty(0)]) for i in (0, 1))
+    if not x.size or x.max() <= 1e-3:
+        what = "predicted as 0" if x.size else "without valid depth, or predicted as NaN"
+        raise data.DataError(f"no picture to calibrate on: all are {what}")
+    w = np.concatenate([np.full(s[0].size, 1 / s[0].size) for s in samples]) / len(samples)
+
+    def errors(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> |r|, r = ln d' - ln d, and r's derivative by (ln a, b), (2, n): 0 where d' is cut."""
+        scaled = np.exp(p[0]) * x
+        d = np.clip(scaled + p[1], 1e-3, max_depth)
+        r, inside = np.log(d) - y, (d == scaled + p[1]) / d
+        return np.sqrt(r**2 + 0.01**2), r, np.stack([scaled * inside, inside])
+
+    def start(b: float) -> np.ndarray:
+        """b, and the median of the scales that it asks for."""
+        M = (x > 1e-3) & (np.exp(y) > b)
+        return np.array([np.median(np.log(np.exp(y[M]) - b) - np.log(x[M])) if M.any() else 0, b])
+
+    free = 2 if np.ptp(x) > 1e-6 * x.max() else 1  # parameters that the pixels can tell
+    shifts = np.exp(np.median(y)) * np.linspace(-2, 2, 41) if free == 2 else [0.0]
+    starts = [start(b) for b in shifts]
+    losses = [np.sum(w * errors(p)[0]) for p in starts]
+    p, loss, damping = starts[np.argmin(losses)], min(losses), 1e-3
+    lowest = start(0.0)[0] - 4
+    size, r, J = errors(p)
+    for _ in range(200):
+        JW = (J * (w / size))[:free]
+        H = JW @ J[:free].T
+        step = np.zeros(2)
+        step[:free] = np.linalg.solve(H + damping * np.diag(np.diag(H) + 1e-12), -(JW @ r))
+        step = np.clip(step, -1, 1)
+        new = errors(p + step)
+        gain = loss - np.sum(w * new[0])
+        if gain > 0:
+            p, (size, r, J), damping = p + step, new, max(damping / 10, 1e-9)
+            loss -= gain
+        else:
+            damping *= 10
+        if p[0] < lowest:
+            raise data.DataError(
+                "no calibration: this network's depths do not grow with the true ones here (the "
+                "best scale falls to 0); look at its predictions, and at --depth_scale"
+            )
+        if damping > 1e9 or 0 < gain < 1e-13:  # no step, however small, improves it any more
+            break
+    return float(np.exp(p[0])), float(p[1])
+
+
+def calibrated(predictor: Predictor, scale: float, shift: float) -> Predictor:
+    """The predictor followed by d' = max(0, scale d_hat + shift)."""
+    return lambda rgb: np.maximum(scale * predictor(rgb).astype(np.float64) + shift, 0)
+
+
+def check_apart(
+    root: Path, split: str, pairs: list[data.Pair], reported: str, others: list[data.Pair]
+) -> None:
+    """Raises DataError where the split of the fit is the reported one, or shares pictures with it:
+    a fit on the pictures that it is judged by only flatters itself."""
+    if data.find_split(root, split) == data.find_split(root, reported):
+        raise data.DataError(
+            f"--calibrate {split} is the split that is reported: name another one (train, or "
+            f"better one that was held out of training), or report another with --split"
+        )
+    shared = {pair.rgb.resolve() for pair in pairs} & {pair.rgb.resolve() for pair in others}
+    if shared:
+        raise data.DataError(
+            f"--calibrate {split}: {len(shared)} of its pictures are in --split {reported} too "
+            f"(one is {min(shared)}): take them out of one of the two lists"
+        )
+
+
+def calibrate(
+    predictor: Predictor, read: Callable[[str], Iterable[tuple[data.Pair, data.Sample]]],
+    count: int, *, depth_scale: float, max_depth: float,
+) -> dict:  # fmt: skip
+    """Fits a calibration. read(what): the `count` pictures, read twice; `what` names the pass.
+
+    -> {"scale", "shift_m", "pairs": pictures that counted, "fit": {"before", "after": metrics of
+    the same pictures}}. Half a million pixels are kept, shared out among the pictures (64 each at
+    least). Raises DataError, as `fit_calibration` and `read_all` do.
+    """
+    pixels, before = [], Tally(max_depth)
+    for pair, sample in read("calibrate"):
+        d_hat, d = predictor(sample.rgb), sample.depth.astype(np.float32) / np.float32(depth_scale)
+        pixels.append(sample_pixels(d_hat, d, max(64, (1 << 19) // count), seed=len(pixels)))
+        before.add(pair.rgb.name, pair.scene, d_hat, d)
+    a, b = fit_calibration(pixels, max_depth)
+    options = {"depth_scale": depth_scale, "max_depth": max_depth}
+    after = run(calibrated(predictor, a, b), read("calibrated"), **options).mean()
+    fit = {"before": before.mean(), "after": after}
+    return {"scale": a, "shift_m": b, "pairs": after["images"], "fit": fit}
+
+
 # ------------------------------------------------------------------ what any network has to beat
 
 
@@ -204,19 +349,21 @@ def markdown_row(name: str, m: dict[str, float], runtime_s: float | None, C: flo
     return f"| {name} | {figures} | {timing} |"
 
 
-def table(report: dict) -> str:
-    """The whole report for the terminal: totals, scenes, distances."""
+def metric_lines(rows: Iterable[tuple[str, dict[str, float]]]) -> list[str]:
+    """A head and a line for each (name, metrics), for the terminal."""
     head = f"{'':<24}{'images':>7}{'si-RMSE':>9}{'RMSE/m':>8}{'log10':>7}{'REL':>7}"
     head += f"{'<1.25':>7}{'<1.25^2':>9}{'<1.25^3':>9}"
-    rows = {"all, metric": report["metric"], "all, median-aligned": report["median_aligned"]}
-    rows |= {f"  {name}": m for name, m in report["scenes"].items()}
-    lines = [head]
-    for name, m in rows.items():
-        lines.append(
-            f"{name[:23]:<24}{m['images']:>7}{m['si_rmse']:>9.3f}{m['rmse']:>8.2f}"
-            f"{m['log10']:>7.3f}{m['rel']:>7.3f}{m['delta1']:>7.3f}{m['delta2']:>9.3f}"
-            f"{m['delta3']:>9.3f}"
-        )
+    return [head] + [
+        f"{name[:23]:<24}{m['images']:>7}{m['si_rmse']:>9.3f}{m['rmse']:>8.2f}{m['log10']:>7.3f}"
+        f"{m['rel']:>7.3f}{m['delta1']:>7.3f}{m['delta2']:>9.3f}{m['delta3']:>9.3f}"
+        for name, m in rows
+    ]
+
+
+def table(report: dict) -> str:
+    """The whole report for the terminal: totals, scenes, distances."""
+    rows = [("all, metric", report["metric"]), ("all, median-aligned", report["median_aligned"])]
+    lines = metric_lines(rows + [(f"  {name}", m) for name, m in report["scenes"].items()])
     lines.append("\nby distance (pixels pooled)     share    REL  RMSE/m  bias/m")
     pixels = sum(b["pixels"] for b in report["by_distance"])
     for b in report["by_distance"]:
@@ -231,6 +378,32 @@ def table(report: dict) -> str:
         lines.append(
             f"WARNING: {report['not_finite']} prediction(s) are NaN or infinite where there is "
             "truth: broken weights? The means above leave these pictures out"
+        )
+    return "\n".join(lines)
+
+
+def calibration_table(calibration: dict, path: Path, metric: dict, after: dict, split: str) -> str:
+    """Both splits before and after, and what there is to say against it."""
+    a, b, count, fit = (calibration[k] for k in ("scale", "shift_m", "pairs", "fit"))
+    lines = [
+        f"calibration d' = max(0, {a:.4f} d_hat {b:+.4f} m), {count} picture(s): {path}",
+        "(the figures above are without it; export.py --calibration FILE bakes it in)",
+        *metric_lines([
+            (f"fitted: {calibration['split']}", fit["before"]), ("  calibrated", fit["after"]),
+            (f"reported: {split}", metric), ("  calibrated", after),
+        ]),
+    ]  # fmt: skip
+    names = {"si_rmse": "si-RMSE", "rmse": "RMSE", "log10": "log10", "rel": "REL"}
+    change = {name: after[k] / metric[k] - 1 for k, name in names.items() if metric[k] > 0}
+    lines.append(f"{split}: " + ", ".join(f"{name} {x:+.1%}" for name, x in change.items()))
+    if b == 0:
+        lines.append("every prediction was the same, so that only the scale could be fitted")
+    if count < FEW:
+        lines.append(f"WARNING: fitted on {count} picture(s) only; take {FEW} or more")
+    if worse := [name for name, x in change.items() if x > 0.001]:
+        lines.append(
+            f"WARNING: {', '.join(worse)} of {split} got worse: export without it, or fit on "
+            "pictures that are more like these"
         )
     return "\n".join(lines)
 
@@ -257,6 +430,23 @@ def plain(value: object) -> object:
     if isinstance(value, list):
         return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes it whole or not at all; missing folders are made. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    predict.write_file(path, text.encode())
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def spread(pairs: list[data.Pair], count: int) -> list[data.Pair]:
+    """At most `count` of them, evenly spread."""
+    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
+    return [pairs[i] for i in chosen]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -300,7 +490,33 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--fit_split", default="train", help="split for --baselines (default train)")
     p.add_argument("--json", metavar="FILE", help="write the whole report there")
+    g = p.add_argument_group("calibration of scale and shift, without training")
+    g.add_argument(
+        "--calibrate", metavar="SPLIT",
+        help="fit d' = max(0, a d_hat + b) on this split, which must not be --split, and report "
+        "--split before and after it. For a camera or place unlike the training set, list 20 to "
+        "200 of its pictures in calib.txt. 'train' works, but a network is closest to the truth on "
+        "the pictures it was trained on and a fit there says little: hold some out of training "
+        "(default: no calibration)",
+    )  # fmt: skip
+    g.add_argument(
+        "--calibrate_pictures", type=data.whole, default=1000, metavar="N",
+        help="at most so many pictures of that split, spread evenly: two numbers need no more; "
+        "0 = all (default 1000)",
+    )  # fmt: skip
+    g.add_argument(
+        "--calibration", type=json_name, metavar="FILE.json",
+        help="where --calibrate writes it, for export.py --calibration (default: calibration.json "
+        "beside the model); without --calibrate: report --split before and after this one",
+    )  # fmt: skip
     return p
+
+
+def json_name(text: str) -> Path:
+    """An argparse type: a path that ends in .json (so that no checkpoint is overwritten)."""
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
+    return Path(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -312,8 +528,27 @@ def main(argv: list[str] | None = None) -> int:
     root = data.resolve(args.data)
     pairs = data.open_split(root, args.split, args.depth_scale)
     options = {"depth_scale": args.depth_scale, "max_depth": args.max_depth}
-    samples = read_all(pairs, predictor.size, args.intrinsics, "evaluate")
-    tally = run(predictor, samples, **options)
+
+    def read(some: list[data.Pair], name: str | None):
+        return read_all(some, predictor.size, args.intrinsics, name)
+
+    calibration, file = None, args.calibration or path.with_name("calibration.json")
+    if args.calibrate:
+        fit = data.open_split(root, args.calibrate, args.depth_scale)
+        check_apart(root, args.calibrate, fit, args.split, pairs)
+        fit = spread(fit, args.calibrate_pictures or len(fit))
+        calibration = {
+            "format": CALIBRATION, "split": args.calibrate, "data": args.data, "model": str(path),
+            "model_sha256": sha256(path), **options,
+            **calibrate(predictor, lambda name: read(fit, name), len(fit), **options),
+        }  # fmt: skip
+    elif args.calibration:
+        calibration = read_calibration(file)
+        if calibration.get("model_sha256") != sha256(path):
+            data.notice(f"{file} was fitted for another model file: {calibration.get('model')}")
+        if (calibration.get("data"), calibration.get("split")) == (args.data, args.split):
+            data.notice(f"{file} was fitted on this very split: the figures after it flatter it")
+    tally = run(predictor, read(pairs, "evaluate"), **options)
     report = tally.report() | {"unreadable": len(pairs) - len(tally.rows)}
     timing = measure(predictor, args.warmup, max(1, args.runs))
     runtime = args.runtime_ms / 1000 if args.runtime_ms else timing["median_s"]
@@ -332,26 +567,33 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nrun time {1000 * runtime:.2f} ms ({where}); Score by Eq. 14, C = {args.C:g}")
     print("\n| | si-RMSE | RMSE | log10 | REL | Runtime | Score |\n|---|---|---|---|---|---|---|")
     print(markdown_row(args.name or path.name, report["metric"], runtime, args.C))
+    if calibration:
+        after = calibrated(predictor, calibration["scale"], calibration["shift_m"])
+        after = run(after, read(pairs, "calibrated"), **options).report()
+        if args.calibrate:
+            both = {"before": report["metric"], "after": after["metric"]}
+            calibration["reported"] = {"split": args.split, **both}
+            write_json(file, calibration)
+        print("\n" + calibration_table(calibration, file, report["metric"], after["metric"],
+                                       args.split))  # fmt: skip
+        report["calibration"], report["calibrated"] = calibration, after
     if args.baselines:
         fit = data.open_split(root, args.fit_split, args.depth_scale)
-        fit_samples = read_all(fit, predictor.size, args.intrinsics, f"fit on {args.fit_split}")
+        fit_samples = read(fit, f"fit on {args.fit_split}")
         rows = {}
         for name, trivial in trivial_predictors(fit_samples, depth_scale=args.depth_scale).items():
-            samples = read_all(pairs, predictor.size, args.intrinsics)
-            rows[name] = run(trivial, samples, **options).report()["metric"]
+            rows[name] = run(trivial, read(pairs, None), **options).report()["metric"]
             print(markdown_row(name, rows[name], None, args.C))
         report["baselines"] = rows
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
-        predict.write_file(Path(args.json), text.encode())
+        write_json(Path(args.json), report)
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (data.DataError, predict.PredictError, OSError) as error:
+    except (data.DataError, predict.PredictError, CheckpointError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

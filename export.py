@@ -1,23 +1,28 @@
-"""Sec. 3.1 (Eq. 3-6) and Sec. 4.5: checkpoint -> merged, BN-folded fp32 TFLite, parity, run time.
+"""Sec. 3.1 (Eq. 3-6) and Sec. 4.5: checkpoint -> the fastest TFLite graph, and its report card.
 
-    raw RGB 1x480x640x3, float32, 0..255 -> resize -> merged stem -> ... -> 1x480x640x1 metres
+    raw RGB 1x480x640x3, float32 or uint8, 0..255 -> resize -> merged stem -> ... -> depth
 
-`python export.py` rebuilds the network in plain tf.nn operations, reloads the written file and
-compares it with PyTorch by maximum absolute error. TensorFlow is imported here and nowhere else.
+`python export.py --format fp32,fp16,int8-dynamic,int8` rebuilds the network in plain tf.nn
+operations, writes a file per format, reloads each and compares it with PyTorch, by absolute error
+and by the metrics of Sec. 4.1. TensorFlow is imported here and nowhere else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
+import io
 import json
 import math
 import os
 import platform
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +34,53 @@ from model import (
     ConvSame,
     LiteDepth,
     build,
+    calibrate,
+    git_state,
     merge_normalization,
+    read_calibration,
     read_checkpoint,
+    upsample,
 )
-from predict import Parser, parse_size, usable_cores
+from predict import Parser, parse_size, resize_depth, seal, usable_cores, write_file
+
+FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
 
 
 class ExportError(ValueError):
     """An export that cannot be done; the message says why and names the cure."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file takes and gives, and how its graph is laid out; one field, one flag of `main`.
+
+    input_size (H, W) of the pictures, input_type "float32" or "uint8": raw RGB 0..255 either way.
+    output_size (h, w) of the depth map, in unit "m" or "mm". upsample: the last resize, "nearest"
+    or "bilinear". normalization: where Eq. 1 is, see `_stem`. last_resize: see `_enlarge`.
+    """
+
+    input_size: tuple[int, int]
+    input_type: str
+    output_size: tuple[int, int]
+    unit: str
+    upsample: str
+    normalization: str
+    last_resize: str
+
+    @property
+    def scale(self) -> float:
+        """Units per metre."""
+        return {"m": 1.0, "mm": 1000.0}[self.unit]
+
+
+def standard(model: LiteDepth, size: tuple[int, int], **changes: object) -> Layout:
+    """The layout of the paper's Sec. 4.5 for pictures of `size`: float in, metres out, same size,
+    `model`'s own last resize; with `changes`."""
+    fields = {
+        "input_size": size, "input_type": "float32", "output_size": size, "unit": "m",
+        "upsample": model.mode, "normalization": "weights", "last_resize": "fast",
+    }  # fmt: skip
+    return Layout(**{**fields, **changes})
 
 
 # --------------------------------------------------------------------- Sec. 3.1, folding and graph
@@ -60,35 +104,12 @@ def fold_batchnorm(
     return W * g.reshape(-1, 1, 1, 1), beta + g * (b - mu)
 
 
-def convert(model: LiteDepth, image_size: tuple[int, int]) -> bytes:
-    """The TFLite file (fp32) of `model` in eval mode, for pictures of (H, W) = image_size.
-
-    In: (1, H, W, 3) float32, raw RGB 0..255. Out: (1, H, W, 1) float32, metres. A network that is
-    not merged yet is merged first (Eq. 3-6). Raises ExportError when TensorFlow is missing.
-    """
-    tf = _tensorflow()
-    if not isinstance(model, LiteDepth):
-        raise ExportError(
-            f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
-            "distil it into one with python distill.py --teacher FILE"
-        )
-    merged = model if model.merged else merge_normalization(model)
-    signature = [tf.TensorSpec((1, *image_size, 3), tf.float32, name="image")]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def litedepth(image):
-        return tf.identity(_graph(tf, merged, image), name="depth")
-
-    concrete = litedepth.get_concrete_function()
-    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], litedepth).convert()
-
-
-def _graph(tf, model: LiteDepth, image):
-    """`LiteDepth.forward` of a merged network, operation by operation, NHWC."""
+def _graph(tf, model: LiteDepth, layout: Layout, image):
+    """`LiteDepth.forward` of a network in eval mode, operation by operation, NHWC."""
     encoder, decoder = model.encoder, model.decoder
-    x = _resize(tf, image, model.size, "bilinear")
-    x = _pad_with(tf, x, _double(encoder.conv_stem.fill))
-    x = _conv(tf, x, encoder.conv_stem, encoder.bn1, relu=True, padding="VALID")
+    if layout.input_type == "uint8":
+        image = tf.cast(image, tf.float32)
+    x = _stem(tf, model, layout.normalization, image)
     taps = []
     for i, stage in enumerate(encoder.blocks):
         for block in stage:
@@ -100,8 +121,76 @@ def _graph(tf, model: LiteDepth, image):
     for layer, skip in ((decoder.fuse3, s3), (decoder.fuse2, s2), (decoder.fuse1, s1)):
         x = tf.concat([_resize(tf, x, skip.shape[1:3], "corners"), skip], 3)
         x = _conv(tf, x, layer, relu=True)
-    d_hat = _conv(tf, x, decoder.depth, relu=True)
-    return _resize(tf, d_hat, image.shape[1:3], model.mode)
+    with tf.name_scope(FLOAT):
+        return _enlarge(tf, decoder.depth, layout, x)
+
+
+FLOAT = "kept_in_float"  # scope of the operations that --format int8 does not quantise
+
+
+def _stem(tf, model: LiteDepth, normalization: str, image):
+    """Picture (1, H, W, 3), raw -> the stem's output (1, h/2, w/2, 16) at network size (h, w).
+
+    normalization, three places for Eq. 1, all exact to the border:
+    "weights": Eq. 3-6, in the stem's weights and bias; the stem pads with the mean;
+    "shift": s in the weights, m subtracted after the resize, zero padding as it was trained;
+    "graph": the paper's network without MIN (Table 3): (I_r - m) / s on the whole picture.
+    """
+    stem, bn = model.encoder.conv_stem, model.encoder.bn1
+    if normalization == "graph":
+        m, s = _double(model.mean).astype(np.float32), _double(model.std).astype(np.float32)
+        x = _resize(tf, (image - m) / s, model.size, "bilinear")
+        return _conv(tf, x, stem, bn, relu=True)
+    with tf.name_scope(FLOAT):
+        x = _resize(tf, image, model.size, "bilinear")
+    if normalization == "weights":
+        merged = merge_normalization(model)
+        x = _pad_with(tf, x, _double(merged.encoder.conv_stem.fill))
+        return _conv(tf, x, merged.encoder.conv_stem, bn, relu=True, padding="VALID")
+    h, w = model.size
+    # A row of pixels is one long vector here: XNNPACK subtracts vectors of three channels slowly.
+    x = tf.reshape(x, (1, h, 3 * w)) - np.tile(_double(model.mean), w).astype(np.float32)
+    return _conv(
+        tf, tf.reshape(x, (1, h, w, 3)), stem, bn, relu=True, std=_double(model.std)
+    )  # fmt: skip
+
+
+def _enlarge(tf, depth: nn.Conv2d, layout: Layout, x):
+    """The decoder's last convolution and the last resize: (1, h, w, C) -> (1, *output_size, 1).
+
+    last_resize "plain": TFLite's own resize of one channel, which no vector unit helps.
+    "fast", exact too: first along W as a matrix product (for a whole nearest ratio the last
+    convolution just gives every pixel as many times as it is wide), then along H with the row of
+    pixels as channels: a copy of whole rows.
+    """
+    W, b = layout.scale * _double(depth.weight), layout.scale * _double(depth.bias)
+    (h, w), (H, width) = tuple(x.shape[1:3]), layout.output_size
+    if layout.last_resize == "plain" or (h, w) == (H, width):
+        return _resize(tf, _pointwise(tf, x, W, b), (H, width), layout.upsample)
+    if layout.upsample == "nearest" and width % w == 0:
+        n = width // w
+        x = _pointwise(tf, x, np.repeat(W, n, 0), np.repeat(b, n))
+        x = tf.reshape(x, (1, h, 1, width))
+    else:
+        x = tf.reshape(_pointwise(tf, x, W, b), (1, h, 1, w))
+        x = tf.nn.conv2d(x, resize_matrix(w, width, layout.upsample)[None, None], 1, "VALID")
+    if layout.upsample == "bilinear":
+        x = _resize(tf, x, (H, 1), "bilinear")
+    elif H % h == 0:
+        # Depth is >= 0, so this maximum changes nothing; what it does is to broadcast each row
+        # H/h times. BROADCAST_TO, TILE and RESIZE_NEAREST_NEIGHBOR would leave XNNPACK, and the
+        # converter takes a maximum with 0 for a ReLU, which does not broadcast.
+        x = tf.maximum(x, np.full((1, 1, H // h, 1), -1, np.float32))
+    else:  # left out of XNNPACK too, but it is the last operation and copies rows
+        rows = (np.arange(H) * h // H).astype(np.int32)
+        return tf.gather(tf.reshape(x, (1, h, width, 1)), rows, axis=1)
+    return tf.reshape(x, (1, H, width, 1))
+
+
+def resize_matrix(n: int, N: int, mode: str) -> np.ndarray:
+    """(n, N) float32: a row of n pixels times this is `model.upsample`'s row of N pixels."""
+    rows = torch.eye(n).view(n, 1, 1, n)
+    return upsample(rows, (1, N), mode)[:, 0, 0].numpy()
 
 
 def _block(tf, x, block: nn.Module):
@@ -115,14 +204,20 @@ def _block(tf, x, block: nn.Module):
     return x + y if block.skip else y
 
 
-def _conv(tf, x, layer: nn.Conv2d, bn=None, *, relu: bool, padding: str = "SAME"):
-    """Convolution, BatchNorm folded in, optional ReLU; (1, h, w, in) -> (1, h', w', out)."""
+def _conv(
+    tf, x, layer: nn.Conv2d, bn=None, *, relu: bool, padding: str = "SAME",
+    std: np.ndarray | float = 1.0,
+):  # fmt: skip
+    """Convolution, BatchNorm folded in, optional ReLU; (1, h, w, in) -> (1, h', w', out).
+
+    std: per input channel, Eq. 1's division taken into the weights.
+    """
     k, s = layer.kernel_size[0], layer.stride[0]
     # ConvSame follows TensorFlow's SAME rule; nn.Conv2d agrees with it only where it is symmetric.
     if not isinstance(layer, ConvSame) and (s != 1 or layer.padding != (k // 2, k // 2)):
         raise ExportError(f"cannot export {layer}: its padding is not TensorFlow's SAME")
     bias = None if layer.bias is None else _double(layer.bias)
-    W, b = fold_batchnorm(_double(layer.weight), bias, bn)
+    W, b = fold_batchnorm(_double(layer.weight) / np.reshape(std, (1, -1, 1, 1)), bias, bn)
     if layer.groups == 1:
         kernel = W.transpose(2, 3, 1, 0).astype(np.float32)  # (k, k, in, out)
         x = tf.nn.conv2d(x, kernel, s, padding)
@@ -131,6 +226,12 @@ def _conv(tf, x, layer: nn.Conv2d, bn=None, *, relu: bool, padding: str = "SAME"
         x = tf.nn.depthwise_conv2d(x, kernel, (1, s, s, 1), padding)
     x = tf.nn.bias_add(x, b.astype(np.float32))
     return tf.nn.relu(x) if relu else x
+
+
+def _pointwise(tf, x, W: np.ndarray, b: np.ndarray):
+    """ReLU of a 1x1 convolution; W (out, in, 1, 1), b (out,)."""
+    x = tf.nn.conv2d(x, W.transpose(2, 3, 1, 0).astype(np.float32), 1, "VALID")
+    return tf.nn.relu(tf.nn.bias_add(x, b.astype(np.float32)))
 
 
 def _pad_with(tf, x, fill: np.ndarray):
@@ -166,6 +267,99 @@ def _double(x: torch.Tensor) -> np.ndarray:
     return x.detach().cpu().double().numpy()
 
 
+# ------------------------------------------------------------------------------------ the formats
+
+
+def convert(
+    model: LiteDepth, layout: Layout, precision: str = "fp32",
+    pictures: Iterable[np.ndarray] = (),
+) -> bytes:  # fmt: skip
+    """The bare TFLite flatbuffer of `model` in eval mode.
+
+    In: (1, H, W, 3), raw RGB 0..255. Out: (1, h, w, 1) float32. precision: one of FORMATS but onnx:
+    "fp16": weights in half precision, arithmetic in float;
+    "int8-dynamic": weights of all convolutions but the depthwise in int8, per channel; their inputs
+    are quantised as they come, so no pictures are needed;
+    "int8": everything in int8, per channel, ranges taken from `pictures`, (H, W, 3) uint8 training
+    pictures; but the first resize, the last convolution and the last resize stay in float.
+    Raises ExportError when TensorFlow is missing and for int8 without pictures.
+    """
+    tf = _tensorflow()
+    pictures = list(pictures)
+    if precision == "int8" and not pictures:
+        raise ExportError("int8 needs training pictures for its ranges: give --data ROOT")
+    source = tf.TensorSpec((1, *layout.input_size, 3), layout.input_type, name="image")
+
+    @tf.function(input_signature=[source], autograph=False)
+    def litedepth(image):
+        return tf.identity(_graph(tf, model, layout, image), name="depth")
+
+    def converter(optimise: bool):
+        concrete = [litedepth.get_concrete_function()]
+        made = tf.lite.TFLiteConverter.from_concrete_functions(concrete, litedepth)
+        made.optimizations = [tf.lite.Optimize.DEFAULT] if optimise else []
+        return made
+
+    with warnings.catch_warnings():  # of TensorFlow's own interpreter, inside its own quantiser
+        warnings.simplefilter("ignore")
+        plain, quantised = converter(False).convert(), converter(True)
+        if precision == "fp32":
+            return bytes(plain)
+        if precision == "fp16":
+            quantised.target_spec.supported_types = [tf.float16]
+            return bytes(quantised.convert())
+        if precision == "int8-dynamic":
+            return _float_depthwise(quantised.convert(), plain)
+
+        def ranges():
+            return ([picture[None].astype(layout.input_type)] for picture in pictures)
+
+        # The one way into the converter's list of operations that stay in float.
+        quantised.representative_dataset = ranges
+        kept = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=_kept_in_float(plain))
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=quantised, debug_dataset=ranges, debug_options=kept
+        )
+        return bytes(debugger.get_nondebug_quantized_model())
+
+
+def _kept_in_float(content: bytes) -> list[str]:
+    """Output names of the operations under the scope FLOAT, and of all after the last of them.
+
+    The last convolution's output is the depth: 256 steps over 0..40 m would show, and in float
+    XNNPACK takes the whole graph. Resizing in int8 would round colours once more.
+    """
+    runner = interpreter(content, 1)
+    names = {t["index"]: t["name"] for t in runner.get_tensor_details()}
+    ops = [op for op in runner._get_ops_details() if op["op_name"] != DELEGATE]
+    outputs = [names[op["outputs"][0]] for op in ops]
+    last = max(i for i, name in enumerate(outputs) if FLOAT in name)
+    return [name for i, name in enumerate(outputs) if FLOAT in name or i > last]
+
+
+def _float_depthwise(content: bytes, plain: bytes) -> bytes:
+    """An int8-dynamic file with the depthwise kernels of the float file `plain` put back.
+
+    XNNPACK has no such depthwise convolution: each one would cut the graph (8 partitions, twice
+    the time), for 3 % of the weights. The converter offers no choice by operation here.
+    """
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    models = [flatbuffer_utils.convert_bytearray_to_object(bytearray(c)) for c in (content, plain)]
+    (small, full), (graph, source) = models, (m.subgraphs[0] for m in models)
+    kinds = [[m.operatorCodes[op.opcodeIndex].builtinCode for op in m.subgraphs[0].operators]
+             for m in models]  # fmt: skip
+    if kinds[0] != kinds[1]:
+        raise ExportError("TensorFlow's int8-dynamic graph is not the float one any more")
+    for kind, a, b in zip(kinds[0], graph.operators, source.operators):
+        if kind == schema.BuiltinOperator.DEPTHWISE_CONV_2D:
+            kernel, original = graph.tensors[a.inputs[1]], source.tensors[b.inputs[1]]
+            kernel.type, kernel.quantization = original.type, original.quantization
+            small.buffers[kernel.buffer].data = full.buffers[original.buffer].data
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(small))
+
+
 def _tensorflow():
     """TensorFlow, quiet and without the GPU (with one it lays the graph out differently)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -182,6 +376,8 @@ def _tensorflow():
 
 # -------------------------------------------------------------------------------- the written file
 
+DELEGATE = "DELEGATE"
+
 
 def interpreter(content: bytes, threads: int):
     """A ready LiteRT interpreter for a TFLite file. Raises ExportError when LiteRT is missing."""
@@ -196,47 +392,91 @@ def interpreter(content: bytes, threads: int):
     return runner
 
 
-def run_tflite(
-    content: bytes, pictures: Iterable[np.ndarray], threads: int = 1
-) -> Iterator[np.ndarray]:
-    """Depth (H, W) float32 in metres of each (H, W, 3) RGB picture, from the TFLite file."""
-    runner = interpreter(content, threads)
-    [source], [target] = runner.get_input_details(), runner.get_output_details()
-    for picture in pictures:
-        runner.set_tensor(source["index"], picture[None].astype(np.float32))
-        runner.invoke()
-        yield runner.get_tensor(target["index"])[0, :, :, 0]
+class Runner:
+    """A TFLite file, loaded: `runner(picture)` is its depth, `runner.invoke()` its graph alone."""
+
+    def __init__(self, content: bytes, layout: Layout, threads: int) -> None:
+        self.lite, self.scale = interpreter(content, threads), layout.scale
+        [self.source], [self.target] = self.lite.get_input_details(), self.lite.get_output_details()
+        self.invoke = self.lite.invoke
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) RGB u8 -> (h, w) float32 metres."""
+        self.lite.set_tensor(self.source["index"], picture[None].astype(self.source["dtype"]))
+        self.invoke()
+        return self.lite.get_tensor(self.target["index"])[0, :, :, 0] / np.float32(self.scale)
 
 
-@torch.inference_mode()
-def run_torch(model: LiteDepth, pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same from PyTorch: the reference, with Eq. 1 and BatchNorm as they were trained."""
-    for picture in pictures:
+class Reference:
+    """The same from PyTorch, with Eq. 1 and BatchNorm as they were trained."""
+
+    def __init__(self, model: LiteDepth, layout: Layout) -> None:
+        self.model, self.layout = model.eval(), layout
+
+    @torch.inference_mode()
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-        yield model(image)[0, 0].numpy()
+        d_hat = self.model.network(upsample(image, self.model.size, "bilinear"))
+        return upsample(d_hat, self.layout.output_size, self.layout.upsample)[0, 0].numpy()
 
 
-def operations(content: bytes) -> tuple[Counter, int]:
-    """(operation type -> count, number of partitions that XNNPACK takes over)."""
-    names = Counter(op["op_name"] for op in interpreter(content, 1)._get_ops_details())
-    return names, names.pop("DELEGATE", 0)
+def operations(content: bytes) -> tuple[Counter, int, Counter]:
+    """(operation type -> count, number of XNNPACK's partitions, operations that it leaves out)."""
+    everything = interpreter(content, 1)._get_ops_details()
+    ops = [op for op in everything if op["op_name"] != DELEGATE]
+    parts = [op for op in everything if op["op_name"] == DELEGATE]
+    maker = {int(t): i for i, op in enumerate(ops) for t in op["outputs"]}
+    inside: set[int] = set()
+    for part in parts:  # back from its outputs to its inputs
+        ends, todo = {int(t) for t in part["inputs"]}, [int(t) for t in part["outputs"]]
+        while todo:
+            i = maker.get(todo.pop())
+            if i is not None and i not in inside:
+                inside.add(i)
+                todo += [int(t) for t in ops[i]["inputs"] if int(t) not in ends]
+    outside = Counter(op["op_name"] for i, op in enumerate(ops) if i not in inside)
+    return Counter(op["op_name"] for op in ops), len(parts), outside
 
 
-def time_tflite(
-    content: bytes, picture: np.ndarray, *, threads: int, warmup: int, runs: int
-) -> np.ndarray:
-    """Milliseconds of each of `runs` invocations after `warmup` more; copies in and out excluded.
+# Operations that TFLite's GPU delegate takes, of those that a graph of ours may hold (its published
+# rules; it takes others too).
+GPU_OPS = frozenset(
+    "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV GATHER MAXIMUM MUL QUANTIZE RELU "
+    "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
+)
 
-    picture: (H, W, 3) RGB. threads: LiteRT's. Returns (runs,) float64.
+
+def gpu_compatible(content: bytes) -> str:
+    """Whether the file's operations are such that TFLite's GPU delegate takes: "yes", or what is
+    not. A driver may still refuse the graph, and only a phone can tell how fast it is.
+
+    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.19 the analyzer has
+    no rules left and calls every file compatible.
     """
-    runner = interpreter(content, threads)
-    runner.set_tensor(runner.get_input_details()[0]["index"], picture[None].astype(np.float32))
+    tf, said = _tensorflow(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        tf.lite.experimental.Analyzer.analyze(model_content=content, gpu_compatibility=True)
+    mark = "GPU COMPATIBILITY WARNING:"
+    refused = [line.split(mark)[1].strip() for line in said.getvalue().splitlines() if mark in line]
+    runner = interpreter(content, 1)
+    tensors = {t["index"]: t for t in runner.get_tensor_details()}
+    for op in runner._get_ops_details():
+        source = tensors.get(int(op["inputs"][0]) if len(op["inputs"]) else -1)
+        if op["op_name"] == "CAST":  # of floats and int32 only, and bytes are what we cast
+            refused.append(f"CAST from {source['dtype'].__name__}")
+        elif op["op_name"] not in GPU_OPS | {DELEGATE}:
+            refused.append(op["op_name"])
+    return "; ".join(dict.fromkeys(refused)) or "yes"
+
+
+def time_runs(invoke: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
+    """Milliseconds of each of `runs` calls after `warmup` more. Returns (runs,) float64."""
     for _ in range(warmup):
-        runner.invoke()
+        invoke()
     times = np.empty(runs)
     for i in range(runs):
         start = time.perf_counter()
-        runner.invoke()
+        invoke()
         times[i] = 1e3 * (time.perf_counter() - start)
     return times
 
@@ -244,48 +484,88 @@ def time_tflite(
 # ------------------------------------------------------------------------------------------ parity
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parity:
-    """What `compare` found; metres. `border` is the maximum over the picture's outer ring."""
+    """Absolute differences from PyTorch over pictures; metres.
 
-    pictures: int
-    max_abs: float
-    mean_abs: float
-    border: float
-    depth: tuple[float, float]  # smallest and largest value of the reference
-    tolerance: float
-
-    @property
-    def limit(self) -> float:
-        """tolerance metres, relative to the reference's range once that exceeds 1 m."""
-        return self.tolerance * max(1.0, self.depth[1])
-
-    @property
-    def passed(self) -> bool:
-        return self.max_abs <= self.limit  # False for NaN
-
-
-def compare(
-    references: Iterable[np.ndarray], outputs: Iterable[np.ndarray], tolerance: float
-) -> Parity:
-    """Maximum absolute error of outputs against references, both iterables of (H, W) metres.
-
-    A signed mean would hide errors that cancel, and a mean those that sit in one border row.
-    Raises ValueError for no pictures, unequal numbers of them or unequal shapes.
+    A signed mean would hide errors that cancel, and a mean those that sit in one border row:
+    `border` is the largest in the outer ring, `over_1cm` counts pixels.
     """
-    rows = []
-    for reference, output in zip(references, outputs, strict=True):
+
+    pictures: int = 0
+    pixels: int = 0
+    max_abs: float = 0.0
+    mean_abs: float = 0.0
+    border: float = 0.0
+    over_1cm: int = 0
+    depth_min: float = math.inf  # of the reference
+    depth_max: float = -math.inf
+    depth_mean: float = 0.0
+
+    def add(self, reference: np.ndarray, output: np.ndarray) -> None:
+        """One picture, (h, w) metres each; a NaN makes every figure NaN. Raises ValueError for
+        unequal shapes."""
         if reference.shape != output.shape:
             raise ValueError(f"reference is {reference.shape}, output {output.shape}")
         error = np.abs(output.astype(np.float64) - reference)
-        ring = np.max([error[[0, -1]].max(), error[:, [0, -1]].max()])  # NaN stays NaN
-        rows.append((error.max(), error.mean(), ring, reference.min(), reference.max()))
-    if not rows:
+        ring = max(error[[0, -1]].max(), error[:, [0, -1]].max())
+        self.max_abs, self.border = (
+            float(np.maximum(*pair)) for pair in ((self.max_abs, error.max()), (self.border, ring))
+        )
+        self.over_1cm += int(np.count_nonzero(~(error <= 0.01)))
+        self.depth_min = min(self.depth_min, float(reference.min()))
+        self.depth_max = max(self.depth_max, float(reference.max()))
+        self.pictures, self.pixels = self.pictures + 1, self.pixels + error.size
+        share = error.size / self.pixels
+        self.mean_abs += share * (float(error.mean()) - self.mean_abs)
+        self.depth_mean += share * (float(reference.mean(dtype=np.float64)) - self.depth_mean)
+
+
+def compare(references: Iterable[np.ndarray], outputs: Iterable[np.ndarray]) -> Parity:
+    """Both iterables of (h, w) metres. Raises ValueError for no pictures or unequal numbers."""
+    parity = Parity()
+    for reference, output in zip(references, outputs, strict=True):
+        parity.add(reference, output)
+    if not parity.pictures:
         raise ValueError("no pictures to compare")
-    rows = np.array(rows, np.float64)
-    worst, _, border, _, high = rows.max(axis=0).tolist()
-    depth = (float(rows[:, 3].min()), high)
-    return Parity(len(rows), worst, float(rows[:, 1].mean()), border, depth, tolerance)
+    return parity
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Stated tolerances; see the flags."""
+
+    fp32: float  # metres, times the largest depth where that exceeds 1 m
+    fp16: float  # the same
+    int8: float  # mean error over mean depth
+    si_rmse: float  # share by which an int8 file may be worse than PyTorch
+
+
+def broken(
+    precision: str, limits: Limits, tests: Parity, real: Parity | None,
+    scores: tuple[float, float] | None,
+) -> list[str]:  # fmt: skip
+    """What of its stated tolerance a file breaks, in words; an empty list when it keeps it.
+
+    tests, real: on the test pictures and on those of the data set; scores: si-RMSE of (file,
+    PyTorch) on the latter. fp32, fp16 and onnx are held to the largest error on all of them. int8
+    is made for real pictures and held to its mean error and si-RMSE there.
+    """
+    out = []
+    if precision.startswith("int8"):
+        parity = real or tests
+        limit = limits.int8 * parity.depth_mean
+        if not parity.mean_abs <= limit:  # also for NaN
+            out.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
+        if scores and not scores[0] <= (1 + limits.si_rmse) * scores[1]:
+            out.append(f"si-RMSE {scores[0]:.4f} > {1 + limits.si_rmse:g} x {scores[1]:.4f}")
+        return out
+    for parity in filter(None, (tests, real)):
+        allowed = limits.fp16 if precision == "fp16" else limits.fp32
+        limit = allowed * max(1.0, parity.depth_max)
+        if not parity.max_abs <= limit:
+            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m")
+    return out
 
 
 def pattern_pictures(size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarray]:
@@ -306,22 +586,69 @@ def pattern_pictures(size: tuple[int, int], seed: int = 0) -> dict[str, np.ndarr
     return {name: picture.astype(np.uint8) for name, picture in pictures.items()}
 
 
-def real_pictures(data_arg: str, split: str, size: tuple[int, int], limit: int) -> list[np.ndarray]:
-    """At most `limit` pictures (H, W, 3) uint8 RGB of `size`, evenly spread over the split.
-
-    They are read as in training. Raises ExportError or OSError for what cannot be read.
-    """
-    try:
-        import data  # here, so that the test pictures need neither the kernels nor a data set
-
-        pairs = data.list_pairs(data.resolve(data_arg), split)
-        chosen = np.linspace(0, len(pairs) - 1, min(limit, len(pairs))).round().astype(int)
-        return [data.read_pair(pairs[i], size, None, {}).rgb for i in chosen]
-    except (ImportError, ValueError) as error:
-        raise ExportError(f"pictures of {data_arg}: {error}") from error
+# ------------------------------------------------------------------------------------- report card
 
 
-# --------------------------------------------------------------------------------------------- main
+@dataclass
+class Card:
+    """A line of the report: one file, measured."""
+
+    format: str
+    path: Path
+    megabytes: float = 0.0
+    operations: dict[str, int] = field(default_factory=dict)
+    partitions: int | None = None  # XNNPACK's
+    outside_xnnpack: dict[str, int] = field(default_factory=dict)
+    gpu: str | None = None
+    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> median, p90
+    tests: Parity | None = None  # against PyTorch, on the test pictures
+    real: Parity | None = None  # and on those of the data set
+    metrics: dict[str, float] | None = None
+    score: float | None = None
+    broken: list[str] = field(default_factory=list)
+
+    def describe(self, content: bytes) -> None:
+        """Fills in what the file's bytes tell."""
+        ops, self.partitions, outside = operations(content)
+        self.megabytes, self.operations = len(content) / 1e6, dict(ops.most_common())
+        self.outside_xnnpack, self.gpu = dict(outside), gpu_compatible(content)
+
+    def row(self) -> list[str]:
+        """The cells under COLUMNS."""
+        parity = self.real or self.tests
+        left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
+        parts = "-" if self.partitions is None else str(self.partitions)
+        times = [f"{t['median']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
+        figures = ["-", "-", "-"]
+        if self.metrics:
+            figures = [f"{self.metrics['si_rmse']:.4f}", f"{self.metrics['rmse']:.3f}",
+                       f"{self.score:.1f}"]  # fmt: skip
+        return [
+            self.format, f"{self.megabytes:.3f}", str(sum(self.operations.values())),
+            parts + (f" + {left}" if left else ""),
+            {None: "-", "yes": "yes"}.get(self.gpu, "no"), times[0],
+            times[1] if times[1:] else "-", f"{parity.max_abs:.1e}", f"{parity.border:.1e}",
+            f"{parity.mean_abs:.1e}", f"{parity.over_1cm / parity.pixels:.2%}", *figures,
+            "BROKEN" if self.broken else "kept",
+        ]  # fmt: skip
+
+
+def table(cards: list[Card], reference: dict[str, float] | None) -> str:
+    """All cards as a Markdown table; reference: PyTorch's own metrics, in the first line."""
+    threads = list(cards[0].ms)[1:]
+    rows = [[
+        "format", "MB", "ops", "XNNPACK", "GPU", "ms, 1 thread (p90)",
+        f"ms, {threads[0]} threads (p90)" if threads else "", "max err m", "at border",
+        "mean err m", "> 1 cm", "si-RMSE", "RMSE m", "Score", "tolerance",
+    ]]  # fmt: skip
+    own = [f"{reference['si_rmse']:.4f}", f"{reference['rmse']:.3f}"] if reference else ["-", "-"]
+    rows.append(["PyTorch", *["-"] * 10, *own, "-", "-"])
+    rows += [card.row() for card in cards]
+    # A second thread count is not always timed.
+    rows = [[cell for i, cell in enumerate(row) if rows[0][i]] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(f"{c:<{n}}" for c, n in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
 
 
 def newest_checkpoint(runs: Path) -> Path:
@@ -338,29 +665,96 @@ def newest_checkpoint(runs: Path) -> Path:
     return max(found, key=lambda file: file.stat().st_mtime)
 
 
-def training_data(checkpoint: Path) -> tuple[str, str] | None:
-    """(--data, --val_split) of the checkpoint's run, if its args.json says so and the data is there
-    (embedded scenes always are: they are rendered again). A run without validation: "val"."""
+def trained_on(checkpoint: Path) -> dict:
+    """data, split, val_split, depth_scale, max_depth of the checkpoint's run, as far as its
+    args.json says so; without "data" where the data is not there any more (embedded scenes always
+    are: they are rendered again)."""
     try:
         run = json.loads((checkpoint.parent / "args.json").read_text())
-        name, split = run["data"], str(run.get("val_split", "val"))
-        there = name.startswith("synthetic:") or Path(name).is_dir()
-        return (name, "val" if split == "none" else split) if there else None
+        names = ("data", "split", "val_split", "depth_scale", "max_depth")
+        facts = {name: run[name] for name in names if run.get(name) is not None}
+        name = facts["data"]
+        if not (name.startswith("synthetic:") or Path(name).is_dir()):
+            del facts["data"]
+        return facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+class Pictures:
+    """Pictures of a data set, read as in training: `val`, what the files are examined on, with the
+    truth; `training(n)`, for int8's ranges. (H, W, 3) uint8 and (H, W) metres."""
+
+    def __init__(
+        self, data_arg: str, split: str, train_split: str, size: tuple[int, int], limit: int | None,
+        depth_scale: float,
+    ) -> None:  # fmt: skip
+        import data  # here, so that the test pictures need neither the kernels nor a data set
+        import evaluate
+
+        self.data, self.evaluate, self.depth_scale = data, evaluate, depth_scale
+        self.root, self.train_split, self.size = data.resolve(data_arg), train_split, size
+        pairs = data.open_split(self.root, split, depth_scale)
+        self.pairs = pairs if limit is None else evaluate.spread(pairs, limit)
+        self.about = f"{data_arg} {split}"
+
+    @property
+    def val(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for _, sample in self._read(self.pairs, "compare"):
+            yield sample.rgb, sample.depth.astype(np.float32) / np.float32(self.depth_scale)
+
+    def training(self, n: int) -> list[np.ndarray]:
+        try:
+            pairs = self.data.list_pairs(self.root, self.train_split)
+        except self.data.DataError as error:
+            raise ExportError(f"ranges of int8: {error}") from error
+        pairs = self.evaluate.spread(pairs, n)
+        return [sample.rgb for _, sample in self._read(pairs, "ranges of int8")]
+
+    def _read(self, pairs: list, name: str) -> Iterator:
+        progress = name if sys.stderr.isatty() else None
+        try:
+            yield from self.evaluate.read_all(pairs, self.size, None, progress)
+        except self.data.DataError as error:
+            raise ExportError(str(error)) from error
+
+
+def examine(
+    reference: Reference, runners: dict[str, Runner], cards: dict[str, Card],
+    tests: list[np.ndarray], pictures: Pictures | None, max_depth: float,
+) -> dict[str, float] | None:  # fmt: skip
+    """Runs every file beside PyTorch over all pictures and fills in its card's tests, real and
+    metrics. Returns PyTorch's own metrics; None without pictures."""
+    expected = [reference(picture) for picture in tests]
+    for name, runner in runners.items():
+        cards[name].tests = compare(expected, map(runner, tests))
+    if pictures is None or not pictures.pairs:
         return None
+    metrics = pictures.evaluate.metrics
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ("PyTorch", *runners)}
+    for card in cards.values():
+        card.real = Parity()
+    for rgb, d in pictures.val:
+        d_ref = reference(rgb)
+        outputs = {"PyTorch": d_ref} | {name: runner(rgb) for name, runner in runners.items()}
+        for name, d_hat in outputs.items():
+            rows[name].append(metrics(resize_depth(d_hat, d.shape, "nearest"), d, max_depth))
+            if name in cards:
+                cards[name].real.add(d_ref, d_hat)
+    for name, card in cards.items():
+        card.metrics = mean(rows[name])
+    return mean(rows["PyTorch"])
 
 
-def write(path: Path, content: bytes) -> None:
-    """Writes the file atomically: a reader sees the old one or the new one. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Of each metric over the pictures that have it, as evaluate.py prints it, and "images"."""
+    rows = [row for row in rows if math.isfinite(row["si_rmse"])]
+    names = rows[0] if rows else ("si_rmse", "rmse")
+    figures = {k: float(np.mean([row[k] for row in rows])) if rows else math.nan for k in names}
+    return figures | {"images": len(rows)}
+
+
+# ------------------------------------------------------------------------------------------- main
 
 
 def number(kind: type, low: float):
@@ -383,36 +777,112 @@ def tflite_name(text: str) -> Path:
     return Path(text)
 
 
+def format_list(text: str) -> list[str]:
+    """An argparse type: "fp32,int8" -> ["fp32", "int8"]; "all" is every one that is installed."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no format; they are {', '.join(FORMATS)}"
+        )
+    return names
+
+
+def output_size(text: str) -> tuple[int, int] | str:
+    """An argparse type: "240x320" -> (240, 320); "native" stays."""
+    return text if text == "native" else parse_size(text)
+
+
+def file_of(out: Path, precision: str) -> Path:
+    """model.tflite -> the file of a format: model.tflite, model.int8.tflite, model.onnx."""
+    if precision == "onnx":
+        return out.with_suffix(".onnx")
+    return out if precision == "fp32" else out.with_suffix(f".{precision}.tflite")
+
+
+def failed_name(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.failed{path.suffix}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        description="Merge the normalisation (Eq. 3-6), fold BatchNorm, write fp32 TFLite, compare "
-        "it with PyTorch and time it on this host.",
-        epilog="exit code: 0 written and equal; 2 an error, in one line; 3 not equal: the file is "
-        "written as <name>.failed.tflite, and an older <name>.tflite stays as it was",
+        prog="export.py",
+        description="Merge the normalisation (Eq. 3-6), fold BatchNorm, write a TFLite file per "
+        "format, compare each with PyTorch and time it on this host.",
+        epilog="exit code: 0 written, every format within its tolerance; 2 an error, in one line; "
+        "3 a format broke its tolerance: it is named, its file written as NAME.failed.tflite (an "
+        "older NAME.tflite stays as it was), and all others and report.json as usual",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("--checkpoint", type=Path, metavar="FILE",
         help="trained student (default: the newer of runs/student/best.pt and "
         "runs/distilled/best.pt; last.pt where there is no best.pt)")  # fmt: skip
-    add("--out", type=tflite_name, metavar="FILE.tflite",
+    add("--out", type=tflite_name, metavar="NAME.tflite",
         help="file to write; missing folders are made (default: model.tflite beside the "
-        "checkpoint)")  # fmt: skip
-    add("--image_size", type=parse_size, metavar="HxW",
-        help="size of the file's input and output; fixed in the file, so take the camera's. The "
+        "checkpoint). The other formats are NAME.fp16.tflite, ..., and report.json lies "
+        "beside them")  # fmt: skip
+    add("--format", type=format_list, default=["fp32"], metavar="F,F,...", dest="formats",
+        help="any of fp32, fp16 (half the size, same time), int8-dynamic (a third of the size; "
+        "faster than fp32 where the CPU has int8 dot products, as a Raspberry Pi 5 and recent "
+        "phones have, slower on a Pi 4), int8 (the same size, all in integers, for "
+        "accelerators that take nothing else; wants --data), onnx (pip install onnx onnxruntime; "
+        "NCHW, as its users expect). Default fp32")  # fmt: skip
+    add = parser.add_argument_group("graph (Sec. 3.1, 4.5)").add_argument
+    add("--input_size", "--image_size", type=parse_size, metavar="HxW", dest="input_size",
+        help="size of the pictures the file takes; fixed in the file, so take the camera's. The "
         "network still works at its own --size (default: the checkpoint's own, that of its "
         "training pictures; 480x640, Sec. 4.1, where it does not say)")  # fmt: skip
+    add("--output_size", type=output_size, metavar="HxW|native",
+        help="size of the depth map; native is the network's own, 32x40 at 128x160, for those who "
+        "enlarge it on the GPU or need no more (default: --input_size)")  # fmt: skip
+    add("--upsample", choices=("nearest", "bilinear"),
+        help="last resize: nearest as trained and published; bilinear is smooth, but invents "
+        "depths between the two sides of an edge (default: the checkpoint's)")  # fmt: skip
+    add("--input_type", choices=("float32", "uint8"), default="float32",
+        help="uint8 takes the camera's bytes as they are and spares the application a "
+        "conversion; colours are RGB in 0..255 either way (default float32)")  # fmt: skip
+    add("--unit", choices=("m", "mm"), default="m",
+        help="of the depths that come out; the challenge's files are millimetres "
+        "(default m)")  # fmt: skip
+    add("--normalization", choices=("weights", "shift", "graph"), default="weights",
+        help="where Eq. 1 goes: weights = merged, Eq. 3-6; shift = only the scale is merged, the "
+        "mean subtracted after the resize (as exact, as fast); graph = not merged, Table 3 "
+        "without MIN (default weights)")  # fmt: skip
+    add("--last_resize", choices=("fast", "plain"), default="fast",
+        help="fast = along W, then whole rows along H; plain = TFLite's own operation, same "
+        "values, several times slower. --normalization graph --last_resize plain is the "
+        "straightforward conversion (default fast)")  # fmt: skip
+    add("--calibration", type=Path, metavar="FILE",
+        help="scale and shift of evaluate.py --calibrate, taken into the last "
+        "convolution (default: none)")  # fmt: skip
+    add = parser.add_argument_group("report card").add_argument
     add("--data", metavar="ROOT|synthetic:N",
-        help="data set whose pictures are compared beside six test pictures (default: the "
-        "checkpoint's own, where its args.json names it and it is still there)")  # fmt: skip
+        help="data set to compare on and to take int8's ranges from (default: the checkpoint's "
+        "own, where its args.json names it and it is still there)")  # fmt: skip
     add("--split",
-        help="which pictures of --data (default: the --val_split of the checkpoint's run on its "
-        "own data; val otherwise)")  # fmt: skip
-    add("--pictures", type=number(int, 0), default=16, metavar="N",
-        help="how many pictures of --data to compare, spread evenly over the split; 0 = only the "
-        "test pictures (default 16)")  # fmt: skip
+        help="which pictures of --data to compare on (default: the --val_split of the "
+        "checkpoint's run on its own data; val otherwise)")  # fmt: skip
+    add("--pictures", type=number(int, 0), metavar="N",
+        help="compare on N of them, spread evenly; 0 = only on six test pictures, which are always "
+        "compared (default: all)")  # fmt: skip
+    add("--train_split", metavar="SPLIT",
+        help="where int8's ranges come from (default: the --split of the checkpoint's run, or "
+        "train)")  # fmt: skip
+    add("--range_pictures", type=number(int, 1), default=100, metavar="N",
+        help="how many pictures int8's ranges are taken from, spread evenly (default 100)")
+    add("--depth_scale", type=number(float, 1e-9), metavar="S",
+        help="units of the depth files per metre (default: the run's, or 1000)")
+    add("--max_depth", type=number(float, 1e-9), metavar="M",
+        help="metres at which a depth is cut before it is scored (default: the run's, or 40)")
     add("--tolerance", type=number(float, 0), default=1e-4, metavar="M",
-        help="largest absolute error allowed, in metres; times the largest depth where that "
-        "exceeds 1 m (default 1e-4; float rounding gives about 1e-5)")  # fmt: skip
+        help="fp32 and onnx: largest absolute error allowed, in metres; times the largest depth "
+        "where that exceeds 1 m (default 1e-4; float rounding gives about 1e-5)")  # fmt: skip
+    add("--tolerance_fp16", type=number(float, 0), default=5e-3, metavar="M",
+        help="the same for fp16 (default 5e-3: weights of 11 bits give about 1e-3)")
+    add("--tolerance_int8", type=number(float, 0), default=0.05, metavar="R",
+        help="int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
+        "--data (on the test pictures without it; default 0.05)")  # fmt: skip
+    add("--tolerance_si_rmse", type=number(float, 0), default=0.02, metavar="R",
+        help="and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)")
     add("--threads", type=number(int, 0), default=min(4, usable_cores()), metavar="N",
         help="second thread count that is timed, after 1; more than the idle cores only slows it "
         "down; 0 = all usable cores (default: these, at most 4)")  # fmt: skip
@@ -420,6 +890,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="timed invocations per thread count; more on a busy host (default 50)")  # fmt: skip
     add("--warmup", type=number(int, 0), default=10, metavar="N",
         help="invocations before timing starts (default 10)")  # fmt: skip
+    add("--C", type=number(float, 1e-9), default=0.01,
+        help="constant of Eq. 14's Score; its run time is this host's, 1 thread (default 0.01, as "
+        "in Table 3)")  # fmt: skip
     add("--seed", type=number(int, 0), default=0, metavar="N",
         help="of the noise among the test pictures (default 0)")  # fmt: skip
     return parser
@@ -429,82 +902,196 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit code; see make_parser."""
     args = make_parser().parse_args(argv)
     try:
-        checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
-        stored = read_checkpoint(checkpoint)
-        model = build(stored, checkpoint).eval()
-        image_size = args.image_size or tuple(stored.get("image_size") or (480, 640))
-        out = args.out or checkpoint.with_name("model.tflite")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pictures = list(pattern_pictures(image_size, args.seed).values())
-        source = f"{len(pictures)} test pictures"
-        trained_on, val_split = training_data(checkpoint) or (None, "val")
-        data_arg = args.data or trained_on
-        split = args.split or (val_split if data_arg == trained_on else "val")
-        if data_arg and args.pictures:
-            try:
-                real = real_pictures(data_arg, split, image_size, args.pictures)
-                pictures += real
-                source += f", {len(real)} of {data_arg} {split}"
-            except (ExportError, OSError) as error:
-                if args.data:
-                    raise
-                print(f"notice: {error}; only the test pictures are compared", file=sys.stderr)
-        # The final name is for a file that passed: other scripts pick it up without asking.
-        failed = out.with_name(f"{out.stem}.failed.tflite")
-        write(failed, convert(model, image_size))
-        try:
-            content = failed.read_bytes()
-            ops, partitions = operations(content)
-            outputs = run_tflite(content, pictures)
-            parity = compare(run_torch(model, pictures), outputs, args.tolerance)
-            if parity.passed:
-                os.replace(failed, out)
-        except BaseException:
-            failed.unlink(missing_ok=True)
-            raise
-        times = {
-            threads: time_tflite(
-                content, pictures[0], threads=threads, warmup=args.warmup, runs=args.runs
-            )
-            for threads in sorted({1, args.threads or usable_cores()})
-        }
+        return run(args)
     except (CheckpointError, ExportError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
 
-    H, W = image_size
-    low, high = parity.depth
-    file = out if parity.passed else failed
+
+def open_pictures(args: argparse.Namespace, run: dict, size: tuple[int, int]) -> Pictures | None:
+    """The data set to compare on; None, with a notice, when nobody asked for one and it fails."""
+    data_arg = args.data or run.get("data")
+    if not data_arg or (args.pictures == 0 and "int8" not in args.formats):
+        return None
+    own = data_arg == run.get("data")
+    split = args.split or (own and run.get("val_split")) or "val"
+    train_split = args.train_split or (own and run.get("split")) or "train"
+    try:
+        return Pictures(
+            data_arg, "val" if split == "none" else split, train_split, size, args.pictures,
+            args.depth_scale or run.get("depth_scale") or 1000.0,
+        )  # fmt: skip
+    except (ImportError, OSError, ValueError) as error:
+        if args.data or "int8" in args.formats:
+            raise ExportError(f"pictures of {data_arg}: {error}") from error
+        print(f"notice: pictures of {data_arg}: {error}; only the test pictures are compared",
+              file=sys.stderr)  # fmt: skip
+        return None
+
+
+def measure(
+    args: argparse.Namespace, card: Card, layout: Layout, picture: np.ndarray,
+    own: dict[str, float] | None, pictures: Pictures | None,
+) -> None:  # fmt: skip
+    """Fills in a card's run times, Score and broken tolerances; own: PyTorch's metrics."""
+    content = card.path.read_bytes()
+    for threads in sorted({1, args.threads or usable_cores()}):
+        runner = Runner(content, layout, threads)
+        runner(picture)
+        ms = time_runs(runner.invoke, warmup=args.warmup, runs=args.runs)
+        card.ms[threads] = {"median": float(np.median(ms)), "p90": float(np.percentile(ms, 90))}
+    scores = None
+    if own:
+        scores = card.metrics["si_rmse"], own["si_rmse"]
+        card.score = pictures.evaluate.score(scores[0], card.ms[1]["median"] / 1e3, args.C)
+    limits = Limits(
+        args.tolerance, args.tolerance_fp16, args.tolerance_int8, args.tolerance_si_rmse
+    )
+    card.broken = broken(card.format, limits, card.tests, card.real, scores)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`main` without the handling of errors."""
+    checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
+    stored = read_checkpoint(checkpoint)
+    model = student(build(stored, checkpoint).eval())
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    calibration = read_calibration(args.calibration) if args.calibration else None
+    if calibration:
+        model = calibrate(model, calibration["scale"], calibration["shift_m"])
+        if calibration.get("model_sha256") != digest:
+            print(f"notice: {args.calibration} was fitted for another model file: "
+                  f"{calibration.get('model')}", file=sys.stderr)  # fmt: skip
+    size = args.input_size or tuple(stored.get("image_size") or (480, 640))
+    native = tuple(side // 4 for side in model.size)
+    layout = standard(
+        model, size, input_type=args.input_type, unit=args.unit,
+        output_size=native if args.output_size == "native" else args.output_size or size,
+        upsample=args.upsample or model.mode, normalization=args.normalization,
+        last_resize=args.last_resize,
+    )  # fmt: skip
+    out = args.out or checkpoint.with_name("model.tflite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trained = trained_on(checkpoint)
+    pictures = open_pictures(args, trained, size)
+    about = metadata(model, layout, calibration, {
+        "file": checkpoint.name, "sha256": digest, "epoch": stored.get("epoch"),
+        "step": stored.get("step"),
+    })  # fmt: skip
+    tests = list(pattern_pictures(size, args.seed).values())
+    cards: dict[str, Card] = {}
+    try:
+        # The final names are for files that passed: other scripts pick them up without asking.
+        for precision in args.formats:
+            say(f"{precision} ...")
+            needs = precision == "int8" and pictures is not None
+            ranges = pictures.training(args.range_pictures) if needs else []
+            content = convert(model, layout, precision, ranges)
+            path = failed_name(file_of(out, precision))
+            cards[precision] = Card(precision, path)
+            write_file(path, seal(content, {"precision": precision} | about))
+            cards[precision].describe(path.read_bytes())
+        runners = {name: Runner(card.path.read_bytes(), layout, 1) for name, card in cards.items()}
+        max_depth = args.max_depth or trained.get("max_depth") or 40.0
+        own = examine(Reference(model, layout), runners, cards, tests, pictures, max_depth)
+        for card in cards.values():
+            say(f"timing {card.format} ...")
+            measure(args, card, layout, tests[0], own, pictures)
+    except BaseException:
+        for card in cards.values():
+            card.path.unlink(missing_ok=True)
+        raise
+    for card in cards.values():
+        if not card.broken:
+            card.path = card.path.replace(file_of(out, card.format))
+    report = {
+        "checkpoint": str(checkpoint), "layout": asdict(layout), "metadata": about,
+        "host": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "timing": {"runs": args.runs, "warmup": args.warmup, "copies": False, "C": args.C},
+        "compared": {"test_pictures": len(tests), "data": pictures and pictures.about,
+                     "data_pictures": own["images"] if own else 0},
+        "pytorch": own, "files": [asdict(card) for card in cards.values()],
+    }  # fmt: skip
+    # NaN, of a broken network, is no JSON: null
+    text = json.dumps(report, default=str)
+    text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=1)
+    write_file(out.with_name("report.json"), f"{text}\n".encode())
+    print_report(report, list(cards.values()))
+    for card in (c for c in cards.values() if c.broken):
+        final = file_of(out, card.format)
+        older = f"; {final} is still the older file" if final.exists() else ""
+        print(f"export.py: {card.format} does NOT equal PyTorch within its tolerance: "
+              f"{', '.join(card.broken)}; written as {card.path}{older}",
+              file=sys.stderr)  # fmt: skip
+    return 3 if any(card.broken for card in cards.values()) else 0
+
+
+def student(model: nn.Module) -> LiteDepth:
+    """The network itself. Raises ExportError for a teacher."""
+    if isinstance(model, LiteDepth):
+        return model
+    raise ExportError(
+        f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
+        "distil it into one with python distill.py --teacher FILE"
+    )
+
+
+def metadata(
+    model: LiteDepth, layout: Layout, calibration: dict | None, checkpoint: dict
+) -> dict:  # fmt: skip
+    """What the file says of itself; predict.py reads and verifies it."""
+    if calibration:
+        names = ("scale", "shift_m", "split", "pairs")
+        calibration = {name: calibration[name] for name in names if name in calibration}
+    return {
+        "input": {"size": list(layout.input_size), "dtype": layout.input_type, "layout": "NHWC",
+                  "channels": "RGB", "range": [0, 255]},
+        "output": {"size": list(layout.output_size), "dtype": "float32", "layout": "NHWC",
+                   "unit": layout.unit},
+        "mean": model.mean.tolist(), "std": model.std.tolist(), "network": model.model_args,
+        "calibration": calibration, "git": git_state(), "checkpoint": checkpoint,
+    }  # fmt: skip
+
+
+def print_report(report: dict, cards: list[Card]) -> None:
+    layout, compared, timing = report["layout"], report["compared"], report["timing"]
+    about = report["metadata"]
+    H, W = layout["input_size"]
+    h, w = layout["output_size"]
+    source = f"{compared['test_pictures']} test pictures"
+    if compared["data"]:
+        source += f", {compared['data_pictures']} of {compared['data']}"
     rows = [
-        ("checkpoint", str(checkpoint)),
-        ("file", f"{file}, {len(content) / 1e6:.3f} MB ({len(content) / 2**20:.3f} MiB), fp32"),
-        ("input", f"1x{H}x{W}x3 float32, raw RGB 0..255"),
-        ("output", f"1x{H}x{W}x1 float32, metres"),
-        ("operations", f"{ops.total()}: " + ", ".join(f"{n} {k}" for k, n in ops.most_common())),
-        ("XNNPACK", f"{partitions} partition" + "s" * (partitions != 1)),
-    ]
-    for threads, ms in times.items():
-        name = f"run time, {threads} thread" + "s" * (threads > 1)
-        median, p90 = np.median(ms), np.percentile(ms, 90)
-        rows.append((name, f"median {median:.3f} ms, p90 {p90:.3f} ms"))
-    rows += [
-        ("timing", f"{args.runs} runs after {args.warmup} warm-up, without copies in and out, "
-         f"on this host ({platform.machine()}, {os.cpu_count()} cores)"),
-        ("compared", f"{source}; PyTorch's depth {low:.3g} .. {high:.3g} m"),
-        ("error, max", f"{parity.max_abs:.2e} m (outermost pixels {parity.border:.2e} m)"),
-        ("error, mean", f"{parity.mean_abs:.2e} m"),
-        ("tolerance", f"{parity.limit:.2e} m: " + ("passed" if parity.passed else "FAILED")),
+        ("checkpoint", report["checkpoint"]),
+        ("input", f"1x{H}x{W}x3 {layout['input_type']}, raw RGB 0..255"),
+        ("output", f"1x{h}x{w}x1 float32, {'metres' if layout['unit'] == 'm' else 'millimetres'}, "
+         f"{layout['upsample']}"),
+        ("graph", f"normalization {layout['normalization']}, last resize {layout['last_resize']}"),
+        ("calibration", "none" if not about["calibration"] else
+         f"{about['calibration']['scale']:.4g} d {about['calibration']['shift_m']:+.4g} m, in both "
+         "the file and PyTorch"),
+        ("compared", f"with PyTorch on {source}; errors in metres, on the latter"),
+        ("timing", f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
+         f"out, on this host ({report['host']['machine']}, {report['host']['cores']} cores)"),
     ]  # fmt: skip
+    for card in cards:
+        ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
+        rows.append((card.format, f"{card.path}: {ops}"))
+        if card.gpu not in (None, "yes"):
+            rows.append(("", f"GPU delegate: {card.gpu}"))
     for name, text in rows:
-        print(f"{name:<20}{text}")
+        print(f"{name:<14}{text}")
+    print("\n" + table(cards, report["pytorch"]))
+    low, high = cards[0].tests.depth_min, cards[0].tests.depth_max
     if low == high:
         print(f"WARNING: the reference is {low:g} m everywhere: equal, but an untrained or dead "
               "network", file=sys.stderr)  # fmt: skip
-    if not parity.passed:
-        older = f"; {out} is still the older file" if out.exists() else ""
-        print(f"export.py: {file} is written but does NOT equal PyTorch: {parity.max_abs:.2e} m "
-              f"> {parity.limit:.2e} m{older}", file=sys.stderr)  # fmt: skip
-    return 0 if parity.passed else 3
+
+
+def say(text: str) -> None:
+    """Progress, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"export.py: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ load as they are.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import hashlib
+import json
 import math
 import os
 import re
+import subprocess
 import threading
 import urllib.request
 import zipfile
@@ -35,10 +38,12 @@ IMAGENET_URL = (
 )
 SWIN_URL = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 FORMAT = "litedepth-1"  # written into every checkpoint; raised when an old file could be misread
+CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
 
 
 class CheckpointError(ValueError):
-    """A weights file that cannot be used; the message names the file, the keys and the cure."""
+    """A weights or calibration file that cannot be used; the message names the file, the keys and
+    the cure."""
 
 
 # ------------------------------------------------------------------------------- Sec. 3.1, encoder
@@ -366,6 +371,53 @@ def merge_normalization(model: LiteDepth) -> LiteDepth:
     return merged.train(model.training)
 
 
+# --------------------------------------------------------------------- calibration, ours (no Eq.)
+
+
+def calibrate(model: LiteDepth, scale: float, shift: float) -> LiteDepth:
+    """A copy whose depth is d' = max(0, scale d_hat + shift), at no cost: the last convolution
+    computes y, the network returns d_hat = relu(y), and the copy relu(scale y + shift).
+
+    shift in metres; scale 1000 and shift 0 give millimetres. Exact but where the network says 0
+    (y <= 0) and shift > 0: max(0, ...) is the shift there, the copy's depth is between 0 and the
+    shift. The arithmetic is double, the copy's weights are of the original's type. Works on merged
+    networks too, before or after; model_args stay. Raises ValueError: a teacher, a scale that is
+    not positive, anything that is not finite.
+    """
+    if not isinstance(model, LiteDepth):
+        raise ValueError("a teacher is not calibrated: only the student is deployed")
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
+        raise ValueError(f"wanted a scale > 0 and a finite shift, got {scale} and {shift}")
+    calibrated = copy.deepcopy(model)
+    depth = calibrated.decoder.depth
+    depth.weight.data = (scale * depth.weight.detach().double()).to(depth.weight)
+    depth.bias.data = (scale * depth.bias.detach().double() + shift).to(depth.bias)
+    return calibrated
+
+
+def read_calibration(path: str | os.PathLike) -> dict:
+    """What evaluate.py --calibrate wrote: "scale", "shift_m" (metres) and how they were found.
+
+    Raises CheckpointError for a file that is missing, of another kind, or impossible.
+    """
+    path, cure = Path(path), "make one with evaluate.py --calibrate SPLIT"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such calibration file; {cure}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise CheckpointError(f"{path}: not readable as JSON ({reason}); {cure}") from error
+    if not isinstance(content, dict) or content.get("format") != CALIBRATION:
+        raise CheckpointError(f"{path}: not a calibration (no {CALIBRATION!r} mark); {cure}")
+    for name in ("scale", "shift_m"):
+        value = content.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and abs(value) < 1e9 and (name != "scale" or value > 0)):  # NaN fails too
+            raise CheckpointError(f"{path}: {name} {value!r} cannot be; {cure}")
+    return content
+
+
 # ------------------------------------------------------------------------------- Sec. 3.4, Fig. 5
 
 # name: embedding width, blocks and attention heads of the four stages, public ImageNet weights
@@ -628,6 +680,23 @@ def create(model: str = "student", **model_args: object) -> DepthNetwork:
 
 
 # ------------------------------------------------------------------- checkpoints and public weights
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """{"commit", "dirty"} of these files' repository; None where git or the repository is not."""
+
+    def git(*command: str) -> str | None:
+        here = Path(__file__).resolve().parent
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> None:

@@ -3,6 +3,8 @@
     python predict.py photo.jpg folder/ clip.mp4 --model runs/student/best.pt --out depths
         <stem>_depth.png   16 bit, millimetres, 0 = no depth, at the picture's own size
         <stem>_color.png   picture | depth | colour bar in metres (a video: <stem>_color.mp4)
+        <stem>.ply         with --ply: coloured points in metres
+    python predict.py --benchmark --model model.tflite          run time on this device (Table 2)
 
 No ground truth is needed. With a .tflite this file runs alone on a Raspberry Pi: numpy, opencv and
 ai-edge-litert are all it imports. Exit code: 0 = all done, 1 = some inputs skipped (named on
@@ -13,13 +15,22 @@ camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import hashlib
+import io
 import itertools
+import json
 import math
 import os
+import platform
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,7 +52,10 @@ DEFAULTS = [f"runs/{run}/{name}" for run in ("student", "distilled")
             for name in ("best.pt", "model.tflite")]  # fmt: skip
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+PAPER, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
+
+
+FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
 
 
 class PredictError(ValueError):
@@ -179,6 +193,89 @@ def panel(
     return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
 
 
+# ----------------------------------------------------------- the .tflite and what it says of itself
+
+
+def seal(content: bytes, metadata: dict) -> bytes:
+    """A TFLite flatbuffer -> the file that `read_metadata` and every TFLite runtime read.
+
+    The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
+    associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
+    it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
+    The same in gives the same bytes out. Raises PredictError for what `read_metadata` would refuse.
+    """
+    if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
+        raise PredictError("only a bare TFLite flatbuffer can be sealed, and only once")
+    content += bytes(-len(content) % 16)
+    digest = hashlib.sha256(content).hexdigest()
+    stamp = {"format": FORMAT, "bytes": len(content), "sha256": digest}
+    metadata = stamp | metadata | stamp  # first, whatever an older file's metadata say
+    _check_tensors(metadata, "sealing")
+    member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(member, json.dumps(metadata, indent=1, allow_nan=False) + "\n")
+    return file.getvalue()
+
+
+def read_metadata(content: bytes, name: str) -> dict:
+    """What `seal` wrote into a .tflite, after its length and checksum were verified.
+
+    To be called before an interpreter sees the bytes: one that is given a damaged flatbuffer may
+    crash. name: the file's, for messages. Raises PredictError for a file that is cut, damaged,
+    foreign, older than `seal` or of another format.
+    """
+    anew = "copy it anew, or write it again with export.py"
+    if content[4:8] != b"TFL3":
+        raise PredictError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
+    if content[-22:-18] != b"PK\5\6":
+        raise PredictError(
+            f"{name}: no {MEMBER} at its end, so it is cut short (copy it anew), or older or "
+            "foreign (write it again with export.py)"
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            member = archive.getinfo(MEMBER)
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed")
+            metadata = json.loads(archive.read(MEMBER))
+            form, *stamp = (metadata[key] for key in ("format", "bytes", "sha256"))
+    # All that zipfile and json raise on bytes that are not what they should be.
+    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError) as error:  # fmt: skip
+        raise PredictError(f"{name}: its {MEMBER} is damaged ({error!r}): {anew}") from error
+    if form != FORMAT:
+        raise PredictError(
+            f"{name}: format {form!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
+            "that lies beside the export.py that wrote it, or export anew"
+        )
+    start = member.header_offset
+    if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
+        raise PredictError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
+    _check_tensors(metadata, name)
+    return metadata
+
+
+def _check_tensors(metadata: dict, name: str) -> None:
+    """Raises PredictError unless the metadata names a precision and tensors known here."""
+    told = {key: metadata.get(key) for key in ("precision", "input", "output")}
+    try:
+        (H, W), (h, w) = told["input"]["size"], told["output"]["size"]
+        source = told["input"] | {"range": list(told["input"]["range"])}
+        fine = (
+            isinstance(told["precision"], str)
+            and all(type(n) is int and n > 0 for n in (H, W, h, w))
+            and source.items() >= {"layout": "NHWC", "channels": "RGB", "range": [0, 255]}.items()
+            and told["output"].items() >= {"layout": "NHWC", "dtype": "float32"}.items()
+            and source["dtype"] in ("float32", "uint8") and told["output"]["unit"] in ("m", "mm")
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise PredictError(f"{name}: {MEMBER} describes tensors that predict.py cannot use: {told}")
+
+
 # ----------------------------------------------------------------------------- picture -> metres
 
 
@@ -190,39 +287,75 @@ def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours."""
+    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours.
+
+    bilinear takes the `cells` of a map that the network's graph has enlarged already; holes (<= 0,
+    NaN, inf) do not mix: their cells become 0.
+    """
     (h, w), (H, W) = depth.shape, size
     if how == "bilinear":
-        return cv2.resize(depth, (W, H), interpolation=cv2.INTER_LINEAR)
+        depth = cells(depth)
+        known = np.isfinite(depth) & (depth > 0)
+        mix = functools.partial(cv2.resize, dsize=(W, H), interpolation=cv2.INTER_LINEAR)
+        if known.all():
+            return mix(depth)
+        share = mix(known.astype(np.float32)).clip(min=1e-6)  # of each pixel, that is no hole
+        mixed = mix(np.where(known, depth, np.float32(0))) / share
+        return np.where(resize_depth(known, size, "nearest"), mixed, np.float32(0))
     rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
     cols = (2 * np.arange(W) + 1) * w // (2 * W)
-    return depth[rows[:, None], cols]
+    return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]
+
+
+def cells(depth: np.ndarray) -> np.ndarray:
+    """One value for each block of a map (h, w) that was enlarged by nearest; others as they are.
+
+    The blocks of such a map are of one size, to a pixel. Under 8 a side are no network's but those
+    of a scene that is flat by chance.
+    """
+    corners = []
+    for side in (depth, depth.T):
+        starts = np.flatnonzero(np.r_[True, (side[1:] != side[:-1]).any(1)])
+        if len(starts) < 8 or np.ptp(np.diff(starts, append=len(side))) > 1:
+            return depth
+        corners.append(starts)
+    return depth[np.ix_(*corners)]
 
 
 class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
-    run: raw RGB float32 (*size, 3) -> (*size) metres. `milliseconds` holds each run's time.
+    run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
+    the copies in and out, on the last input (None: they cannot be told apart). `milliseconds` holds
+    the time of each run.
     """
 
-    def __init__(self, run: Callable, size: tuple[int, int], resize: str, about: str) -> None:
+    def __init__(
+        self, run: Callable, size: tuple[int, int], resize: str, about: str, *,
+        dtype: str = "float32", invoke: Callable | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.size, self.resize, self.about = run, size, resize, about
+        self.dtype, self.invoke = dtype, invoke
         self.milliseconds: list[float] = []
-        run(np.zeros((*size, 3), np.float32))  # the first run is slow; it also tries the graph
+        run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        image = resize_picture(rgb, self.size).astype(np.float32)
+        return resize_depth(self.native(rgb), rgb.shape[:2], self.resize)
+
+    def native(self, rgb: np.ndarray) -> np.ndarray:
+        """The network's own map (h, w) of the picture, as it comes out of `run`."""
+        image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)
         self.milliseconds.append(1000 * (time.perf_counter() - start))
-        return resize_depth(depth, rgb.shape[:2], self.resize)
+        return depth
 
 
 def load_predictor(
     path: str | os.PathLike, *, image_size: tuple[int, int] | None = None,
     resize: str = "nearest", threads: int | None = None, device: str = "auto",
 ) -> Predictor:  # fmt: skip
-    """A .pt written by `model.save` or a .tflite written by export.py, ready to be called.
+    """A .pt written by `model.save` or a .tflite written by export.py (see `seal`), to be called.
 
     image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that does
     not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
@@ -235,19 +368,19 @@ def load_predictor(
     if path.suffix == ".tflite":
         if device == "cuda":
             say("notice: --device cuda does nothing here: a .tflite runs on the CPU")
-        run, size = _load_tflite(path, threads)
+        run, size, precision, extra = _load_tflite(path, threads)
         if image_size not in (None, size):
             shape = f"{size[0]}x{size[1]}"
             raise PredictError(
                 f"{path} takes {shape} only: give --image_size {shape}, or leave it out"
             )
-        about = f"TFLite, threads {threads or 1}"
+        about = f"TFLite {precision}, threads {threads or 1}"
     elif path.suffix == ".pt":
         run, own, about = _load_checkpoint(path, threads, device)
-        size = image_size or own
+        size, extra = image_size or own, {}
     else:
         raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
-    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}")
+    return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}", **extra)
 
 
 def usable_cores() -> int:
@@ -256,7 +389,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, int]]:
+def _load_tflite(
+    path: Path, threads: int | None
+) -> tuple[Callable, tuple[int, int], str, dict[str, object]]:
+    content = path.read_bytes()
+    metadata = read_metadata(content, str(path))
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -264,30 +401,34 @@ def _load_tflite(path: Path, threads: int | None) -> tuple[Callable, tuple[int, 
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
             raise PredictError(f"{path} needs a runtime: pip install ai-edge-litert") from None
-    try:
-        interpreter = Interpreter(str(path), num_threads=threads or 1)
+    try:  # the verified bytes, not the file, which may have changed
+        interpreter = Interpreter(model_content=content, num_threads=threads or 1)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PredictError(f"{path}: not a readable .tflite (cut short?): {reason}") from error
-    sides = interpreter.get_input_details(), interpreter.get_output_details()
-    shapes = [[tuple(int(n) for n in t["shape"]) for t in side] for side in sides]
-    size = shapes[0][0][1:3]
-    floats = all(t["dtype"] == np.float32 for side in sides for t in side)
-    if shapes != [[(1, *size, 3)], [(1, *size, 1)]] or not floats:
-        types = [[np.dtype(t["dtype"]).name for t in side] for side in sides]
         raise PredictError(
-            f"{path}: wanted float32 1xHxWx3 (RGB 0..255) in and 1xHxWx1 (metres) out; this graph "
-            f"has {shapes[0]} {types[0]} in and {shapes[1]} {types[1]} out. Use one of export.py"
+            f"{path}: whole, but this TFLite runtime cannot run it; pip install "
+            f"ai-edge-litert==2.1.6 is known to: {reason}"
+        ) from error
+    sides = interpreter.get_input_details(), interpreter.get_output_details()
+    found = [[(tuple(t["shape"].tolist()), np.dtype(t["dtype"]).name) for t in s] for s in sides]
+    size, dtype = tuple(metadata["input"]["size"]), metadata["input"]["dtype"]
+    said = [[((1, *size, 3), dtype)], [((1, *metadata["output"]["size"], 1), "float32")]]
+    if found != said:
+        raise PredictError(
+            f"{path}: its {MEMBER} says {said[0]} in and {said[1]} out, the graph has {found[0]} "
+            f"and {found[1]}: write it again with export.py"
         )
     source, target = sides[0][0]["index"], sides[1][0]["index"]
+    per_metre = {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
 
     def run(image: np.ndarray) -> np.ndarray:
         interpreter.set_tensor(source, image[None])
         interpreter.invoke()
-        return interpreter.get_tensor(target)[0, :, :, 0]
+        depth = interpreter.get_tensor(target)[0, :, :, 0]
+        return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    return run, size
+    return run, size, metadata["precision"], {"dtype": dtype, "invoke": interpreter.invoke}
 
 
 def _load_checkpoint(
@@ -321,6 +462,217 @@ def _load_checkpoint(
 
     own = tuple(checkpoint.get("image_size") or (480, 640))
     return run, own, f"PyTorch, {device}, threads {torch.get_num_threads()}"
+
+
+# ----------------------------------------------------------------- Table 2, run time on this device
+
+
+def benchmark(
+    load: Callable[[int], Predictor], picture: np.ndarray | None, threads: Iterable[int], *,
+    warmup: int, runs: int, root: Path = Path("/"),
+) -> dict:  # fmt: skip
+    """Run times in ms for each thread count, and what they depend on, for `benchmark_table`.
+
+    load: thread count -> predictor. picture: RGB u8 of any size; None: noise of the network's. Per
+    count, after `warmup` runs: `runs` times the network alone (copies in and out excluded, as far
+    as `Predictor.invoke` is known) and `runs` times the whole path (picture resized, copied in,
+    run, copied out, depth resized). root: above proc/ and sys/ (tests have their own).
+    """
+    start, rows = machine(root), []
+    for count in threads:
+        predictor = load(count)
+        if picture is None:
+            picture = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3), np.uint8)
+        for _ in range(warmup):
+            predictor(picture)
+        before = machine(root)  # after the warm-up: an idle clock is low
+        image = resize_picture(picture, predictor.size).astype(predictor.dtype)
+        network = predictor.invoke or functools.partial(predictor.run, image)
+        rows.append({
+            "threads": count, "about": predictor.about, "network_ms": spread(network, runs),
+            "whole_ms": spread(functools.partial(predictor, picture), runs), "before": before,
+            "after": machine(root),
+        })  # fmt: skip
+    return {
+        "picture": list(picture.shape[:2]), "runs": runs, "warmup": warmup, "start": start,
+        "threads": rows, "warnings": doubts(start, rows),
+    }  # fmt: skip
+
+
+def spread(call: Callable, runs: int) -> dict[str, float]:
+    """Milliseconds of `runs` calls: median, tail, and Table 2's Average and STD."""
+    ends = [time.perf_counter()]
+    for _ in range(runs):
+        call()
+        ends.append(time.perf_counter())
+    ms = 1000 * np.diff(ends)
+    p50, p90, p99 = np.percentile(ms, (50, 90, 99)).tolist()
+    return {"p50": p50, "p90": p90, "p99": p99, "mean": float(ms.mean()), "std": float(ms.std())}
+
+
+def machine(root: Path) -> dict:
+    """What this computer tells of itself now; None where it does not.
+
+    cpu, cores, governor; mhz: the fastest core's; celsius: the hottest zone's; load: of the last
+    minute; throttled: the bits of a Raspberry Pi's firmware, see `THROTTLED`. They are looked at
+    beside the MHz because the Pi's kernel does not count its firmware's throttling in those.
+    """
+
+    def read(pattern: str) -> list[str]:
+        found = []
+        for path in sorted(root.glob(pattern)):
+            with contextlib.suppress(OSError):  # some sensors exist and cannot be read
+                found.append(path.read_text(errors="replace").strip("\0\n "))
+        return found
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(text) for text in read(pattern) if re.fullmatch(r"-?\d+", text)]
+
+    cpu = read("proc/device-tree/model")
+    cpu += re.findall(r"(?m)^model name\s*: (.+)$", "\n".join(read("proc/cpuinfo")))
+    mhz = [khz / 1000 for khz in numbers("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")]
+    celsius = [t / 1000 for t in numbers("sys/class/thermal/thermal_zone*/temp")]
+    bits = read("sys/devices/platform/soc*/*/get_throttled")  # hexadecimal
+    if not bits and (command := shutil.which("vcgencmd")):
+        done = subprocess.run([command, "get_throttled"], capture_output=True, text=True)
+        bits = [done.stdout.strip().removeprefix("throttled=0x")]
+    bits = [int(text, 16) for text in bits if re.fullmatch("[0-9a-f]+", text)]
+    load = read("proc/loadavg")
+    return {
+        "cpu": f"{(cpu or [platform.processor() or 'CPU'])[0]}, {platform.machine()}",
+        "cores": usable_cores(),
+        "governor": (read("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor") or [None])[0],
+        "mhz": max(mhz, default=None),
+        "celsius": max((t for t in celsius if -50 < t < 150), default=None),
+        "throttled": bits[0] if bits else None,
+        "load": float(load[0].split()[0]) if load else None,
+    }
+
+
+# Bit of get_throttled -> meaning; 16 bits higher the same: has happened earlier.
+THROTTLED = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
+
+
+def doubts(start: dict, rows: list[dict]) -> list[str]:
+    """Reasons not to trust the run times, each in one line with its cure."""
+    told = []
+    if (start["load"] or 0) >= 0.5:
+        told.append(f"load average {start['load']:g} before the start: something else runs here, "
+                    "or just did; wait, or stop it")  # fmt: skip
+    if start["governor"] == "powersave":
+        told.append("governor powersave: the clock may stay low; echo performance | sudo tee "
+                    "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor")  # fmt: skip
+    for row in rows:
+        before, after = row["before"]["mhz"], row["after"]["mhz"]
+        if before and after and after < 0.95 * before:
+            told.append(f"threads {row['threads']}: the clock fell from {before:.0f} to "
+                        f"{after:.0f} MHz: heat or a weak supply; cool it and repeat")  # fmt: skip
+    states = [state for row in rows for state in (row["before"], row["after"])]
+    hottest = max((s["celsius"] for s in states if s["celsius"] is not None), default=0)
+    if hottest >= 80:
+        told.append(f"{hottest:.0f} C: a Raspberry Pi slows down from 80 C on; give it a heat sink "
+                    "or a fan, and repeat")  # fmt: skip
+    earlier, bits = start["throttled"] or 0, 0
+    for now in (s["throttled"] or 0 for s in states):
+        bits |= now | (now & ~earlier) >> 16
+    if names := [name for bit, name in THROTTLED.items() if bits >> bit & 1]:
+        told.append(f"the firmware reports {', '.join(names)}: better supply or cooling needed")
+    return told
+
+
+def benchmark_table(report: dict) -> str:
+    """The report of `benchmark` for the terminal."""
+    start, (H, W) = report["start"], report["picture"]
+
+    def state(s: dict) -> str:
+        mhz, celsius = ("-" if s[k] is None else round(s[k]) for k in ("mhz", "celsius"))
+        return f"{mhz:>6}{celsius:>5}"
+
+    about = [start["cpu"], f"{start['cores']} cores"]
+    about += [f"{k} {start[k]}" for k in ("governor", "load") if start[k] is not None]
+    about += [f"throttled {start['throttled']:#x}"] if start["throttled"] is not None else []
+    kinds = {"network_ms": ("p50", "p90", "p99", "mean", "std"), "whole_ms": ("p50", "p90")}
+    lines = [
+        ", ".join(about),
+        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone, "
+        "without copies in and out",
+        f"whole: from a {H}x{W} picture to its depth. MHz, C: after the runs; at the start "
+        + state(start),
+        f"{'':<8}{'network':>40}{'whole':>16}",
+        f"{'threads':<8}" + "".join(f"{k:>8}" for keys in kinds.values() for k in keys)
+        + "   MHz    C",
+    ]  # fmt: skip
+    for row in report["threads"]:
+        figures = "".join(f"{row[kind][k]:>8.2f}" for kind, keys in kinds.items() for k in keys)
+        lines.append(f"{row['threads']:<8}{figures}{state(row['after'])}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------ point cloud
+
+
+def camera(
+    known: dict | None, stem: str, size: tuple[int, int], to: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of the picture `stem` of size (H, W) when it is resized to `to`.
+
+    known: fx, fy, cx, cy and perhaps width, height of the pictures they are for, or "frames" with
+    one such entry per stem; None: a guess, the Kinect's 63 degrees along the longer side. A pixel's
+    centre is at whole numbers. Raises PredictError.
+    """
+    H, W = size
+    f = 518.858 * max(H, W) / 640
+    entry = {"fx": f, "fy": f, "cx": (W - 1) / 2, "cy": (H - 1) / 2} if known is None else known
+    try:
+        entry = entry["frames"][stem] if "frames" in entry else entry
+        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
+        h, w = float(entry.get("height", H)), float(entry.get("width", W))
+        if not (min(fx, fy, w, h) > 0 and math.isfinite(fx + fy + cx + cy + w + h)):
+            raise ValueError(f"impossible: {entry}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PredictError(f"--intrinsics has no camera for {stem!r} ({error!r})") from None
+    if abs(math.log(W * h / (H * w))) > 0.02:
+        raise PredictError(
+            f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
+            "another camera, cropped or turned"
+        )
+    sy, sx = to[0] / h, to[1] / w
+    return fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+
+
+def point_cloud(
+    rgb: np.ndarray, native: np.ndarray, K: tuple[float, float, float, float], *,
+    how: str, edge: float, near_far: tuple[float, float] | None,
+) -> np.ndarray:  # fmt: skip
+    """RGB u8 (H, W, 3), a map (h, w) of it in metres, fx fy cx cy -> x y z red green blue, (n,).
+
+    x right, y up, z towards the viewer, metres: viewers (MeshLab, CloudCompare, Open3D) look along
+    -z with y up, so the cloud opens as the camera saw it. (x, -y, -z) is the camera's own frame,
+    that of `losses.back_project`. One point per pixel; how: see `resize_depth`. Left out are holes,
+    what lies outside near_far, and what differs by more than the ratio `edge` from the cell it
+    stands in: it would fly between the two sides of an edge.
+    """
+    size, (near, far) = rgb.shape[:2], near_far or (0, math.inf)
+    depth, own = resize_depth(native, size, how), resize_depth(native, size, "nearest")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = np.abs(np.log(depth / own)) <= math.log(edge)  # False for holes
+    v, u = np.nonzero(keep & (depth > 0) & (depth >= near) & (depth <= far))
+    z, (fx, fy, cx, cy) = depth[v, u], K
+    kinds = [(k, "<f4") for k in "xyz"] + [(k, "u1") for k in ("red", "green", "blue")]
+    xyz = (u - cx) / fx * z, (cy - v) / fy * z, -z
+    return np.rec.fromarrays([*xyz, *rgb[v, u].T], dtype=kinds)
+
+
+def ply(points: np.ndarray) -> bytes:
+    """Records of `point_cloud` -> a binary PLY file."""
+    kinds = {"<f4": "float", "|u1": "uchar"}
+    lines = [
+        "ply", "format binary_little_endian 1.0",
+        "comment metres; x right, y up, z towards the viewer",
+        "comment (x, -y, -z): x right, y down, z forward", f"element vertex {len(points)}",
+        *(f"property {kinds[kind]} {name}" for name, kind in points.dtype.descr), "end_header\n",
+    ]  # fmt: skip
+    return "\n".join(lines).encode() + points.tobytes()
 
 
 # ----------------------------------------------------------------------------------- files in, out
@@ -423,25 +775,57 @@ def millimetres(depth_m: np.ndarray) -> np.ndarray:
     return np.rint(1000 * depth).clip(0, 65535).astype(np.uint16)
 
 
+class Smooth:
+    """A video's depth (H, W) in metres, frame by frame -> the same with less flicker.
+
+    Per pixel an exponential average of log depth: noise of the network is a *ratio* of depth. An
+    older frame weighs half as much after every `half_life`, in seconds and not in frames, so that
+    it looks alike at any frame rate; independent noise keeps (1 - a) / (1 + a) of its variance,
+    with a = 0.5 ** (seconds per frame / half_life). Where depth and average differ by more than the
+    ratio `reset`, something else is seen there: the average starts anew, so that moving edges
+    leave no trail. So it does after a hole; holes pass and never enter an average.
+    """
+
+    def __init__(self, half_life: float, reset: float) -> None:
+        self.half_life, self.reset = half_life, reset
+        self.average: np.ndarray | None = None  # of log depth; NaN after a hole
+
+    def __call__(self, depth: np.ndarray, seconds: float) -> np.ndarray:
+        """The next frame, `seconds` after the one before."""
+        now = np.log(np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(np.nan)))
+        old = now if self.average is None else self.average
+        a = 0.5 ** (seconds / self.half_life)
+        same = np.abs(now - old) <= math.log(self.reset)  # False for NaN
+        self.average = np.where(same, a * old + (1 - a) * now, now)
+        return np.where(same, np.exp(self.average), depth)
+
+
 def predict_video(
     capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path, *,
     near_far: tuple[float, float] | None, frames: bool, live: bool, show: bool,
-    notice: Callable[[np.ndarray], None] = lambda rgb: None,
+    notice: Callable[[np.ndarray], None] = lambda rgb: None, smooth: Smooth | None = None,
 ) -> int:  # fmt: skip
     """Every frame -> <out>/<name>_color.mp4, or a window if show; how many frames there were.
 
     One colour range for all frames: near_far, or that of the first HEAD frames. frames: also
-    <out>/<name>_frames/<index>_depth.png. live: Ctrl-C ends a recording and keeps it; a file's
-    video is written to its end or not at all. Raises PredictError, OSError.
+    <out>/<name>_frames/<index>_depth.png. smooth: a new one, for all that is written. live: Ctrl-C
+    ends a recording and keeps it; a file's video is written to its end or not at all. Raises
+    PredictError, OSError.
     """
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    fps = fps if 1 <= fps <= 240 else 30.0
+    start = time.perf_counter()
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        last = start
         while (frame := capture.read())[0]:
+            now = time.perf_counter()
             rgb = cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB)
             notice(rgb)
-            yield rgb, predictor(rgb)
+            depth = predictor(rgb)
+            yield rgb, smooth(depth, now - last if live else 1 / fps) if smooth else depth
+            last = now
 
-    start = time.perf_counter()
     pairs = read()
     head = list(itertools.islice(pairs, HEAD))
     if not head:
@@ -450,10 +834,8 @@ def predict_video(
     print(f"{name}: colours from {near:g} to {far:g} m" + (
         "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
     ))  # fmt: skip
-    fps = capture.get(cv2.CAP_PROP_FPS)
     if live:  # a camera promises 30 and the network may be slower: measure
-        fps = len(head) / (time.perf_counter() - start)
-    fps = fps if 1 <= fps <= 240 else 30.0
+        fps = min(max(1.0, len(head) / (time.perf_counter() - start)), 240.0)
     total = 0 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     target, part = out / f"{name}_color.mp4", out / f".{name}.{os.getpid()}.part.mp4"
     folder = out / f"{name}_frames"
@@ -524,15 +906,27 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="A picture of another shape than --image_size is stretched to it and the depth "
         "stretched back; you are told when the shapes differ by more than 2 %%.",
     )
-    add = p.add_argument
+    add = p.add_argument_group("what is read").add_argument
     add("inputs", nargs="*", metavar="INPUT",
         help="pictures, videos, or folders (their pictures, not those of sub-folders, in natural "
         "order: img2 before img10). Inputs of one stem are named after their folders")
     add("--camera", type=int, metavar="N",
         help="read camera N instead (0 is usually the first); ends with Ctrl-C, or q in the window")
+    add = p.add_argument_group("the network").add_argument
     add("--model", metavar="FILE",
         help=".pt of train.py or .tflite of export.py (default: the newest of "
         f"{', '.join(DEFAULTS)})")
+    add("--image_size", type=parse_size, metavar="HxW",
+        help="pictures are resized to this first; keep it at the training pictures' size "
+        "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
+        "own only")
+    add("--threads", type=int, metavar="N",
+        help="CPU threads of the network; 0 = all cores (default 1: it is so small that more pay "
+        "on an idle machine only, and cost on a busy one; try 4 on a Raspberry Pi. --benchmark: "
+        "1, 2, 4 .. all cores, to see what pays)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"],
+        help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
+    add = p.add_argument_group("what is written").add_argument
     add("--out", default="runs/predictions", metavar="DIR",
         help="where the results go (default runs/predictions); inputs are never overwritten, older "
         "results are")
@@ -540,24 +934,56 @@ def make_parser() -> argparse.ArgumentParser:
         help="ends of the colour bar in metres, such as 0.5,10; give it to compare pictures "
         "(default: 2nd to 98th percentile of each picture; of the first "
         f"{HEAD} frames of a video). The 16-bit PNG does not depend on it")
-    add("--resize", default="nearest", choices=["nearest", "bilinear"],
-        help="from the network's input size back to the picture's: nearest keeps only depths the "
+    add("--resize", choices=["nearest", "bilinear"],
+        help="from the network's map back to the picture's size: nearest keeps only depths the "
         "network gave; bilinear is smoother but invents depths between the two sides of an edge "
-        "(default nearest)")
-    add("--image_size", type=parse_size, metavar="HxW",
-        help="pictures are resized to this first; keep it at the training pictures' size "
-        "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
-        "own only")
+        "(default nearest; bilinear for the points of --ply)")
+    add("--ply", action="store_true",
+        help="pictures: also write <stem>.ply, a coloured point cloud in metres (x right, y up, z "
+        "towards the viewer) for MeshLab, CloudCompare, Open3D; points outside a given --range are "
+        "left out")
+    add("--intrinsics", type=parse_intrinsics, metavar="FILE|FX,FY,CX,CY[,W,H]",
+        help="--ply: the camera in pixels, of pictures W wide and H high (default: the size of "
+        "each), or an intrinsics.json with fx fy cx cy width height, or frames by stem (default: a "
+        "guess, 63 degrees along the longer side, the Kinect's)")
+    add("--ply_edge", type=number(float, 1), default=1.1, metavar="RATIO",
+        help="--ply: points that differ by more from the network's own depth there are left out: "
+        "they fly between the two sides of an edge (default 1.1, that is 10 %%)")
+    add = p.add_argument_group("videos and camera").add_argument
     add("--frames", action="store_true",
-        help="videos and camera: also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
+        help="also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
     add("--show", action="store_true",
         help="camera: show it in a window instead of recording it (needs a display)")
-    add("--threads", type=int, default=1, metavar="N",
-        help="CPU threads of the network; 0 = all cores (default 1: it is so small that more pay "
-        "on an idle machine only, and cost on a busy one; try 4 on a Raspberry Pi)")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"],
-        help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
+    add("--smooth", nargs="?", const=0.2, type=number(float, 1e-3), metavar="SECONDS",
+        help="less flicker: average each pixel's depth over time; a frame weighs half as much "
+        "after SECONDS (0.2 where no number follows; INPUT goes before the flag). What moves lags "
+        "by 1.4 SECONDS, unless it jumps, see --smooth_reset (default: off)")
+    add("--smooth_reset", type=number(float, 1.001), default=1.2, metavar="RATIO",
+        help="--smooth starts anew where depth changes by more than this: lower lets less smear, "
+        "higher takes stronger flicker away (default 1.2, that is 20 %%)")
+    add = p.add_argument_group("run time on this device (Table 2)").add_argument
+    add("--benchmark", action="store_true",
+        help="time the network and write no depth: on INPUT, one picture, or on noise. Let the "
+        "machine idle a minute before; what makes the figures doubtful is told below them")
+    add("--runs", type=number(int, 1), default=200, metavar="N",
+        help="timed runs per thread count (default 200)")
+    add("--warmup", type=number(int, 0), default=50, metavar="N",
+        help="runs before them, until the clock is up and the caches are full (default 50)")
+    add("--json", metavar="FILE", help="also write the figures there")
     return p
+
+
+def number(kind: type, low: float) -> Callable[[str], float]:
+    """An argparse type: a finite int or float that is at least `low`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)  # ValueError: argparse words it
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -577,6 +1003,20 @@ def parse_size(text: str) -> tuple[int, int]:
     if not match or min(int(match[1]), int(match[2])) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 480x640")
     return int(match[1]), int(match[2])
+
+
+def parse_intrinsics(text: str) -> dict:
+    """"518,519,319.5,239.5,640,480" or the name of a JSON file -> what `camera` reads."""
+    numbers = text.split(",")
+    if len(numbers) in (4, 6):
+        with contextlib.suppress(ValueError):
+            return dict(zip(("fx", "fy", "cx", "cy", "width", "height"), map(float, numbers)))
+    try:
+        return json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a readable JSON file ({error})"
+        ) from error
 
 
 def newest_model() -> Path:
@@ -604,17 +1044,36 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
-    live = args.camera is not None
-    if live == bool(args.inputs):
-        raise PredictError("give pictures, folders or videos, or else --camera N")
-    if args.threads < 0:
+    if args.threads is not None and args.threads < 0:
         raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
-    out = Path(args.out)
-    files = [] if live else collect(args.inputs)
-    if args.show and not live:
-        say("notice: --show does nothing here: it is for --camera")
-    if args.frames and not live and not any(p.suffix.lower() in VIDEOS for p in files):
-        say("notice: --frames does nothing here: it is for videos and --camera")
+    live, out = args.camera is not None, Path(args.out)
+    if live == bool(args.inputs) and not args.benchmark:
+        raise PredictError("give pictures, folders or videos, or else --camera N")
+    files = collect(args.inputs)
+    if args.benchmark and (live or len(files) > 1):
+        raise PredictError("--benchmark takes one picture as INPUT, or none")
+    model = Path(args.model) if args.model else newest_model()
+    load = functools.partial(
+        load_predictor, model, image_size=args.image_size, resize=args.resize or "nearest",
+        device=args.device,
+    )  # fmt: skip
+    if args.benchmark:
+        picture = read_picture(files[0]) if files else None
+        return run_benchmark(args, model, lambda n: load(threads=n), picture)
+    moving = live or any(p.suffix.lower() in VIDEOS for p in files)
+    still = any(p.suffix.lower() not in VIDEOS for p in files)
+    for flag, given, useful, what in (
+        ("--show", args.show, live, "--camera"), ("--ply", args.ply, still, "pictures"),
+        ("--frames", args.frames, moving, "videos and --camera"),
+        ("--smooth", args.smooth, moving, "videos and --camera"),
+        ("--intrinsics", args.intrinsics, args.ply, "--ply"),
+        ("--json", args.json, False, "--benchmark"),
+    ):  # fmt: skip
+        if given and not useful:
+            say(f"notice: {flag} does nothing here: it is for {what}")
+    if args.ply and still and args.intrinsics is None:
+        say("notice: --ply without --intrinsics: 63 degrees along the longer side (the Kinect) is "
+            "a guess; widths and heights, not distances, are wrong by as much as it is")
     names = output_names(files)
     # An input may lie in --out; a result must not take its place.
     taken = {p.resolve() for p in files} | {p.resolve().parent for p in files}
@@ -624,12 +1083,8 @@ def run(args: argparse.Namespace) -> int:
                 raise PredictError(f"{out / name}_{end} is an input itself: choose another --out")
         if name != path.stem:
             print(f"{path}: same stem as another input, written as {name}")
-    path = Path(args.model) if args.model else newest_model()
-    predictor = load_predictor(
-        path, image_size=args.image_size, resize=args.resize, threads=args.threads,
-        device=args.device,
-    )  # fmt: skip
-    print(f"model: {path}{'' if args.model else ' (the newest)'} ({predictor.about})")
+    predictor = load(threads=1 if args.threads is None else args.threads)
+    print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
     out.mkdir(parents=True, exist_ok=True)
     H, W = predictor.size
     stretched: list[tuple[int, int]] = []
@@ -641,7 +1096,13 @@ def run(args: argparse.Namespace) -> int:
             say(f"notice: {h}x{w} is stretched to the network's {H}x{W} (and back); depth may "
                 "suffer. Said once")  # fmt: skip
 
-    options = {"near_far": args.near_far, "frames": args.frames, "notice": notice}
+    def video(capture: cv2.VideoCapture, name: str, live: bool, show: bool) -> int:
+        smooth = Smooth(args.smooth, args.smooth_reset) if args.smooth else None
+        return predict_video(
+            capture, name, predictor, out, near_far=args.near_far, frames=args.frames, live=live,
+            show=show, notice=notice, smooth=smooth,
+        )  # fmt: skip
+
     if live:
         capture = cv2.VideoCapture(args.camera)
         if not capture.isOpened():
@@ -652,29 +1113,35 @@ def run(args: argparse.Namespace) -> int:
         if args.show and not display:
             say("notice: no display here, so --show is off and the camera is recorded")
         name = f"camera{args.camera}_{time.strftime('%Y%m%d-%H%M%S')}"  # keeps older recordings
-        show = args.show and display
-        done = predict_video(capture, name, predictor, out, live=True, show=show, **options)
+        done = video(capture, name, True, args.show and display)
         skipped, empty = 0, 0
     else:
         done, skipped, empty = 0, 0, 0
         for path, name in progress(list(zip(files, names)), len(files), "pictures"):
             try:
                 if path.suffix.lower() in VIDEOS:
-                    capture = cv2.VideoCapture(str(path))
-                    done += predict_video(
-                        capture, name, predictor, out, live=False, show=False, **options
-                    )
+                    done += video(cv2.VideoCapture(str(path)), name, False, False)
                     continue
                 rgb = read_picture(path)
+                # A map of 32x40 cells fills no 12 megapixels: no more points than (H, W) has.
+                to = min(rgb.shape[:2], (H, W), key=math.prod)
+                K = camera(args.intrinsics, path.stem, rgb.shape[:2], to) if args.ply else None
             except PredictError as error:
                 say(f"skipped {path}: {error}")
                 skipped += 1
                 continue
             notice(rgb)
-            depth = predictor(rgb)
+            native = predictor.native(rgb)
+            depth = resize_depth(native, rgb.shape[:2], predictor.resize)
             near, far = args.near_far or auto_range([depth])
             write_picture(out / f"{name}_depth.png", millimetres(depth))
             write_picture(out / f"{name}_color.png", panel(rgb, None, depth, near, far))
+            if K:
+                points = point_cloud(
+                    resize_picture(rgb, to), native, K, how=args.resize or "bilinear",
+                    edge=args.ply_edge, near_far=args.near_far,
+                )  # fmt: skip
+                write_file(out / f"{name}.ply", ply(points))
             empty += not (depth > 0).any()
             done += 1
     if empty:
@@ -682,6 +1149,26 @@ def run(args: argparse.Namespace) -> int:
     spent = statistics.median(predictor.milliseconds or [0.0])
     print(f"{done} pictures, {skipped} skipped, {spent:.1f} ms each (network, median) -> {out}")
     return 0 if not skipped else 1 if done else 2
+
+
+def run_benchmark(
+    args: argparse.Namespace, model: Path, load: Callable, picture: np.ndarray | None
+) -> int:
+    """`run` for --benchmark."""
+    cores = usable_cores()
+    threads = sorted({1 << k for k in range(cores.bit_length())} | {cores})
+    threads = threads if args.threads is None else [args.threads or cores]
+    report = benchmark(load, picture, threads, warmup=args.warmup, runs=args.runs)
+    about = re.sub(r", threads \d+", "", report["threads"][0]["about"])
+    print(f"model: {model} ({about})\n{benchmark_table(report)}")
+    for text in report["warnings"]:
+        say(f"WARNING: {text}")
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        report |= {"model": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+        report["python"] = platform.python_version()
+        write_file(Path(args.json), (json.dumps(report, indent=1) + "\n").encode())
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -385,25 +384,14 @@ def installed(package: str) -> bool:
 
 def describe(args: argparse.Namespace, **facts: object) -> dict:
     """args.json: every flag, and what else decided the run."""
-
-    def git(*command: str) -> str | None:
-        here = Path(__file__).resolve().parent
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    git = model.git_state()
     packages = ("torch", "numpy", "opencv-python", "litedepth-kernels")
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in packages if installed(name)}
     return {
         **{k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "command": " ".join(sys.argv), "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": None if changes is None else bool(changes), "versions": versions, **facts,
+        "command": " ".join(sys.argv), "git_commit": git["commit"], "git_dirty": git["dirty"],
+        "versions": versions, **facts,
     }  # fmt: skip
 
 

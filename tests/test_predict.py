@@ -2,8 +2,6 @@
 
 import ast
 import os
-import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_device import described
 
 import predict
 
@@ -64,7 +63,9 @@ def networks(tmp_path_factory):
     network.decoder.depth.bias.data.fill_(3.0)
     folder = tmp_path_factory.mktemp("networks")
     model.save(folder / "best.pt", network)
-    (folder / "model.tflite").write_bytes(export.convert(network, (96, 128)))
+    (folder / "model.tflite").write_bytes(
+        predict.seal(export.convert(network, export.standard(network, (96, 128))), described())
+    )
     return folder
 
 
@@ -467,41 +468,6 @@ def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, ca
     monkeypatch.undo()
     predict.load_predictor(networks / "model.tflite", device="cuda")
     assert "--device cuda does nothing" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("shape, dtype", [((1, 3, 8, 8), "float32"), ((1, 8, 8, 3), "int32")])
-def test_foreign_graph_is_refused(tmp_path, shape, dtype):
-    tf = pytest.importorskip("tensorflow")
-    signature = [tf.TensorSpec(shape, dtype)]
-    graph = tf.function(lambda x: x[..., :1] * 2, input_signature=signature, autograph=False)
-    concrete = graph.get_concrete_function()
-    content = tf.lite.TFLiteConverter.from_concrete_functions([concrete], graph).convert()
-    (tmp_path / "foreign.tflite").write_bytes(content)
-    with pytest.raises(predict.PredictError, match=re.escape(f"[{shape}] ['{dtype}']")):
-        predict.load_predictor(tmp_path / "foreign.tflite")
-
-
-BLOCKED = """
-import sys
-for name in ("torch", "tensorflow", "tqdm", "data", "model", "evaluate", "export",
-             "litedepth_kernels"):
-    sys.modules[name] = None  # any import of it now fails
-import predict
-sys.exit(predict.main(sys.argv[1:]))
-"""
-
-
-def test_a_pi_needs_no_torch(networks, tmp_path):
-    write(tmp_path / "a.jpg", picture())
-    command = [sys.executable, "-c", BLOCKED, str(tmp_path / "a.jpg"), "--out", str(tmp_path / "o")]
-    for name, code in {"model.tflite": 0, "best.pt": 2}.items():
-        done = subprocess.run(
-            [*command, "--model", str(networks / name)], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-    assert "pip install torch" in done.stderr
-    assert millimetres(tmp_path / "o/a_depth.png").min() > 0
 
 
 def test_top_level_imports_are_few():

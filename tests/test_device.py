@@ -1,0 +1,742 @@
+"""Sec. 4.5: a .tflite on a device: what it says of itself, timing, smoothing, point clouds."""
+
+import ast
+import functools
+import hashlib
+import io
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import predict
+
+ROOT = Path(__file__).resolve().parent.parent
+FLATBUFFER = b"\x1c\0\0\0TFL3" + bytes(range(45))  # only its mark is looked at here
+
+
+def described(size=(96, 128), out=None, dtype="float32", unit="m", precision="fp32") -> dict:
+    """Metadata of a file that takes `size` and gives `out` (None: the same)."""
+    return {
+        "precision": precision,
+        "input": {"size": list(size), "dtype": dtype, "layout": "NHWC", "channels": "RGB",
+                  "range": [0, 255]},
+        "output": {"size": list(out or size), "dtype": "float32", "layout": "NHWC", "unit": unit},
+        "mean": [127.5] * 3, "std": [127.5] * 3, "calibration": None,
+    }  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- metadata
+
+
+def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
+    sealed = predict.seal(FLATBUFFER, described())
+    assert sealed[:53] == FLATBUFFER and sealed[53:64] == bytes(11) and sealed[64:68] == b"PK\3\4"
+    assert sealed == predict.seal(FLATBUFFER, described())  # nothing of the clock in it
+    metadata = predict.read_metadata(sealed, "m.tflite")
+    assert list(metadata)[:3] == ["format", "bytes", "sha256"] and metadata["bytes"] == 64
+    assert {k: metadata[k] for k in described()} == described()
+    with zipfile.ZipFile(io.BytesIO(sealed)) as archive:
+        assert archive.testzip() is None and archive.namelist() == ["litedepth.json"]
+        assert archive.infolist()[0].compress_type == zipfile.ZIP_STORED
+    (tmp_path / "m.tflite").write_bytes(sealed)
+    if unzip := shutil.which("unzip"):
+        command = [unzip, "-p", tmp_path / "m.tflite", "litedepth.json"]
+        done = subprocess.run(command, capture_output=True)
+        assert done.returncode == 0 and not done.stderr and json.loads(done.stdout) == metadata
+    if shasum := shutil.which("sha256sum"):
+        done = subprocess.run([shasum], input=sealed[:64], capture_output=True)
+        assert done.stdout.split()[0].decode() == metadata["sha256"]
+
+
+def test_every_cut_and_every_changed_byte_is_refused():
+    sealed = predict.seal(FLATBUFFER, described())
+    for keep in range(len(sealed)):
+        with pytest.raises(predict.PredictError, match="m.tflite: .*(export.py|tensors)"):
+            predict.read_metadata(sealed[:keep], "m.tflite")
+    whole, unnoticed = predict.read_metadata(sealed, "m.tflite"), []
+    for at in range(len(sealed)):
+        for flip in (1, 8, 128):
+            changed = sealed[:at] + bytes([sealed[at] ^ flip]) + sealed[at + 1 :]
+            try:
+                assert predict.read_metadata(changed, "m.tflite") == whole
+                unnoticed.append(at)
+            except predict.PredictError:
+                pass
+    assert min(unnoticed) >= 64  # dates and rights in the zip's headers; no flatbuffer byte
+
+
+@pytest.mark.parametrize("content, told", [
+    (b"", "not a TFLite file"), (b"<!DOCTYPE html>", "not a TFLite file"),
+    (FLATBUFFER, "older or foreign"), (FLATBUFFER + bytes(11), "older or foreign"),
+])  # fmt: skip
+def test_files_without_metadata_are_refused_with_the_cure(content, told):
+    with pytest.raises(predict.PredictError, match=f"m.tflite: .*{told}.*export.py"):
+        predict.read_metadata(content, "m.tflite")
+
+
+def repacked(metadata: object, name="litedepth.json", **options) -> bytes:
+    """A sealed file whose member is `metadata`, with a checksum that is right."""
+    file = io.BytesIO(FLATBUFFER + bytes(11))
+    with zipfile.ZipFile(file, "a", **options) as archive:
+        archive.writestr(name, metadata if isinstance(metadata, str) else json.dumps(metadata))
+    return file.getvalue()
+
+
+def test_other_formats_and_other_tensors_are_refused():
+    good = predict.read_metadata(predict.seal(FLATBUFFER, described()), "m.tflite")
+    assert predict.read_metadata(repacked(good), "m.tflite") == good
+    changes = [
+        ({"format": "litedepth-tflite-2"}, "format 'litedepth-tflite-2'.*export anew"),
+        ({"format": None}, "format None"), ({"bytes": 53}, "checksum"), ({"sha256": 0}, "checksum"),
+        ({"precision": None}, "tensors"), ({"input": {}}, "tensors"), ({"output": 3}, "tensors"),
+        ({"input": good["input"] | {"layout": "NCHW"}}, "NCHW"),
+        ({"input": good["input"] | {"size": [96]}}, "tensors"),
+        ({"input": good["input"] | {"size": [96, 0]}}, "tensors"),
+        ({"input": good["input"] | {"size": [96, "128"]}}, "tensors"),
+        ({"input": good["input"] | {"dtype": "int8"}}, "int8"),
+        ({"input": good["input"] | {"range": [0, 1]}}, "tensors"),
+        ({"output": good["output"] | {"unit": "inch"}}, "inch"),
+        ({"output": good["output"] | {"dtype": "int8"}}, "int8"),
+    ]  # fmt: skip
+    for change, told in changes:
+        with pytest.raises(predict.PredictError, match=told):
+            predict.read_metadata(repacked(good | change), "m.tflite")
+    for content in (repacked("{"), repacked("[]"), repacked(good, name="other.json"),
+                    repacked(good, compression=zipfile.ZIP_DEFLATED)):  # fmt: skip
+        with pytest.raises(predict.PredictError, match="m.tflite: "):
+            predict.read_metadata(content, "m.tflite")
+
+
+def test_only_what_can_be_read_is_sealed():
+    sealed = predict.seal(FLATBUFFER, described())
+    for content in (b"no flatbuffer", sealed):
+        with pytest.raises(predict.PredictError, match="bare TFLite flatbuffer"):
+            predict.seal(content, described())
+    with pytest.raises(predict.PredictError, match="sealing: .*inch"):
+        predict.seal(FLATBUFFER, described(unit="inch"))
+    with pytest.raises(ValueError):
+        predict.seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
+
+
+# ----------------------------------------------------------------------------------------- tensors
+
+
+@functools.cache
+def graph(size: tuple[int, int], step: int, dtype: str, scale: float) -> bytes:
+    """A flatbuffer: red / 50 * scale, averaged over step x step pixels; (1, H, W, 3) `dtype` in."""
+    tf = pytest.importorskip("tensorflow")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, *size, 3), dtype)], autograph=False)
+    def depth(x):
+        red = tf.cast(x, tf.float32)[..., :1] * (scale / 50)
+        return tf.nn.avg_pool2d(red, step, step, "VALID")
+
+    concrete = depth.get_concrete_function()
+    return tf.lite.TFLiteConverter.from_concrete_functions([concrete], depth).convert()
+
+
+@pytest.fixture
+def device_file(tmp_path):
+    """device_file(size, step, dtype, unit) -> a sealed .tflite whose depth is red / 50 metres."""
+
+    def make(size=(48, 64), step=1, dtype="float32", unit="m", **more) -> Path:
+        content = graph(size, step, dtype, 1000.0 if unit == "mm" else 1.0)
+        out = size[0] // step, size[1] // step
+        metadata = described(size, out, dtype, unit, **more)
+        path = tmp_path / f"{dtype}-{unit}-{step}.tflite"
+        path.write_bytes(predict.seal(content, metadata))
+        return path
+
+    return make
+
+
+def picture(h=48, w=64, seed=0) -> np.ndarray:
+    """A smooth colourful RGB picture."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    return cv2.resize(small, (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("unit", ["m", "mm"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_input_types_and_units(device_file, dtype, unit):
+    predictor = predict.load_predictor(device_file(dtype=dtype, unit=unit, precision="int8"))
+    rgb = picture()
+    depth = predictor(rgb)
+    assert depth.dtype == np.float32
+    np.testing.assert_allclose(depth, rgb[..., 0] / 50, rtol=1e-6)
+    assert predictor.about == "TFLite int8, threads 1, 48x64"
+
+
+def test_smaller_output_is_resized_to_the_picture(device_file):
+    path, rgb = device_file(step=8), picture(96, 128)
+    # 96x128 is halved to 48x64 by area, then averaged over 8x8: means of 16x16 pixels.
+    cells = rgb[..., 0].reshape(6, 16, 8, 16).mean((1, 3)) / 50
+    predictor = predict.load_predictor(path)
+    assert predictor.native(rgb).shape == (6, 8)
+    expected = np.repeat(np.repeat(cells, 16, 0), 16, 1)
+    np.testing.assert_allclose(predictor(rgb), expected, atol=0.011)  # u8 rounds the halved picture
+    smooth = predict.load_predictor(path, resize="bilinear")(rgb)
+    between = torch.nn.functional.interpolate(
+        torch.from_numpy(cells)[None, None], (96, 128), mode="bilinear", align_corners=False
+    )
+    np.testing.assert_allclose(smooth, between[0, 0], atol=0.011)
+
+
+@pytest.mark.parametrize("change", [
+    {"size": (64, 48)}, {"out": (24, 32)}, {"dtype": "uint8"}, {"size": (48, 65)},
+])  # fmt: skip
+def test_graph_that_is_not_as_described_is_refused(tmp_path, change):
+    metadata = described(**({"size": (48, 64), "out": (48, 64)} | change))
+    (tmp_path / "m.tflite").write_bytes(predict.seal(graph((48, 64), 1, "float32", 1.0), metadata))
+    with pytest.raises(predict.PredictError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
+        predict.load_predictor(tmp_path / "m.tflite")
+
+
+def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path, seen = device_file(), []
+    original = litert.Interpreter
+
+    def interpreter(model_path=None, model_content=None, **options):
+        seen.append((model_path, model_content))
+        return original(model_content=model_content, **options)
+
+    monkeypatch.setattr(litert, "Interpreter", interpreter)
+    whole = path.read_bytes()
+    predict.load_predictor(path)
+    assert seen == [(None, whole)]  # the bytes that were verified
+    for content in (whole[:-1], whole[:600] + b"\xff" + whole[601:], whole[:600]):
+        path.write_bytes(content)
+        with pytest.raises(predict.PredictError, match="copy it anew"):
+            predict.load_predictor(path)
+    assert len(seen) == 1
+    path.write_bytes(predict.seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
+    with pytest.raises(predict.PredictError, match="cannot run it"):
+        predict.load_predictor(path)
+
+
+# --------------------------------------------------------------------------------------- benchmark
+
+
+PI = {
+    "proc/cpuinfo": "processor : 0\nmodel name\t: ARMv7 rev 3\n\nModel\t: Raspberry Pi 4\n",
+    "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
+    "proc/loadavg": "0.12 0.30 0.20 1/150 4242\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "600000\n",
+    "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "1500000\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
+    "sys/class/thermal/thermal_zone0/temp": "48312\n",
+    "sys/class/thermal/thermal_zone1/temp": "-274000\n",  # a sensor that is not there
+    "sys/class/thermal/thermal_zone2/temp": "no number\n",
+    "sys/devices/platform/soc/soc:firmware/get_throttled": "50000\n",  # hexadecimal
+}  # fmt: skip
+
+
+@pytest.fixture
+def pi(tmp_path, monkeypatch):
+    """A fake Raspberry Pi's /proc and /sys; pi(file=text) changes a file, None takes it away."""
+    monkeypatch.setattr(predict.shutil, "which", lambda name: None)
+    root = tmp_path / "root"
+
+    def change(files: dict) -> Path:
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).unlink() if text is None else (root / name).write_text(text)
+        return root
+
+    change(PI)
+    return change
+
+
+def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
+    state = predict.machine(pi({}))
+    assert state["cpu"].startswith("Raspberry Pi 4 Model B Rev 1.4, ") and state["load"] == 0.12
+    assert state["mhz"] == 1500 and state["celsius"] == 48.312 and state["governor"] == "ondemand"
+    assert state["throttled"] == 0x50000 and state["cores"] == predict.usable_cores()
+    state = predict.machine(pi({"proc/device-tree/model": None}))
+    assert state["cpu"].startswith("ARMv7 rev 3, ")
+    bare = predict.machine(tmp_path / "absent")
+    assert [bare[k] for k in ("mhz", "celsius", "governor", "throttled", "load")] == [None] * 5
+    tool = tmp_path / "vcgencmd"
+    tool.write_text("#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x80008\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(predict.shutil, "which", lambda name: str(tool))
+    assert predict.machine(tmp_path / "absent")["throttled"] == 0x80008
+    tool.write_text("#!/bin/sh\necho VCHI initialization failed >&2; exit 255\n")
+    assert predict.machine(tmp_path / "absent")["throttled"] is None
+
+
+def test_spread_is_table_2s(monkeypatch):
+    ms = np.random.default_rng(0).permutation(np.arange(1.0, 102))  # 1 .. 101
+    clock = iter(np.cumsum([10_000, *ms]) / 1000)
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: next(clock))
+    calls = []
+    found = predict.spread(lambda: calls.append(1), 101)
+    assert len(calls) == 101 and found == pytest.approx(
+        {"p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": np.sqrt((101**2 - 1) / 12)}
+    )
+
+
+class Counted(predict.Predictor):
+    """Counts calls; `during` is called in each whole run."""
+
+    def __init__(self, invoke=True, during=lambda: None):
+        self.whole = self.alone = 0
+        self.during = during
+
+        def count():
+            self.alone += 1
+
+        super().__init__(lambda x: x[..., 0] / 50, (8, 8), "nearest", "toy", invoke=count)
+
+    def __call__(self, rgb):
+        self.whole += 1
+        self.during()
+        return super().__call__(rgb)
+
+
+def test_benchmark_sweeps_threads(pi):
+    made = {}
+
+    def load(count):
+        made[count] = Counted()
+        return made[count]
+
+    report = predict.benchmark(load, picture(), [1, 2, 4], warmup=3, runs=5, root=pi({}))
+    assert [row["threads"] for row in report["threads"]] == [1, 2, 4] == list(made)
+    assert all(p.whole == 8 and p.alone == 5 for p in made.values())
+    assert report["warnings"] == [] and report["picture"] == [48, 64]  # 0x5 was long ago
+    table = predict.benchmark_table(report).splitlines()
+    assert "Raspberry Pi 4" in table[0] and "ondemand" in table[0] and "0x50000" in table[0]
+    assert [line.split()[0] for line in table[-4:]] == ["threads", "1", "2", "4"]
+    assert all(line.split()[-2:] == ["1500", "48"] for line in table[-3:])
+    assert len({len(line) for line in table[-4:]}) == 1  # columns under their names
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("before, during, told", [
+    ({"proc/loadavg": "1.20 0.30 0.20 2/150 4242\n"}, {}, "load average 1.2 "),
+    ({"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"}, {}, "performance"),
+    ({}, {"sys/class/thermal/thermal_zone0/temp": "82100\n"}, "82 C"),
+    ({}, {"sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "1000000\n"}, "1500 to 1000"),
+    ({}, {"sys/devices/platform/soc/soc:firmware/get_throttled": "50004\n"}, "reports throttled:"),
+    ({}, {"sys/devices/platform/soc/soc:firmware/get_throttled": "d0000\n"},
+     "reports soft temperature limit:"),
+    ({"sys/devices/platform/soc/soc:firmware/get_throttled": "50005\n"}, {},
+     "under-voltage, throttled"),
+])  # fmt: skip
+def test_benchmark_tells_what_spoils_it(pi, before, during, told):
+    root = pi(before)
+    runs = []
+
+    def change():  # in the timed runs, after the 2 of the warm-up
+        runs.append(1)
+        if len(runs) > 2:
+            pi(during)
+
+    report = predict.benchmark(
+        lambda count: Counted(during=change), picture(), [1], warmup=2, runs=3, root=root
+    )
+    (text,) = report["warnings"]
+    assert told in text and "\n" not in text
+
+
+def test_benchmark_of_nothing_known(tmp_path):
+    """Not Linux: no warnings, dashes in the table; a .pt cannot tell the copies apart."""
+    made = Counted()
+    made.invoke = None
+    report = predict.benchmark(
+        lambda n: made, picture(), [1], warmup=0, runs=2, root=tmp_path / "absent"
+    )
+    assert report["warnings"] == [] and len(made.milliseconds) == 2
+    assert predict.benchmark_table(report).splitlines()[-1].split()[-2:] == ["-", "-"]
+
+
+def test_benchmark_command(device_file, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    path = device_file(dtype="uint8", step=8)
+    command = ["--benchmark", "--model", str(path), "--runs", "3", "--warmup", "1"]
+    assert predict.main([*command, "--json", "new/b.json"]) == 0
+    printed = capfd.readouterr()
+    assert [x.split()[0] for x in printed.out.splitlines()[-3:]] == ["1", "2", "3"]
+    assert "TFLite fp32, 48x64" in printed.out
+    report = json.loads(Path("new/b.json").read_text())
+    assert report["runs"] == 3 and report["picture"] == [48, 64] and "warnings" in report
+    assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    cv2.imwrite("a.png", picture(60, 80))
+    assert predict.main([*command, "--threads", "2", "a.png"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[-1].split()[0] == "2" and "60x80" in printed.out
+    assert not Path("runs").exists()
+    cv2.imwrite("b.png", picture())
+    for wrong in (["a.png", "b.png"], ["--camera", "0"], ["absent.png"], ["new"]):
+        assert predict.main([*command, *wrong]) == 2
+        assert capfd.readouterr().err.splitlines()[-1].startswith("predict.py: error: ")
+    for wrong in (["--runs", "0"], ["--warmup", "-1"]):
+        with pytest.raises(SystemExit):
+            predict.main([*command, *wrong])
+
+
+# --------------------------------------------------------------------------------------- smoothing
+
+
+@pytest.mark.parametrize("fps, half_life", [(30, 0.2), (10, 0.2), (30, 0.05)])
+def test_flicker_falls_by_the_ar1_factor(fps, half_life):
+    """x -> a s + (1 - a) x of white noise: variance (1-a)/(1+a), of differences 2 (1-a)^2/(1+a)."""
+    sigma, a = 0.01, 0.5 ** (1 / fps / half_life)
+    noise = np.random.default_rng(0).normal(0, sigma, (400, 64, 64))
+    scene = np.geomspace(0.5, 20, 64)  # the same share at each distance
+    smooth = predict.Smooth(half_life, 1.2)
+    out = [smooth((scene * np.exp(n)).astype(np.float32), 1 / fps) for n in noise]
+    assert out[0].dtype == np.float32
+    log = np.log(np.array(out[80:]) / scene)
+    assert log.var() / sigma**2 == pytest.approx((1 - a) / (1 + a), rel=0.03)
+    flicker = np.diff(log, axis=0).var() / sigma**2
+    assert flicker == pytest.approx(2 * (1 - a) ** 2 / (1 + a), rel=0.03)
+    assert abs(log.mean()) < sigma / 100  # no shift
+
+
+def test_step_is_followed_at_once_where_it_is_large():
+    smooth, dt = predict.Smooth(0.2, 1.2), 1 / 30
+    depth = np.full((4, 6), 2, np.float32)
+    for _ in range(5):
+        np.testing.assert_allclose(smooth(depth, dt), 2, rtol=1e-6)
+    depth[:, :2], depth[:, 2] = 1, 2.41  # nearer, farther by over 20 %: exactly the new depth
+    np.testing.assert_array_equal(smooth(depth, dt)[:, :3], depth[:, :3])
+    np.testing.assert_allclose(smooth(depth, dt), depth, rtol=1e-6)  # and nothing of it drags on
+
+
+def test_small_step_is_followed_by_half_in_each_half_life():
+    for fps in (10, 30, 120):
+        smooth = predict.Smooth(0.2, 1.2)
+        smooth(np.full((1, 1), 2, np.float32), 1 / fps)
+        for n in range(1, fps + 1):
+            got = smooth(np.full((1, 1), 2.2, np.float32), 1 / fps)[0, 0]
+            assert got == pytest.approx(2 * 1.1 ** (1 - 0.5 ** (n / fps / 0.2)), rel=1e-5)
+
+
+def test_holes_pass_and_never_enter_the_average():
+    smooth = predict.Smooth(0.2, 1.2)
+    frames = np.full((6, 1, 5), 2, np.float32)
+    frames[2, 0, :4] = 0, np.nan, np.inf, -1
+    frames[3:, 0, :4] = 2.2
+    out = [smooth(frame, 1 / 30) for frame in frames]
+    np.testing.assert_array_equal(out[2], frames[2])
+    np.testing.assert_allclose(out[3], [[2.2] * 4 + [2]], rtol=1e-6)  # anew, not mixed with 2 or 0
+    np.testing.assert_allclose(np.delete(out, 2, 0)[..., 4], 2, rtol=1e-6)
+    smooth = predict.Smooth(0.2, 1.2)  # holes from the start
+    assert np.isnan(smooth(frames[2] * np.float32(np.nan), 1 / 30)).all()
+    np.testing.assert_array_equal(smooth(frames[0], 1 / 30), frames[0])
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    """20 frames at 10 a second of a noisy still scene; at frame 10 its left half jumps."""
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        level = np.full((6, 8, 1), 120)
+        level[:, :4] = 220 if i >= 10 else 100
+        small = level + rng.normal(0, 4, (6, 8, 1)) + np.zeros(3)
+        frame = np.repeat(np.repeat(small, 8, 0), 8, 1)  # JPEG's own blocks: little is lost
+        writer.write(frame.clip(0, 255).astype(np.uint8))
+    writer.release()
+    return path
+
+
+def frames_of(folder: Path) -> np.ndarray:
+    """(n, H, W) millimetres."""
+    return np.array([cv2.imread(str(p), -1) for p in sorted(folder.iterdir())], np.float64)
+
+
+def test_smooth_command_on_a_clip(device_file, clip, tmp_path, capsys):
+    command = [str(clip), "--model", str(device_file()), "--frames", "--out", str(tmp_path / "o")]
+    assert predict.main(command) == 0
+    raw = frames_of(tmp_path / "o/clip_frames")
+    assert predict.main([*command, "--smooth"]) == 0
+    smooth = frames_of(tmp_path / "o/clip_frames")
+    a, expected = 0.5 ** (1 / 10 / 0.2), [raw[0]]
+    for now in raw[1:]:  # the slow twin, one pixel at a time
+        row = []
+        for old, new in zip(expected[-1].ravel(), now.ravel()):
+            jumps = abs(np.log(new / old)) > np.log(1.2)
+            row.append(new if jumps else old**a * new ** (1 - a))
+        expected.append(np.reshape(row, now.shape))
+    assert np.abs(smooth - expected).max() <= 2  # rounding to millimetres, fed back
+    half = np.s_[:, 8:40, 44:60]  # not beside the jump, where JPEG leaves traces
+    flicker = [np.diff(np.log(x[half]), axis=0).std() for x in (raw, smooth)]
+    assert flicker[1] < 0.4 * flicker[0]
+    left = np.s_[10, 8:40, 4:20]
+    np.testing.assert_array_equal(smooth[left], raw[left])  # the jump is there in its own frame
+    assert predict.main([*command, "--smooth", "0.05", "--smooth_reset", "1.5"]) == 0
+    assert not np.array_equal(frames_of(tmp_path / "o/clip_frames"), smooth)
+    capsys.readouterr()
+    cv2.imwrite(str(tmp_path / "a.png"), picture())
+    assert predict.main([str(tmp_path / "a.png"), *command[1:3], *command[4:], "--smooth"]) == 0
+    assert "--smooth does nothing here" in capsys.readouterr().err
+
+
+def test_camera_is_smoothed_by_the_clock(tmp_path, monkeypatch):
+    """A camera's frames come when they come: the time between them counts, not a promised rate."""
+    clock, arrivals, seen = [100.0], [0.5, 0.1, 0.3], []
+
+    class Camera:
+        def get(self, _):
+            return 30.0
+
+        def read(self):
+            if not arrivals:
+                return False, None
+            clock[0] += arrivals.pop(0)
+            return True, picture()
+
+    def slow(rgb):
+        clock[0] += 0.05
+        return np.ones(rgb.shape[:2], np.float32)
+
+    monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
+    predict.predict_video(
+        Camera(), "c", slow, tmp_path, near_far=(1, 2), frames=False, live=True, show=False,
+        smooth=lambda depth, seconds: seen.append(seconds) or depth,
+    )  # fmt: skip
+    assert seen[1:] == pytest.approx([0.15, 0.35])
+
+
+@pytest.mark.parametrize("flags", [["--smooth=0"], ["--smooth", "clip.mp4"], ["--smooth_reset=1"]])
+def test_smooth_flags_are_checked(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(flags)
+    assert stop.value.code == 2 and flags[0].split("=")[0] in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------- bilinear, points
+
+
+@pytest.mark.parametrize("small, large", [((32, 40), (480, 640)), ((16, 24), (120, 200))])
+def test_cells_of_an_enlarged_map(small, large):
+    """The graph's nearest resize is undone; torch enlarges here, as the network does."""
+    depth = torch.from_numpy(np.random.default_rng(0).uniform(1, 9, small).astype(np.float32))
+    enlarged = torch.nn.functional.interpolate(depth[None, None], large, mode="nearest")[0, 0]
+    np.testing.assert_array_equal(predict.cells(enlarged.numpy()), depth)
+    between = torch.nn.functional.interpolate(
+        depth[None, None], (960, 1280), mode="bilinear", align_corners=False
+    )[0, 0]
+    bilinear = predict.resize_depth(enlarged.numpy(), (960, 1280), "bilinear")
+    np.testing.assert_allclose(bilinear, between, atol=1e-4)
+    np.testing.assert_array_equal(predict.cells(depth.numpy()), depth)  # nothing to undo
+
+
+def test_cells_leave_flat_scenes_alone():
+    wall = np.full((48, 64), 2, np.float32)
+    wall[:, 32:] = 3  # two blocks of one size, and not a network's
+    assert predict.cells(wall) is wall
+    blocks = np.repeat(np.arange(12, dtype=np.float32), 4)[:, None] + np.arange(64.0)
+    blocks[8:16] = blocks[8]  # two rows of cells are equal: no even grid
+    assert predict.cells(blocks) is blocks
+
+
+def test_bilinear_does_not_mix_holes():
+    depth = np.array([[2, 2, 0, np.nan, 4, 4]], np.float32)
+    got = predict.resize_depth(depth, (1, 24), "bilinear")[0]
+    np.testing.assert_allclose(got, [2] * 8 + [0] * 8 + [4] * 8, rtol=1e-6)
+    np.testing.assert_array_equal(predict.resize_depth(depth * 0, (2, 12), "bilinear"), 0)
+
+
+def read_ply(content: bytes) -> tuple[list[str], list[tuple]]:
+    """(comments, vertices) by the PLY format's rules alone."""
+    head, body = content.split(b"end_header\n", 1)
+    lines = head.decode("ascii").splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    kinds = [line.split()[1:] for line in lines if line.startswith("property")]
+    assert [name for _, name in kinds] == ["x", "y", "z", "red", "green", "blue"]
+    layout = struct.Struct("<" + "".join({"float": "f", "uchar": "B"}[kind] for kind, _ in kinds))
+    (count,) = [int(line.split()[2]) for line in lines if line.startswith("element vertex ")]
+    assert len(body) == count * layout.size
+    return [x for x in lines if x.startswith("comment")], list(layout.iter_unpack(body))
+
+
+WHOLE = {"how": "nearest", "edge": 1.1, "near_far": None}
+
+
+def test_points_by_hand():
+    """fx 100, fy 200, centre (1, 0.5): the pixel at (u, v), z metres away, and no holes."""
+    rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    depth = np.array([[2, 0, 4], [np.nan, 8, -1]], np.float32)
+    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE)
+    comments, vertices = read_ply(predict.ply(points))
+    assert vertices == [
+        (pytest.approx(-0.02), pytest.approx(0.005), -2, 0, 1, 2),
+        (pytest.approx(0.04), pytest.approx(0.01), -4, 6, 7, 8),
+        (0, pytest.approx(-0.02), -8, 12, 13, 14),
+    ]
+    assert "metres" in comments[0] and "y up" in comments[0]
+    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
+    assert [p[2] for p in read_ply(predict.ply(points))[1]] == [-4]
+    assert read_ply(predict.ply(points[:0]))[1] == []
+
+
+def test_points_are_eq9s():
+    import losses
+
+    K = (71.0, 68.0, 33.0, 22.5)
+    depth = np.random.default_rng(0).uniform(0.5, 9, (48, 64)).astype(np.float32)
+    points = predict.point_cloud(picture(), depth, K, **WHOLE)
+    expected = losses.back_project(torch.from_numpy(depth)[None, None], torch.tensor([K]))[0]
+    ours = np.stack([points["x"], -points["y"], -points["z"]])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_point_flies_between_the_sides_of_an_edge():
+    native = np.full((12, 16), 1, np.float32)
+    native[:, 8:] = 3
+    native += np.linspace(0, 0.1, 16, dtype=np.float32) + np.linspace(0, 0.1, 12)[:, None]
+    rgb, K = picture(96, 128), (100, 100, 64, 48)
+    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=1.1, near_far=None)["z"]
+    assert not ((z > 1.35) & (z < 2.7)).any() and 0.9 < len(z) / rgb[..., 0].size < 1
+    assert len(np.unique(z)) > 5000  # smooth on both sides, no steps of 12x16 cells
+    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=100, near_far=None)["z"]
+    assert ((z > 1.35) & (z < 2.7)).any() and len(z) == rgb[..., 0].size
+
+
+def test_camera_is_scaled_with_the_picture(tmp_path):
+    import data
+
+    known = {"fx": 500, "fy": 510, "cx": 319.5, "cy": 240.5, "width": 640, "height": 480}
+    assert predict.camera(known, "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
+    assert predict.camera(known, "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
+    plain = {k: known[k] for k in ("fx", "fy", "cx", "cy")}  # of each picture as it is
+    assert predict.camera(plain, "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
+    frames = {"frames": {"a": known, "b": known | {"fx": 600}}}
+    assert predict.camera(frames, "b", (480, 640), (480, 640))[0] == 600
+    (tmp_path / "intrinsics.json").write_text(json.dumps(frames))
+    pair = data.Pair(tmp_path / "b.png", tmp_path / "b_depth.png", "scene", tmp_path)
+    expected = data.stored_intrinsics(pair, (960, 1280), {})
+    assert predict.camera(frames, "b", (960, 1280), (960, 1280)) == pytest.approx(expected)
+    fx, fy, cx, cy = predict.camera(None, "a", (480, 640), (480, 640))  # a guess: the Kinect's
+    assert fx == fy == pytest.approx(data.kinect_intrinsics((480, 640))[0], rel=1e-5)
+    assert (cx, cy) == (319.5, 239.5)
+    assert predict.camera(None, "a", (640, 480), (640, 480)) == pytest.approx((fx, fx, cy, cx))
+
+
+@pytest.mark.parametrize("known, told", [
+    ({"fx": 500, "fy": 500, "cx": 1, "cy": 1, "width": 480, "height": 640}, "turned"),
+    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "impossible"),
+    ({"fx": float("nan"), "fy": 1, "cx": 1, "cy": 1}, "impossible"), ({"frames": {}}, "'a'"),
+    ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
+])  # fmt: skip
+def test_useless_intrinsics_are_named(known, told):
+    with pytest.raises(predict.PredictError, match=f"--intrinsics .*{told}"):
+        predict.camera(known, "a", (480, 640), (480, 640))
+
+
+def test_ply_command(device_file, tmp_path, capsys):
+    rgb = picture(96, 128)
+    cv2.imwrite(str(tmp_path / "a.png"), rgb[..., ::-1])
+    command = [str(tmp_path / "a.png"), "--model", str(device_file()), "--out", str(tmp_path / "o")]
+    assert predict.main([*command, "--ply", "--intrinsics", "128,128,63.5,47.5"]) == 0
+    assert not capsys.readouterr().err.count("notice")
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"a_color.png", "a_depth.png", "a.ply"}
+    vertices = np.array(read_ply((tmp_path / "o/a.ply").read_bytes())[1])
+    small = cv2.resize(rgb, (64, 48), interpolation=cv2.INTER_AREA)  # no more than the network's
+    z = small[..., 0].ravel() / 50
+    v, u = np.divmod(np.arange(48 * 64), 64)
+    expected = np.stack([(u - 31.5) / 64 * z, -(v - 23.5) / 64 * z, -z], 1)[z > 0]
+    np.testing.assert_allclose(vertices[:, :3], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(vertices[:, 3:], small.reshape(-1, 3)[z > 0])
+    (tmp_path / "k.json").write_text('{"frames": {"b": {}}}')
+    for flags, code, told in (
+        ([], 0, "63 degrees"), (["--intrinsics", str(tmp_path / "k.json")], 2, "skipped .*'a'"),
+    ):  # fmt: skip
+        assert predict.main([*command, "--ply", *flags]) == code
+        assert re.search(told, capsys.readouterr().err)
+    assert predict.main([*command, "--intrinsics", "1,1,0,0", "--json", "b.json"]) == 0
+    printed = capsys.readouterr().err
+    assert "--intrinsics does nothing" in printed and "--json does nothing" in printed
+
+
+@pytest.mark.parametrize("text", ["absent.json", "1,2,3", "1,2,3,x", "1,2,3,4,5"])
+def test_intrinsics_flag_is_checked(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["a.png", "--ply", "--intrinsics", text])
+    assert stop.value.code == 2 and "FX,FY,CX,CY" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- the Pi's install
+
+
+# What `pip install -r requirements-device.txt` brings: its three packages and what those need.
+INSTALLED = ["numpy", "cv2", "ai_edge_litert", "backports", "flatbuffers", "google", "tqdm",
+             "typing_extensions"]  # fmt: skip
+ALONE = f"""
+import json, sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {INSTALLED} and top != "predict" and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"blocked here: {{name}}")
+
+sys.meta_path.insert(0, Only())
+import predict
+for arguments in json.loads(sys.argv[1]):
+    print("exit code", predict.main(arguments), flush=True)
+"""
+
+
+def test_two_files_and_three_packages_are_all_a_pi_needs(device_file, clip, tmp_path):
+    alone = tmp_path / "pi"  # predict.py and the .tflite, and nothing else of the project
+    alone.mkdir()
+    shutil.copy(ROOT / "predict.py", alone)
+    shutil.copy(device_file(dtype="uint8", step=8, unit="mm"), alone / "model.tflite")
+    cv2.imwrite(str(alone / "a.png"), picture()[..., ::-1])
+    (alone / "best.pt").write_bytes(b"PK a checkpoint")
+    model = ["--model", "model.tflite"]
+    commands = [
+        ["a.png", *model, "--out", "o", "--ply", "--intrinsics", "60,60,32,24"],
+        [str(clip), *model, "--out", "o", "--smooth", "--frames"],
+        ["--benchmark", *model, "--runs", "2", "--warmup", "1", "--json", "b.json"],
+        ["a.png", "--model", "best.pt"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, json.dumps(commands)], cwd=alone, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
+    assert codes == [f"exit code {code}" for code in (0, 0, 0, 2)], done.stderr
+    assert "pip install torch" in done.stderr and "Traceback" not in done.stderr
+    assert {p.name for p in (alone / "o").iterdir()} == {
+        "a.ply", "a_color.png", "a_depth.png", "clip_color.mp4", "clip_frames",
+    }  # fmt: skip
+    depth = cv2.imread(str(alone / "o/a_depth.png"), -1)
+    expected = cv2.resize(picture()[..., 0] * 20.0, (8, 6), interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(depth[4::8, 4::8], expected, atol=1)
+    assert json.loads((alone / "b.json").read_text())["runs"] == 2
+
+
+def test_requirements_device_names_what_predict_imports():
+    """Three pins, those of requirements.txt; the rest that predict.py imports it can do without."""
+    lines = (ROOT / "requirements-device.txt").read_text().splitlines()
+    pins = {line.split("#")[0].strip() for line in lines} - {""}
+    everywhere = (ROOT / "requirements.txt").read_text().splitlines()
+    assert pins <= {line.split("#")[0].strip() for line in everywhere}
+    modules = {"opencv-python": "cv2", "ai-edge-litert": "ai_edge_litert", "numpy": "numpy"}
+    tree = ast.parse((ROOT / "predict.py").read_text())
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    for node in ast.walk(tree):
+        imported |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+    outside = {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    optional = {"torch", "model", "tflite_runtime", "tqdm"}  # a .pt; an older runtime; a bar
+    assert outside - optional == {modules[pin.split("==")[0]] for pin in pins}
