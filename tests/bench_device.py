@@ -35,7 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from predict import Parser, parse_size
 
 ROOT = Path(__file__).resolve().parent.parent
-GRAPHS = {"export": []}  # --checkpoint: name of the row -> what export.py is told beside it
+GRAPHS = {  # --checkpoint: name of the row -> what export.py is told beside it
+    "plain": ["--normalization", "graph", "--last_resize", "plain"],  # as the paper has it
+    "merged": ["--last_resize", "plain"],
+    "fast": [],
+}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 QUIET = 5.0  # per cent of one core that others may take
 STATISTICS = {
@@ -346,7 +350,7 @@ def export_graphs(checkpoint: Path, size: tuple[int, int], folder: Path) -> list
         out = folder / f"{name}.tflite"
         command = [
             sys.executable, str(ROOT / "export.py"), "--checkpoint", str(checkpoint.resolve()),
-            "--out", str(out), "--image_size", f"{size[0]}x{size[1]}", "--pictures", "0",
+            "--out", str(out), "--input_size", f"{size[0]}x{size[1]}", "--pictures", "0",
             "--runs", "1", "--warmup", "0", *flags,
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True)
@@ -391,8 +395,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="somebody else's file, fed 0..1 where it takes floats; python tests/peer_yolo.py "
         "makes one. May be given again")  # fmt: skip
     parser.add_argument("--checkpoint", type=Path, metavar="FILE",
-        help="a trained student: export.py makes its files, the first rows")  # fmt: skip
-    parser.add_argument("--image_size", type=parse_size, default=(480, 640), metavar="HxW",
+        help="a trained student: export.py makes three files of it, the first rows: plain, the "
+        "straightforward conversion; merged, Eq. 3-6; fast, its default")  # fmt: skip
+    parser.add_argument("--input_size", type=parse_size, default=(480, 640), metavar="HxW",
         help="size of the pictures of --checkpoint's files (default 480x640)")  # fmt: skip
     parser.add_argument("--baseline", metavar="NAME",
         help="the row that the others are said to be faster than (default: the first)")  # fmt: skip
@@ -426,7 +431,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], Row, dict[str, int]]:
     """-> (rows, the baseline, MACs of the floor where they are not the file's own)."""
-    made = export_graphs(args.checkpoint, args.image_size, folder) if args.checkpoint else []
+    made = export_graphs(args.checkpoint, args.input_size, folder) if args.checkpoint else []
     ours = [Row(name, path.read_bytes(), peer=False) for name, path in [*made, *args.files]]
     rows = ours + [Row(name, path.read_bytes(), peer=True) for name, path in args.peer]
     if not rows:
@@ -437,7 +442,7 @@ def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], Row, dic
     sizes = {row.name: row.size for row in rows}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {H}x{W}" for name, (H, W) in sizes.items())
-        raise BenchError(f"pictures of unequal size ({shown}): export them for one --image_size")
+        raise BenchError(f"pictures of unequal size ({shown}): export them for one --input_size")
     if args.baseline not in (None, *names):
         raise BenchError(f"--baseline {args.baseline}: no such row; there is {', '.join(names)}")
     if args.clock == "cpu" and args.threads > 1:

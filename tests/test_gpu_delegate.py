@@ -60,7 +60,8 @@ def test_help_advises():
 def test_the_papers_file_runs_whole_and_equal(tmp_path):
     torch.manual_seed(0)
     file = tmp_path / "paper.tflite"
-    file.write_bytes(export.convert(LiteDepth().eval(), (480, 640)))
+    model = LiteDepth().eval()
+    file.write_bytes(export.convert(model, export.standard(model, (480, 640))))
     found = gpu_delegate.check(file, FOLDER)
     assert found["whole"] and not found["refused"]
     assert found["max_abs"] <= 1e-4 * max(1, found["largest"])
