@@ -178,14 +178,27 @@ def _enlarge(tf, depth: nn.Conv2d, layout: Layout, x):
     if layout.upsample == "bilinear":
         x = _resize(tf, x, (H, 1), "bilinear")
     elif H % h == 0:
-        # Depth is >= 0, so this maximum changes nothing; what it does is to broadcast each row
-        # H/h times. BROADCAST_TO, TILE and RESIZE_NEAREST_NEIGHBOR would leave XNNPACK, and the
-        # converter takes a maximum with 0 for a ReLU, which does not broadcast.
-        x = tf.maximum(x, np.full((1, 1, H // h, 1), -1, np.float32))
-    else:  # left out of XNNPACK too, but it is the last operation and copies rows
+        x = _copies(tf, x, H // h)
+    else:  # outside XNNPACK, but a copy of whole rows, and the last operation
         rows = (np.arange(H) * h // H).astype(np.int32)
         return tf.gather(tf.reshape(x, (1, h, width, 1)), rows, axis=1)
     return tf.reshape(x, (1, H, width, 1))
+
+
+def _copies(tf, x, n: int):
+    """(1, h, 1, W) -> (1, h, n, W), every row n times, by concatenation.
+
+    BROADCAST_TO, TILE and RESIZE_NEAREST_NEIGHBOR would leave XNNPACK, which concatenates at most
+    five tensors at a time; a sum or maximum that broadcasts is as fast, but phones' GPU delegates
+    have been reported to compute it wrongly.
+    """
+    if n == 1:
+        return x
+    if n <= 5:
+        return tf.concat([x] * n, 2)
+    many, rest = divmod(n, 5)
+    y = tf.concat([_copies(tf, x, many)] * 5, 2)
+    return tf.concat([y, *[x] * rest], 2) if rest else y
 
 
 def resize_matrix(n: int, N: int, mode: str) -> np.ndarray:
@@ -440,10 +453,10 @@ def operations(content: bytes) -> tuple[Counter, int, Counter]:
 
 
 # Operations that TFLite's GPU delegate takes, of those that a graph of ours may hold (its published
-# rules; it takes others too).
+# rules; it takes others too). Not GATHER, which those rules allow: LiteRT 2.1.6's cannot start.
 GPU_OPS = frozenset(
-    "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV GATHER MAXIMUM MUL QUANTIZE RELU "
-    "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
+    "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV MUL QUANTIZE RELU RESHAPE "
+    "RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
 )
 
 
@@ -451,8 +464,8 @@ def gpu_compatible(content: bytes) -> str:
     """Whether the file's operations are such that TFLite's GPU delegate takes: "yes", or what is
     not. A driver may still refuse the graph, and only a phone can tell how fast it is.
 
-    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.19 the analyzer has
-    no rules left and calls every file compatible.
+    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.18 the analyzer has
+    no rules left and calls every file compatible. tests/gpu_delegate.py runs a file on one.
     """
     tf, said = _tensorflow(), io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -1268,7 +1281,8 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
         rows.append((card.format, f"{card.path}: {ops}"))
         if card.gpu not in (None, "yes"):
-            rows.append(("", f"GPU delegate: {card.gpu}"))
+            cure = "--output_size native and --input_type float32 avoid it"
+            rows.append(("", f"a GPU delegate refuses {card.gpu}; {cure}"))
     for name, text in rows:
         print(f"{name:<14}{text}")
     print("\n" + table(cards, report["pytorch"]))
