@@ -594,10 +594,9 @@ def benchmark_table(report: dict) -> str:
     kinds = {"network_ms": ("p50", "p90", "p99", "mean", "std"), "whole_ms": ("p50", "p90")}
     lines = [
         ", ".join(about),
-        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone, "
-        "without copies in and out",
-        f"whole: from a {H}x{W} picture to its depth. MHz, C: after the runs; at the start "
-        + state(start),
+        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone (of a "
+        ".tflite, without copies in and out)",
+        f"whole: {H}x{W} picture to depth. MHz, C: after the runs; at the start{state(start)}",
         f"{'':<8}{'network':>40}{'whole':>16}",
         f"{'threads':<8}" + "".join(f"{k:>8}" for keys in kinds.values() for k in keys)
         + "   MHz    C",
