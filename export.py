@@ -18,10 +18,9 @@ import math
 import os
 import platform
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,7 +41,16 @@ from model import (
     same_padding,
     upsample,
 )
-from predict import Parser, parse_size, resize_depth, seal, usable_cores, write_file
+from predict import (
+    Parser,
+    number,
+    parse_size,
+    resize_depth,
+    run_times,
+    seal,
+    usable_cores,
+    write_file,
+)
 
 FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
 
@@ -483,19 +491,7 @@ def gpu_compatible(content: bytes) -> str:
     return "; ".join(dict.fromkeys(refused)) or "yes"
 
 
-def time_runs(invoke: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
-    """Milliseconds of each of `runs` calls after `warmup` more. Returns (runs,) float64."""
-    for _ in range(warmup):
-        invoke()
-    times = np.empty(runs)
-    for i in range(runs):
-        start = time.perf_counter()
-        invoke()
-        times[i] = 1e3 * (time.perf_counter() - start)
-    return times
-
-
-# --------------------------------------------------------------------------------------- ONNX, ours
+# ------------------------------------------------------------------------------------------- ONNX
 
 
 class OnnxGraph:
@@ -790,7 +786,7 @@ class Card:
     partitions: int | None = None  # XNNPACK's
     outside_xnnpack: dict[str, int] = field(default_factory=dict)
     gpu: str | None = None
-    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> median, p90
+    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> run_times
     tests: Parity | None = None  # against PyTorch, on the test pictures
     real: Parity | None = None  # and on those of the data set
     metrics: dict[str, float] | None = None
@@ -815,7 +811,7 @@ class Card:
         parity = self.real or self.tests
         left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
         parts = "-" if self.partitions is None else str(self.partitions)
-        times = [f"{t['median']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
+        times = [f"{t['p50']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
         figures = ["-", "-", "-"]
         if self.metrics:
             figures = [f"{self.metrics['si_rmse']:.4f}", f"{self.metrics['rmse']:.3f}",
@@ -952,19 +948,6 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------- main
-
-
-def number(kind: type, low: float):
-    """An argparse type: a finite int or float that is at least `low`."""
-
-    def parse(text: str):
-        value = kind(text)  # ValueError: argparse words it
-        if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def tflite_name(text: str) -> Path:
@@ -1135,12 +1118,13 @@ def measure(
     for threads in sorted({1, args.threads or usable_cores()}):
         runner = open_runner(card.format, content, layout, threads)
         runner(picture)
-        ms = time_runs(runner.invoke, warmup=args.warmup, runs=args.runs)
-        card.ms[threads] = {"median": float(np.median(ms)), "p90": float(np.percentile(ms, 90))}
+        for _ in range(args.warmup):
+            runner.invoke()
+        card.ms[threads] = run_times(runner.invoke, args.runs)
     scores = None
     if own:
         scores = card.metrics["si_rmse"], own["si_rmse"]
-        card.score = pictures.evaluate.score(scores[0], card.ms[1]["median"] / 1e3, args.C)
+        card.score = pictures.evaluate.score(scores[0], card.ms[1]["p50"] / 1e3, args.C)
     limits = Limits(
         args.tolerance, args.tolerance_fp16, args.tolerance_int8, args.tolerance_si_rmse
     )

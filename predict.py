@@ -489,8 +489,8 @@ def benchmark(
         image = resize_picture(picture, predictor.size).astype(predictor.dtype)
         network = predictor.invoke or functools.partial(predictor.run, image)
         rows.append({
-            "threads": count, "about": predictor.about, "network_ms": spread(network, runs),
-            "whole_ms": spread(functools.partial(predictor, picture), runs), "before": before,
+            "threads": count, "about": predictor.about, "network_ms": run_times(network, runs),
+            "whole_ms": run_times(functools.partial(predictor, picture), runs), "before": before,
             "after": machine(root),
         })  # fmt: skip
     return {
@@ -499,7 +499,7 @@ def benchmark(
     }  # fmt: skip
 
 
-def spread(call: Callable, runs: int) -> dict[str, float]:
+def run_times(call: Callable, runs: int) -> dict[str, float]:
     """Milliseconds of `runs` calls: median, tail, and Table 2's Average and STD."""
     ends = [time.perf_counter()]
     for _ in range(runs):

@@ -441,7 +441,7 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
     report = json.loads((out.parent / "report.json").read_text())
     [card] = report["files"]
     assert card["format"] == "fp32" and card["path"] == str(out) and card["broken"] == []
-    assert set(card["ms"]) == {"1", "2"} and card["ms"]["1"]["median"] > 0
+    assert set(card["ms"]) == {"1", "2"} and card["ms"]["1"]["p50"] > 0
     assert card["partitions"] == 1 and sum(card["operations"].values()) == 57
     # 120 rows are no multiple of 16
     assert card["outside_xnnpack"] == {"GATHER": 1} and card["gpu"] == "GATHER"
@@ -484,7 +484,7 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
         assert np.abs(depth - expected).mean() < 0.5 * expected.mean()
         assert card["real"]["pictures"] == 2 and card["metrics"]["images"] == 2
         assert card["score"] == pytest.approx(
-            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.01 * card["ms"]["1"]["median"] / 1000)
+            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.01 * card["ms"]["1"]["p50"] / 1000)
         )
     fp32 = report["files"][0]
     assert fp32["metrics"]["si_rmse"] == pytest.approx(report["pytorch"]["si_rmse"], abs=1e-5)
