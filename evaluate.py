@@ -382,23 +382,30 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def calibration_table(calibration: dict, path: Path, metric: dict, after: dict, split: str) -> str:
-    """Both splits before and after, and what there is to say against it."""
-    a, b, count, fit = (calibration[k] for k in ("scale", "shift_m", "pairs", "fit"))
-    lines = [
-        f"calibration d' = max(0, {a:.4f} d_hat {b:+.4f} m), {count} picture(s): {path}",
-        "(the figures above are without it; export.py --calibration FILE bakes it in)",
-        *metric_lines([
+def calibration_table(
+    calibration: dict, fitted: bool, path: Path, metric: dict, after: dict, split: str
+) -> str:
+    """The reported split before and after, and what there is to say against it; the split of the
+    fit too where it was fitted just now (a file that is only applied may say less)."""
+    a, b = calibration["scale"], calibration["shift_m"]
+    rows = [(f"reported: {split}", metric), ("  calibrated", after)]
+    if fitted:
+        fit, count = calibration["fit"], calibration["pairs"]
+        rows = [
             (f"fitted: {calibration['split']}", fit["before"]), ("  calibrated", fit["after"]),
-            (f"reported: {split}", metric), ("  calibrated", after),
-        ]),
-    ]  # fmt: skip
+            *rows,
+        ]  # fmt: skip
+    lines = [
+        f"calibration d' = max(0, {a:.4f} d_hat {b:+.4f} m): {path}",
+        "(the figures above are without it; export.py --calibration FILE bakes it in)",
+        *metric_lines(rows),
+    ]
     names = {"si_rmse": "si-RMSE", "rmse": "RMSE", "log10": "log10", "rel": "REL"}
     change = {name: after[k] / metric[k] - 1 for k, name in names.items() if metric[k] > 0}
     lines.append(f"{split}: " + ", ".join(f"{name} {x:+.1%}" for name, x in change.items()))
-    if b == 0:
+    if fitted and b == 0:
         lines.append("every prediction was the same, so that only the scale could be fitted")
-    if count < FEW:
+    if fitted and count < FEW:
         lines.append(f"WARNING: fitted on {count} picture(s) only; take {FEW} or more")
     if worse := [name for name, x in change.items() if x > 0.001]:
         lines.append(
@@ -571,11 +578,13 @@ def main(argv: list[str] | None = None) -> int:
         after = calibrated(predictor, calibration["scale"], calibration["shift_m"])
         after = run(after, read(pairs, "calibrated"), **options).report()
         if args.calibrate:
-            both = {"before": report["metric"], "after": after["metric"]}
-            calibration["reported"] = {"split": args.split, **both}
+            calibration["reported"] = {
+                "split": args.split, "before": report["metric"], "after": after["metric"],
+            }  # fmt: skip
             write_json(file, calibration)
-        print("\n" + calibration_table(calibration, file, report["metric"], after["metric"],
-                                       args.split))  # fmt: skip
+        both = report["metric"], after["metric"]
+        fitted = args.calibrate is not None
+        print("\n" + calibration_table(calibration, fitted, file, *both, args.split))
         report["calibration"], report["calibrated"] = calibration, after
     if args.baselines:
         fit = data.open_split(root, args.fit_split, args.depth_scale)

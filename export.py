@@ -18,10 +18,9 @@ import math
 import os
 import platform
 import sys
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -39,9 +38,19 @@ from model import (
     merge_normalization,
     read_calibration,
     read_checkpoint,
+    same_padding,
     upsample,
 )
-from predict import Parser, parse_size, resize_depth, seal, usable_cores, write_file
+from predict import (
+    Parser,
+    number,
+    parse_size,
+    resize_depth,
+    run_times,
+    seal,
+    usable_cores,
+    write_file,
+)
 
 FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
 
@@ -177,14 +186,27 @@ def _enlarge(tf, depth: nn.Conv2d, layout: Layout, x):
     if layout.upsample == "bilinear":
         x = _resize(tf, x, (H, 1), "bilinear")
     elif H % h == 0:
-        # Depth is >= 0, so this maximum changes nothing; what it does is to broadcast each row
-        # H/h times. BROADCAST_TO, TILE and RESIZE_NEAREST_NEIGHBOR would leave XNNPACK, and the
-        # converter takes a maximum with 0 for a ReLU, which does not broadcast.
-        x = tf.maximum(x, np.full((1, 1, H // h, 1), -1, np.float32))
-    else:  # left out of XNNPACK too, but it is the last operation and copies rows
+        x = _copies(tf, x, H // h)
+    else:  # outside XNNPACK, but a copy of whole rows, and the last operation
         rows = (np.arange(H) * h // H).astype(np.int32)
         return tf.gather(tf.reshape(x, (1, h, width, 1)), rows, axis=1)
     return tf.reshape(x, (1, H, width, 1))
+
+
+def _copies(tf, x, n: int):
+    """(1, h, 1, W) -> (1, h, n, W), every row n times, by concatenation.
+
+    BROADCAST_TO, TILE and RESIZE_NEAREST_NEIGHBOR would leave XNNPACK, which concatenates at most
+    five tensors at a time; a sum or maximum that broadcasts is as fast, but phones' GPU delegates
+    have been reported to compute it wrongly.
+    """
+    if n == 1:
+        return x
+    if n <= 5:
+        return tf.concat([x] * n, 2)
+    many, rest = divmod(n, 5)
+    y = tf.concat([_copies(tf, x, many)] * 5, 2)
+    return tf.concat([y, *[x] * rest], 2) if rest else y
 
 
 def resize_matrix(n: int, N: int, mode: str) -> np.ndarray:
@@ -439,10 +461,10 @@ def operations(content: bytes) -> tuple[Counter, int, Counter]:
 
 
 # Operations that TFLite's GPU delegate takes, of those that a graph of ours may hold (its published
-# rules; it takes others too).
+# rules; it takes others too). Not GATHER, which those rules allow: LiteRT 2.1.6's cannot start.
 GPU_OPS = frozenset(
-    "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV GATHER MAXIMUM MUL QUANTIZE RELU "
-    "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
+    "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV MUL QUANTIZE RELU RESHAPE "
+    "RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
 )
 
 
@@ -450,8 +472,8 @@ def gpu_compatible(content: bytes) -> str:
     """Whether the file's operations are such that TFLite's GPU delegate takes: "yes", or what is
     not. A driver may still refuse the graph, and only a phone can tell how fast it is.
 
-    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.19 the analyzer has
-    no rules left and calls every file compatible.
+    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.18 the analyzer has
+    no rules left and calls every file compatible. tests/gpu_delegate.py runs a file on one.
     """
     tf, said = _tensorflow(), io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -469,16 +491,180 @@ def gpu_compatible(content: bytes) -> str:
     return "; ".join(dict.fromkeys(refused)) or "yes"
 
 
-def time_runs(invoke: Callable[[], object], *, warmup: int, runs: int) -> np.ndarray:
-    """Milliseconds of each of `runs` calls after `warmup` more. Returns (runs,) float64."""
-    for _ in range(warmup):
-        invoke()
-    times = np.empty(runs)
-    for i in range(runs):
-        start = time.perf_counter()
-        invoke()
-        times[i] = 1e3 * (time.perf_counter() - start)
-    return times
+# ------------------------------------------------------------------------------------------- ONNX
+
+
+class OnnxGraph:
+    """Nodes and constants of an ONNX graph, collected one after the other; tensors are names.
+
+    helper, numpy_helper: of the onnx package.
+    """
+
+    FLOAT, UINT8 = 1, 2  # onnx.TensorProto's numbers
+
+    def __init__(self, helper, numpy_helper) -> None:
+        self.helper, self.numpy_helper = helper, numpy_helper
+        self.nodes: list = []
+        self.constants: list = []
+
+    def constant(self, values: np.ndarray) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(self.numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes) -> str:
+        name = output or f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(self.helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def conv(
+        self, x: str, size: tuple[int, int], W: np.ndarray, b: np.ndarray, *, stride: int,
+        groups: int, relu: bool,
+    ) -> str:  # fmt: skip
+        """SAME convolution of a map of `size` with W (out, in/groups, k, k), optional ReLU."""
+        k = W.shape[-1]
+        (top, bottom), (left, right) = (same_padding(n, k, stride) for n in size)
+        x = self.node(
+            "Conv", x, self.constant(W.astype(np.float32)), self.constant(b.astype(np.float32)),
+            kernel_shape=[k, k], strides=[stride, stride], pads=[top, left, bottom, right],
+            group=groups,
+        )  # fmt: skip
+        return self.node("Relu", x) if relu else x
+
+    def layer(self, x: str, size: tuple[int, int], conv: nn.Conv2d, bn=None, *, relu: bool) -> str:
+        """A convolution of the network, BatchNorm folded in."""
+        bias = None if conv.bias is None else _double(conv.bias)
+        W, b = fold_batchnorm(_double(conv.weight), bias, bn)
+        options = {"stride": conv.stride[0], "groups": conv.groups, "relu": relu}
+        return self.conv(x, size, W, b, **options)
+
+    def resize(
+        self, x: str, channels: int, size: tuple[int, int], to: tuple[int, int], mode: str
+    ) -> str:
+        """`model.upsample` for (1, channels, *size) -> (1, channels, *to); the same three modes."""
+        (h, w), (H, W) = size, to
+        if size == to:
+            return x
+        if mode == "nearest" and (H % h or W % w):  # whole numbers: no float scale can slip
+            x = self.node("Gather", x, self.constant(np.arange(H) * h // H), axis=2)
+            return self.node("Gather", x, self.constant(np.arange(W) * w // W), axis=3)
+        how = {
+            # For whole ratios the rounded place is never near a half, and equals floor(v h / H).
+            "nearest": {"mode": "nearest", "coordinate_transformation_mode": "half_pixel",
+                        "nearest_mode": "round_prefer_floor"},
+            "bilinear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+            "corners": {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        }[mode]  # fmt: skip
+        sizes = self.constant(np.array([1, channels, H, W], np.int64))
+        return self.node("Resize", x, "", "", sizes, **how)
+
+    def network(self, model: LiteDepth, layout: Layout) -> None:
+        """`LiteDepth.forward`, operation by operation, NCHW: "image" -> "depth"."""
+        encoder, decoder, size = model.encoder, model.decoder, model.size
+        x = "image"
+        if layout.input_type == "uint8":
+            x = self.node("Cast", x, to=self.FLOAT)
+        x = self.resize(x, 3, layout.input_size, size, "bilinear")
+        # As `_stem` does for "shift": ONNX has no padding with a colour either.
+        x = self.node("Sub", x, self.constant(model.mean.numpy().reshape(1, 3, 1, 1)))
+        W = _double(encoder.conv_stem.weight) / _double(model.std).reshape(1, 3, 1, 1)
+        W, b = fold_batchnorm(W, None, encoder.bn1)
+        x = self.conv(x, size, W, b, stride=2, groups=1, relu=True)
+        size, taps = _half(size), []
+        for i, stage in enumerate(encoder.blocks):
+            for block in stage:
+                x, size = self.block(x, size, block)
+            if i != 2:  # stages 2 and 3 share a resolution: only the later one is tapped
+                taps.append((x, size))
+        x = self.layer(x, size, decoder.fuse4, relu=True)
+        channels = decoder.fuse4.out_channels
+        fusions = (decoder.fuse3, decoder.fuse2, decoder.fuse1)
+        for layer, (skip, larger) in zip(fusions, reversed(taps[:3])):
+            x = self.resize(x, channels, size, larger, "corners")
+            x = self.layer(self.node("Concat", x, skip, axis=1), larger, layer, relu=True)
+            channels, size = layer.out_channels, larger
+        d_hat = self.layer(x, size, decoder.depth, relu=True)
+        x = self.resize(d_hat, 1, size, layout.output_size, layout.upsample)
+        self.node("Identity", x, output="depth")
+
+    def block(
+        self, x: str, size: tuple[int, int], block: nn.Module
+    ) -> tuple[str, tuple[int, int]]:  # fmt: skip
+        """DepthwiseSeparable (no `conv_pwl`, no skip) or InvertedResidual -> (map, its size)."""
+        smaller = _half(size) if block.conv_dw.stride[0] == 2 else size
+        if not hasattr(block, "conv_pwl"):
+            y = self.layer(x, size, block.conv_dw, block.bn1, relu=True)
+            return self.layer(y, smaller, block.conv_pw, block.bn2, relu=False), smaller
+        y = self.layer(x, size, block.conv_pw, block.bn1, relu=True)
+        y = self.layer(y, size, block.conv_dw, block.bn2, relu=True)
+        y = self.layer(y, smaller, block.conv_pwl, block.bn3, relu=False)
+        return (self.node("Add", x, y) if block.skip else y), smaller
+
+
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> bytes:
+    """The ONNX file (fp32, opset 13) of `model` in eval mode; the layout's normalization and
+    last_resize do not matter here.
+
+    In: "image" (1, 3, H, W), raw RGB 0..255, channels first as ONNX users expect. Out: "depth"
+    (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json".
+    onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off: that is most
+    of its distance to PyTorch. Raises ExportError when the onnx package is missing.
+    """
+    try:
+        import onnx
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
+    graph = OnnxGraph(helper, numpy_helper)
+    graph.network(calibrate(model, layout.scale, 0.0), layout)
+    types = {"float32": graph.FLOAT, "uint8": graph.UINT8}
+    source = [types[layout.input_type], [1, 3, *layout.input_size]]
+    content = helper.make_model(
+        helper.make_graph(
+            graph.nodes, "litedepth", [helper.make_tensor_value_info("image", *source)],
+            [helper.make_tensor_value_info("depth", graph.FLOAT, [1, 1, *layout.output_size])],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="LiteDepth",
+    )  # fmt: skip
+    if metadata is not None:
+        helper.set_model_props(content, {"litedepth.json": json.dumps(metadata)})
+    onnx.checker.check_model(content, full_check=True)
+    return content.SerializeToString()
+
+
+class OnnxRunner:
+    """An ONNX file, loaded: as `Runner`. Raises ExportError when onnxruntime is missing."""
+
+    def __init__(self, content: bytes, layout: Layout, threads: int) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError(f"running ONNX: pip install onnx onnxruntime ({error})") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3  # errors only
+        self.session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        self.layout, self.image = layout, None
+
+    def invoke(self) -> np.ndarray:
+        """Runs the graph on the last picture."""
+        return self.session.run(["depth"], {"image": self.image})[0]
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) RGB u8 -> (h, w) float32 metres."""
+        nchw = picture.transpose(2, 0, 1)[None]
+        self.image = np.ascontiguousarray(nchw, self.layout.input_type)
+        return self.invoke()[0, 0] / np.float32(self.layout.scale)
+
+
+def open_runner(precision: str, content: bytes, layout: Layout, threads: int):
+    """What runs a file of this format: a Runner or an OnnxRunner."""
+    return (OnnxRunner if precision == "onnx" else Runner)(content, layout, threads)
 
 
 # ------------------------------------------------------------------------------------------ parity
@@ -600,7 +786,7 @@ class Card:
     partitions: int | None = None  # XNNPACK's
     outside_xnnpack: dict[str, int] = field(default_factory=dict)
     gpu: str | None = None
-    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> median, p90
+    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> run_times
     tests: Parity | None = None  # against PyTorch, on the test pictures
     real: Parity | None = None  # and on those of the data set
     metrics: dict[str, float] | None = None
@@ -609,16 +795,23 @@ class Card:
 
     def describe(self, content: bytes) -> None:
         """Fills in what the file's bytes tell."""
+        self.megabytes = len(content) / 1e6
+        if self.format == "onnx":
+            import onnx
+
+            nodes = onnx.load_from_string(content).graph.node
+            self.operations = dict(Counter(node.op_type for node in nodes).most_common())
+            return
         ops, self.partitions, outside = operations(content)
-        self.megabytes, self.operations = len(content) / 1e6, dict(ops.most_common())
-        self.outside_xnnpack, self.gpu = dict(outside), gpu_compatible(content)
+        self.operations, self.outside_xnnpack = dict(ops.most_common()), dict(outside)
+        self.gpu = gpu_compatible(content)
 
     def row(self) -> list[str]:
         """The cells under COLUMNS."""
         parity = self.real or self.tests
         left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
         parts = "-" if self.partitions is None else str(self.partitions)
-        times = [f"{t['median']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
+        times = [f"{t['p50']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
         figures = ["-", "-", "-"]
         if self.metrics:
             figures = [f"{self.metrics['si_rmse']:.4f}", f"{self.metrics['rmse']:.3f}",
@@ -755,19 +948,6 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------- main
-
-
-def number(kind: type, low: float):
-    """An argparse type: a finite int or float that is at least `low`."""
-
-    def parse(text: str):
-        value = kind(text)  # ValueError: argparse words it
-        if not low <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {low}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
 
 
 def tflite_name(text: str) -> Path:
@@ -936,14 +1116,15 @@ def measure(
     """Fills in a card's run times, Score and broken tolerances; own: PyTorch's metrics."""
     content = card.path.read_bytes()
     for threads in sorted({1, args.threads or usable_cores()}):
-        runner = Runner(content, layout, threads)
+        runner = open_runner(card.format, content, layout, threads)
         runner(picture)
-        ms = time_runs(runner.invoke, warmup=args.warmup, runs=args.runs)
-        card.ms[threads] = {"median": float(np.median(ms)), "p90": float(np.percentile(ms, 90))}
+        for _ in range(args.warmup):
+            runner.invoke()
+        card.ms[threads] = run_times(runner.invoke, args.runs)
     scores = None
     if own:
         scores = card.metrics["si_rmse"], own["si_rmse"]
-        card.score = pictures.evaluate.score(scores[0], card.ms[1]["median"] / 1e3, args.C)
+        card.score = pictures.evaluate.score(scores[0], card.ms[1]["p50"] / 1e3, args.C)
     limits = Limits(
         args.tolerance, args.tolerance_fp16, args.tolerance_int8, args.tolerance_si_rmse
     )
@@ -984,14 +1165,20 @@ def run(args: argparse.Namespace) -> int:
         # The final names are for files that passed: other scripts pick them up without asking.
         for precision in args.formats:
             say(f"{precision} ...")
-            needs = precision == "int8" and pictures is not None
-            ranges = pictures.training(args.range_pictures) if needs else []
-            content = convert(model, layout, precision, ranges)
-            path = failed_name(file_of(out, precision))
-            cards[precision] = Card(precision, path)
-            write_file(path, seal(content, {"precision": precision} | about))
-            cards[precision].describe(path.read_bytes())
-        runners = {name: Runner(card.path.read_bytes(), layout, 1) for name, card in cards.items()}
+            about_file = {"precision": precision} | about
+            if precision == "onnx":
+                content = to_onnx(model, layout, about_file)
+            else:
+                needs = precision == "int8" and pictures is not None
+                ranges = pictures.training(args.range_pictures) if needs else []
+                content = seal(convert(model, layout, precision, ranges), about_file)
+            card = cards[precision] = Card(precision, failed_name(file_of(out, precision)))
+            write_file(card.path, content)
+            card.describe(card.path.read_bytes())
+        runners = {
+            name: open_runner(name, card.path.read_bytes(), layout, 1)
+            for name, card in cards.items()
+        }
         max_depth = args.max_depth or trained.get("max_depth") or 40.0
         own = examine(Reference(model, layout), runners, cards, tests, pictures, max_depth)
         for card in cards.values():
@@ -1078,7 +1265,8 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
         rows.append((card.format, f"{card.path}: {ops}"))
         if card.gpu not in (None, "yes"):
-            rows.append(("", f"GPU delegate: {card.gpu}"))
+            cure = "--output_size native and --input_type float32 avoid it"
+            rows.append(("", f"a GPU delegate refuses {card.gpu}; {cure}"))
     for name, text in rows:
         print(f"{name:<14}{text}")
     print("\n" + table(cards, report["pytorch"]))

@@ -489,8 +489,8 @@ def benchmark(
         image = resize_picture(picture, predictor.size).astype(predictor.dtype)
         network = predictor.invoke or functools.partial(predictor.run, image)
         rows.append({
-            "threads": count, "about": predictor.about, "network_ms": spread(network, runs),
-            "whole_ms": spread(functools.partial(predictor, picture), runs), "before": before,
+            "threads": count, "about": predictor.about, "network_ms": run_times(network, runs),
+            "whole_ms": run_times(functools.partial(predictor, picture), runs), "before": before,
             "after": machine(root),
         })  # fmt: skip
     return {
@@ -499,7 +499,7 @@ def benchmark(
     }  # fmt: skip
 
 
-def spread(call: Callable, runs: int) -> dict[str, float]:
+def run_times(call: Callable, runs: int) -> dict[str, float]:
     """Milliseconds of `runs` calls: median, tail, and Table 2's Average and STD."""
     ends = [time.perf_counter()]
     for _ in range(runs):
@@ -594,10 +594,9 @@ def benchmark_table(report: dict) -> str:
     kinds = {"network_ms": ("p50", "p90", "p99", "mean", "std"), "whole_ms": ("p50", "p90")}
     lines = [
         ", ".join(about),
-        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone, "
-        "without copies in and out",
-        f"whole: from a {H}x{W} picture to its depth. MHz, C: after the runs; at the start "
-        + state(start),
+        f"{report['runs']} runs after {report['warmup']} more; milliseconds. network: alone (of a "
+        ".tflite, without copies in and out)",
+        f"whole: {H}x{W} picture to depth. MHz, C: after the runs; at the start{state(start)}",
         f"{'':<8}{'network':>40}{'whole':>16}",
         f"{'threads':<8}" + "".join(f"{k:>8}" for keys in kinds.values() for k in keys)
         + "   MHz    C",

@@ -261,7 +261,6 @@ def test_command_fits_writes_and_reports_both(camera, capsys):
     assert evaluate.main([*QUICK, "--json", "both.json", "--calibrate", "calib"]) == 0
     printed = capsys.readouterr().out
     made = json.loads((camera / "calibration.json").read_text())
-    assert made == json.loads((camera / "calibration.json").read_text())
     assert made["scale"] == pytest.approx(SCALE, abs=2e-3)  # the truth is in whole millimetres
     assert made["shift_m"] == pytest.approx(SHIFT, abs=4e-3)
     assert made["format"] == model.CALIBRATION and made["pairs"] == 4 and made["split"] == "calib"
@@ -279,6 +278,7 @@ def test_command_fits_writes_and_reports_both(camera, capsys):
     row = evaluate.markdown_row("net.pt", raw["metric"], None, 1.0).partition(" | -")[0]
     assert row in printed  # before calibration
     assert "d' = max(0, 1.40" in printed and "calibration.json" in printed
+    assert "\nfitted: calib  " in printed and "\nreported: val  " in printed
     assert "fitted on 4 picture(s) only" in printed and "worse" not in printed
     # The same figures from a network that has it baked in (the truth has no pixel that is 0 there).
     baked = model.calibrate(model.load("net.pt"), made["scale"], made["shift_m"])
@@ -296,7 +296,8 @@ def test_command_applies_a_file_without_writing_it(camera, capsys):
     command = [*QUICK, "--calibration", "a/b.json", "--json", "r.json"]
     assert evaluate.main(command) == 0
     printed = capsys.readouterr()
-    assert "fitted: calib" in printed.out and "note: a/b.json" not in printed.err
+    assert "reported: val" in printed.out and "fitted: " not in printed.out
+    assert "note: a/b.json" not in printed.err
     assert (camera / "a/b.json").read_bytes() == written
     reported = json.loads((camera / "r.json").read_text())
     assert reported["calibrated"]["metric"] == json.loads(written)["reported"]["after"]
@@ -381,11 +382,14 @@ def test_table_of_a_calibration():
     before = dict.fromkeys(evaluate.METRICS, 0.5) | {"images": 30}
     after = before | {"rmse": 0.52, "rel": 0.4, "log10": 0.5001}
     made = GOOD | {"split": "calib", "pairs": 30, "fit": {"before": before, "after": before}}
-    text = evaluate.calibration_table(made, "c.json", before, after, "val")
-    assert "d' = max(0, 1.5000 d_hat -0.2500 m), 30 picture(s): c.json" in text
+    text = evaluate.calibration_table(made, True, "c.json", before, after, "val")
+    assert "d' = max(0, 1.5000 d_hat -0.2500 m): c.json" in text
+    assert text.count("\n  calibrated ") == 2 and "\nfitted: calib  " in text
     assert "val: si-RMSE +0.0%, RMSE +4.0%, log10 +0.0%, REL -20.0%" in text
     assert "WARNING: RMSE of val got worse" in text and text.count("WARNING") == 1
     made |= {"shift_m": 0.0, "pairs": 19}
-    text = evaluate.calibration_table(made, "c.json", before, before, "val")
+    text = evaluate.calibration_table(made, True, "c.json", before, before, "val")
     assert "only the scale" in text and "fitted on 19 picture(s) only" in text
     assert text.count("WARNING") == 1
+    text = evaluate.calibration_table(GOOD, False, "c.json", before, before, "val")  # by hand
+    assert text.count("\n  calibrated ") == 1 and "WARNING" not in text

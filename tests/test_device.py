@@ -276,12 +276,12 @@ def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
     assert predict.machine(tmp_path / "absent")["throttled"] is None
 
 
-def test_spread_is_table_2s(monkeypatch):
+def test_run_times_are_table_2s(monkeypatch):
     ms = np.random.default_rng(0).permutation(np.arange(1.0, 102))  # 1 .. 101
     clock = iter(np.cumsum([10_000, *ms]) / 1000)
     monkeypatch.setattr(predict.time, "perf_counter", lambda: next(clock))
     calls = []
-    found = predict.spread(lambda: calls.append(1), 101)
+    found = predict.run_times(lambda: calls.append(1), 101)
     assert len(calls) == 101 and found == pytest.approx(
         {"p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": np.sqrt((101**2 - 1) / 12)}
     )
