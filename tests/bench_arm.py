@@ -106,10 +106,11 @@ def prepare(folder: Path) -> None:
         for path in ("lists/partial", "cache/archives/partial", "wheels"):
             (loads / path).mkdir(parents=True)
         new.mkdir()
+        (loads / "status").touch()  # nothing is installed; apt puts its locks beside this file
         settings = {
             "APT::Architecture": "arm64", "APT::Architectures": "arm64",
             "APT::Sandbox::User": "root",  # another user could not write here
-            "Dir::State::Lists": loads / "lists", "Dir::State::status": "/dev/null",
+            "Dir::State::Lists": loads / "lists", "Dir::State::status": loads / "status",
             "Dir::Cache": loads / "cache",
         }  # fmt: skip
         get = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in settings.items())]
