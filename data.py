@@ -327,7 +327,8 @@ def read_pair(
             K = fx * sx, fy * sy, (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5
     if depth.shape != image_size:
         top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = predict.resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
+        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
+        depth = predict.resize_depth(depth, image_size, "nearest")
     rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
     K = K or intrinsics or kinect_intrinsics(image_size)
     return Sample(rgb, np.ascontiguousarray(depth), np.array(K, np.float64))
@@ -521,7 +522,8 @@ def read_teacher(
         )
     if depth.shape != image_size:
         top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = predict.resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
+        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
+        depth = predict.resize_depth(depth, image_size, "nearest")
     if floats:
         with np.errstate(over="ignore", invalid="ignore"):
             units = np.rint(depth.astype(np.float64) * depth_scale)

@@ -280,14 +280,18 @@ def _check_tensors(metadata: dict, name: str) -> None:
 
 
 def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) u8 -> (*size, 3): area average when shrinking, bilinear otherwise."""
+    """(h, w, 3) u8 -> (*size, 3): area average when shrinking, bilinear otherwise; the picture
+    itself where it has that size already."""
+    if rgb.shape[:2] == tuple(size):
+        return rgb
     shrinks = size[0] <= rgb.shape[0] and size[1] <= rgb.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(rgb, size[::-1], interpolation=how)
 
 
 def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """(h, w) -> size. nearest: the cell under each pixel's centre; bilinear mixes neighbours.
+    """(h, w) -> size. nearest: the cell under each pixel's centre (depth itself where it has that
+    size already); bilinear mixes neighbours.
 
     bilinear takes the `cells` of a map that the network's graph has enlarged already; holes (<= 0,
     NaN, inf) do not mix: their cells become 0.
@@ -302,6 +306,8 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
         share = mix(known.astype(np.float32)).clip(min=1e-6)  # of each pixel, that is no hole
         mixed = mix(np.where(known, depth, np.float32(0))) / share
         return np.where(resize_depth(known, size, "nearest"), mixed, np.float32(0))
+    if (h, w) == (H, W):
+        return depth
     rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
     cols = (2 * np.arange(W) + 1) * w // (2 * W)
     return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]

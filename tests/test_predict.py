@@ -102,6 +102,7 @@ def test_nearest_invents_no_depth_and_is_centred():
     assert predict.resize_depth(depth, (1, 6), "nearest").tolist() == [[1, 1, 1, 5, 5, 5]]
     ramp = np.arange(9, dtype=np.float32)[None]
     assert predict.resize_depth(ramp, (1, 3), "nearest").tolist() == [[1, 4, 7]]
+    assert predict.resize_depth(ramp, ramp.shape, "nearest") is ramp  # nothing to copy
     assert set(predict.resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
     assert len(set(predict.resize_depth(depth, (1, 6), "bilinear").ravel())) > 2
 
