@@ -91,6 +91,7 @@ def test_readme_flags_and_tests_exist():
     readme = (ROOT / "README.md").read_text()
     known = {flag for p in parsers().values() for a in p._actions for flag in a.option_strings}
     others = {"--nproc_per_node", "--recurse", "--upgrade"}  # torchrun's, git's, pip's
+    others |= {"--graph", "--num_threads", "--num_runs", "--warmup_runs", "--use_gpu"}  # TFLite's
     for bench in (ROOT / "tests").glob("bench_*.py"):
         others |= set(re.findall(r'add_argument\("(--\w+)"', bench.read_text()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_0-9]*", readme, re.I))
