@@ -806,39 +806,44 @@ class Card:
         self.operations, self.outside_xnnpack = dict(ops.most_common()), dict(outside)
         self.gpu = gpu_compatible(content)
 
-    def row(self) -> list[str]:
-        """The cells under COLUMNS."""
+    def column(self) -> dict[str, str]:
+        """Line of the printed report -> this file's cell; errors on the data set's pictures, and on
+        the test pictures where there is none."""
         parity = self.real or self.tests
         left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
-        parts = "-" if self.partitions is None else str(self.partitions)
-        times = [f"{t['p50']:.2f} ({t['p90']:.2f})" for t in self.ms.values()]
-        figures = ["-", "-", "-"]
-        if self.metrics:
-            figures = [f"{self.metrics['si_rmse']:.4f}", f"{self.metrics['rmse']:.3f}",
-                       f"{self.score:.1f}"]  # fmt: skip
-        return [
-            self.format, f"{self.megabytes:.3f}", str(sum(self.operations.values())),
-            parts + (f" + {left}" if left else ""),
-            {None: "-", "yes": "yes"}.get(self.gpu, "no"), times[0],
-            times[1] if times[1:] else "-", f"{parity.max_abs:.1e}", f"{parity.border:.1e}",
-            f"{parity.mean_abs:.1e}", f"{parity.over_1cm / parity.pixels:.2%}", *figures,
-            "BROKEN" if self.broken else "kept",
-        ]  # fmt: skip
+        metrics = self.metrics or {"si_rmse": math.nan, "rmse": math.nan}
+        cells = {
+            "MB": f"{self.megabytes:.3f}",
+            "operations": str(sum(self.operations.values())),
+            "XNNPACK partitions": f"{self.partitions}{' + ' if left else ''}{left}",
+            "GPU delegate": {None: "-", "yes": "yes"}.get(self.gpu, "no"),
+        } | {
+            f"ms, {threads} thread{'s' * (threads > 1)} (p90)": f"{t['p50']:.2f} ({t['p90']:.2f})"
+            for threads, t in self.ms.items()
+        } | {
+            "largest error, m": f"{parity.max_abs:.1e}",
+            "  outermost pixels": f"{parity.border:.1e}",
+            "  test pictures": f"{self.tests.max_abs:.1e}",
+            "mean error, m": f"{parity.mean_abs:.1e}",
+            "pixels off by > 1 cm": f"{parity.over_1cm / parity.pixels:.2%}",
+            "si-RMSE": f"{metrics['si_rmse']:.4f}",
+            "RMSE, m": f"{metrics['rmse']:.3f}",
+            "Score": "nan" if self.score is None else f"{self.score:.1f}",
+            "tolerance": "BROKEN" if self.broken else "kept",
+        }  # fmt: skip
+        unknown = {"nan": "-", "None": "-"}
+        return {name: unknown.get(cell, cell) for name, cell in cells.items()}
 
 
-def table(cards: list[Card], reference: dict[str, float] | None) -> str:
-    """All cards as a Markdown table; reference: PyTorch's own metrics, in the first line."""
-    threads = list(cards[0].ms)[1:]
-    rows = [[
-        "format", "MB", "ops", "XNNPACK", "GPU", "ms, 1 thread (p90)",
-        f"ms, {threads[0]} threads (p90)" if threads else "", "max err m", "at border",
-        "mean err m", "> 1 cm", "si-RMSE", "RMSE m", "Score", "tolerance",
-    ]]  # fmt: skip
-    own = [f"{reference['si_rmse']:.4f}", f"{reference['rmse']:.3f}"] if reference else ["-", "-"]
-    rows.append(["PyTorch", *["-"] * 10, *own, "-", "-"])
-    rows += [card.row() for card in cards]
-    # A second thread count is not always timed.
-    rows = [[cell for i, cell in enumerate(row) if rows[0][i]] for row in rows]
+def table(cards: list[Card], own: dict[str, float] | None) -> str:
+    """All cards side by side, as a Markdown table; own: PyTorch's metrics, the first column."""
+    columns = {card.format: card.column() for card in cards}
+    own = own or {"si_rmse": math.nan, "rmse": math.nan}
+    pytorch = {"si-RMSE": f"{own['si_rmse']:.4f}", "RMSE, m": f"{own['rmse']:.3f}"}
+    rows = [["", "PyTorch", *columns]]
+    for name in next(iter(columns.values())):
+        cells = [column[name] for column in columns.values()]
+        rows.append([name, pytorch.get(name, "").replace("nan", "-"), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(f"{c:<{n}}" for c, n in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
@@ -1265,8 +1270,9 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
         rows.append((card.format, f"{card.path}: {ops}"))
         if card.gpu not in (None, "yes"):
-            cure = "--output_size native and --input_type float32 avoid it"
-            rows.append(("", f"a GPU delegate refuses {card.gpu}; {cure}"))
+            cures = {"CAST": "--input_type float32", "GATHER": "--output_size native"}
+            cure = " ".join(flag for op, flag in cures.items() if op in card.gpu)
+            rows.append(("", f"TFLite's GPU delegate refuses {card.gpu}: {cure}"))
     for name, text in rows:
         print(f"{name:<14}{text}")
     print("\n" + table(cards, report["pytorch"]))
