@@ -528,10 +528,16 @@ def json_name(text: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    path = Path(args.model) if args.model else predict.newest_model()
+    calibrates = args.calibrate or args.calibration
+    path = Path(args.model) if args.model else predict.newest_model(".pt" if calibrates else "")
     predictor = predict.load_predictor(
         path, image_size=args.image_size, threads=args.threads, device=args.device
     )
+    if calibrates and predictor.calibration:
+        raise data.DataError(
+            f"{path} holds a calibration already, and a second would apply on top: name the .pt "
+            "that it was exported from with --model"
+        )
     root = data.resolve(args.data)
     pairs = data.open_split(root, args.split, args.depth_scale)
     options = {"depth_scale": args.depth_scale, "max_depth": args.max_depth}

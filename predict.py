@@ -236,6 +236,8 @@ def read_metadata(content: bytes, name: str) -> dict:
         )
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if MEMBER not in archive.namelist():
+                raise ValueError(f"no {MEMBER} in it")
             member = archive.getinfo(MEMBER)
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("compressed")
@@ -244,7 +246,7 @@ def read_metadata(content: bytes, name: str) -> dict:
     # All that zipfile and json raise on bytes that are not what they should be.
     except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
-        raise PredictError(f"{name}: its {MEMBER} is damaged ({error!r}): {anew}") from error
+        raise PredictError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
     if form != FORMAT:
         raise PredictError(
             f"{name}: format {form!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
@@ -332,16 +334,16 @@ class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
     run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
-    the copies in and out, on the last input (None: they cannot be told apart). `milliseconds` holds
-    the time of each run.
+    the copies in and out, on the last input (None: they cannot be told apart). calibration: the one
+    that a .tflite holds already. `milliseconds` holds the time of each run.
     """
 
     def __init__(
         self, run: Callable, size: tuple[int, int], resize: str, about: str, *,
-        dtype: str = "float32", invoke: Callable | None = None,
+        dtype: str = "float32", invoke: Callable | None = None, calibration: dict | None = None,
     ) -> None:  # fmt: skip
         self.run, self.size, self.resize, self.about = run, size, resize, about
-        self.dtype, self.invoke = dtype, invoke
+        self.dtype, self.invoke, self.calibration = dtype, invoke, calibration
         self.milliseconds: list[float] = []
         run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
@@ -434,7 +436,8 @@ def _load_tflite(
         depth = interpreter.get_tensor(target)[0, :, :, 0]
         return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    return run, size, metadata["precision"], {"dtype": dtype, "invoke": interpreter.invoke}
+    extra = {"dtype": dtype, "invoke": interpreter.invoke}
+    return run, size, metadata["precision"], extra | {"calibration": metadata.get("calibration")}
 
 
 def _load_checkpoint(
@@ -632,10 +635,17 @@ def camera(
         entry = entry["frames"][stem] if "frames" in entry else entry
         fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
         h, w = float(entry.get("height", H)), float(entry.get("width", W))
-        if not (min(fx, fy, w, h) > 0 and math.isfinite(fx + fy + cx + cy + w + h)):
-            raise ValueError(f"impossible: {entry}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PredictError(f"--intrinsics has no camera for {stem!r} ({error!r})") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise PredictError(
+            f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height) in pixels, "
+            'or "frames" with such an entry for each stem'
+        ) from None
+    sane = min(fx / w, fy / h) > 0.05 and 0 <= cx <= w and 0 <= cy <= h  # under 169 degrees
+    if not (min(fx, fy, w, h) > 0 and math.isfinite(fx + fy) and sane):  # NaN is not sane either
+        raise PredictError(
+            f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "
+            f"{h:g} high: focal lengths and centre are in pixels"
+        )
     if abs(math.log(W * h / (H * w))) > 0.02:
         raise PredictError(
             f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
@@ -909,7 +919,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="predict.py",
         description="Metric depth for pictures, folders, videos, a camera; no ground truth needed.",
         epilog="A picture of another shape than --image_size is stretched to it and the depth "
-        "stretched back; you are told when the shapes differ by more than 2 %%.",
+        "stretched back; you are told when the shapes differ by more than 2 %. Exit code: 0 all "
+        "done, 1 some inputs skipped (named), 2 nothing done or a wrong command.",
     )
     add = p.add_argument_group("what is read").add_argument
     add("inputs", nargs="*", metavar="INPUT",
@@ -959,7 +970,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
     add("--show", action="store_true",
         help="camera: show it in a window instead of recording it (needs a display)")
-    add("--smooth", nargs="?", const=0.2, type=number(float, 1e-3), metavar="SECONDS",
+    add("--smooth", nargs="?", const=0.2, type=half_life, metavar="SECONDS",
         help="less flicker: average each pixel's depth over time; a frame weighs half as much "
         "after SECONDS (0.2 where no number follows; INPUT goes before the flag). What moves lags "
         "by 1.4 SECONDS, unless it jumps, see --smooth_reset (default: off)")
@@ -989,6 +1000,16 @@ def number(kind: type, low: float) -> Callable[[str], float]:
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def half_life(text: str) -> float:
+    """An argparse type for --smooth, which may stand before INPUT by mistake."""
+    try:
+        return number(float, 1e-3)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds; INPUT goes before --smooth"
+        ) from None
 
 
 def parse_range(text: str) -> tuple[float, float]:
@@ -1024,9 +1045,9 @@ def parse_intrinsics(text: str) -> dict:
         ) from error
 
 
-def newest_model() -> Path:
-    """The newest of DEFAULTS, under the current folder. Raises PredictError."""
-    found = [Path(p) for p in DEFAULTS if Path(p).is_file()]
+def newest_model(kind: str = "") -> Path:
+    """The newest of DEFAULTS that ends in `kind`, under the current folder. Raises PredictError."""
+    found = [Path(p) for p in DEFAULTS if p.endswith(kind) and Path(p).is_file()]
     if not found:
         raise PredictError(
             f"no model here (looked for {', '.join(DEFAULTS)}): train one with train.py, or name "
@@ -1063,6 +1084,8 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
     )  # fmt: skip
     if args.benchmark:
+        if files and files[0].suffix.lower() not in IMAGES:
+            raise PredictError(f"{files[0]}: --benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
         return run_benchmark(args, model, lambda n: load(threads=n), picture)
     moving = live or any(p.suffix.lower() in VIDEOS for p in files)
@@ -1090,7 +1113,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{path}: same stem as another input, written as {name}")
     predictor = load(threads=1 if args.threads is None else args.threads)
     print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise PredictError(f"--out {out} is a file: name a folder")
     H, W = predictor.size
     stretched: list[tuple[int, int]] = []
 
@@ -1098,8 +1122,8 @@ def run(args: argparse.Namespace) -> int:
         h, w = rgb.shape[:2]
         if not stretched and abs(math.log(w * H / (h * W))) > 0.02:
             stretched.append((h, w))
-            say(f"notice: {h}x{w} is stretched to the network's {H}x{W} (and back); depth may "
-                "suffer. Said once")  # fmt: skip
+            say(f"notice: {h}x{w} (high x wide) is stretched to the network's {H}x{W} and back; "
+                "depth may suffer: crop it, or export.py --input_size. Said once")  # fmt: skip
 
     def video(capture: cv2.VideoCapture, name: str, live: bool, show: bool) -> int:
         smooth = Smooth(args.smooth, args.smooth_reset) if args.smooth else None
@@ -1111,16 +1135,21 @@ def run(args: argparse.Namespace) -> int:
     if live:
         capture = cv2.VideoCapture(args.camera)
         if not capture.isOpened():
-            raise PredictError(f"camera {args.camera} cannot be opened")
+            raise PredictError(
+                f"camera {args.camera} cannot be opened: is it plugged in (ls /dev/video*), or in "
+                "use? OpenCV reads USB cameras; of a Pi's ribbon camera record a file and give that"
+            )
         display = sys.platform in ("win32", "darwin") or any(
             os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY")
         )
         if args.show and not display:
             say("notice: no display here, so --show is off and the camera is recorded")
+        out.mkdir(parents=True, exist_ok=True)
         name = f"camera{args.camera}_{time.strftime('%Y%m%d-%H%M%S')}"  # keeps older recordings
         done = video(capture, name, True, args.show and display)
         skipped, empty = 0, 0
     else:
+        out.mkdir(parents=True, exist_ok=True)
         done, skipped, empty = 0, 0, 0
         for path, name in progress(list(zip(files, names)), len(files), "pictures"):
             try:
