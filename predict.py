@@ -640,8 +640,10 @@ def camera(
             f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height) in pixels, "
             'or "frames" with such an entry for each stem'
         ) from None
-    sane = min(fx / w, fy / h) > 0.05 and 0 <= cx <= w and 0 <= cy <= h  # under 169 degrees
-    if not (min(fx, fy, w, h) > 0 and math.isfinite(fx + fy) and sane):  # NaN is not sane either
+    # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169 degrees:
+    # rather a camera in other units.
+    near = -w <= cx <= 2 * w and -h <= cy <= 2 * h and math.isfinite(fx + fy + w + h)
+    if not (near and min(w, h) > 0 and min(fx / w, fy / h) > 0.05):  # False for NaN too
         raise PredictError(
             f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "
             f"{h:g} high: focal lengths and centre are in pixels"

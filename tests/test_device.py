@@ -632,8 +632,11 @@ def test_camera_is_scaled_with_the_picture(tmp_path):
 
 @pytest.mark.parametrize("known, told", [
     ({"fx": 500, "fy": 500, "cx": 1, "cy": 1, "width": 480, "height": 640}, "turned"),
-    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "impossible"),
-    ({"fx": float("nan"), "fy": 1, "cx": 1, "cy": 1}, "impossible"), ({"frames": {}}, "'a'"),
+    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "cannot be"),
+    ({"fx": float("nan"), "fy": 1, "cx": 1, "cy": 1}, "cannot be"), ({"frames": {}}, "'a'"),
+    ({"fx": 519, "fy": 519, "cx": 3195, "cy": 240}, "cannot be"),  # a point forgotten
+    ({"fx": 0.8, "fy": 1.1, "cx": 0.5, "cy": 0.5}, "in pixels"),  # in shares of the sides
+    ({"fx": 9, "fy": 9, "cx": 0, "cy": 0, "width": 0, "height": 0}, "cannot be"),
     ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
 ])  # fmt: skip
 def test_useless_intrinsics_are_named(known, told):

@@ -112,7 +112,7 @@ def test_stretching_is_told_once(tmp_path, toy, capsys):
         write(tmp_path / f"in/{name}.png", picture(*size))
     assert toy_run(tmp_path / "in", "--out", tmp_path / "out") == 0
     told = capsys.readouterr().err
-    assert told.count("stretched") == 1 and "48x90 is stretched to the network's 48x64" in told
+    assert told.count("stretched") == 1 and "48x90 (high x wide) is stretched to" in told
 
 
 # --------------------------------------------------------------------------------- reading pictures
