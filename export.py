@@ -346,7 +346,8 @@ def convert(
 
 
 def _kept_in_float(content: bytes) -> list[str]:
-    """Output names of the operations under the scope FLOAT, and of all after the last of them.
+    """Output names of the operations under the scope FLOAT, and of the last, which bears the name
+    of the graph's output instead.
 
     The last convolution's output is the depth: 256 steps over 0..40 m would show, and in float
     XNNPACK takes the whole graph. Resizing in int8 would round colours once more.
@@ -355,8 +356,7 @@ def _kept_in_float(content: bytes) -> list[str]:
     names = {t["index"]: t["name"] for t in runner.get_tensor_details()}
     ops = [op for op in runner._get_ops_details() if op["op_name"] != DELEGATE]
     outputs = [names[op["outputs"][0]] for op in ops]
-    last = max(i for i, name in enumerate(outputs) if FLOAT in name)
-    return [name for i, name in enumerate(outputs) if FLOAT in name or i > last]
+    return [name for name in outputs if FLOAT in name or name == outputs[-1]]
 
 
 def _float_depthwise(content: bytes, plain: bytes) -> bytes:

@@ -342,6 +342,19 @@ def test_int8_uint8_millimetres_bilinear(small):
     assert result.mean_abs < 0.2 * result.depth_mean
 
 
+@pytest.mark.parametrize("size, normalization", [((120, 200), "weights"), ((64, 96), "graph")])
+def test_int8_native_size(small, size, normalization):
+    """The last convolution is the graph's last operation then, and alone in float; with a resize
+    before it in float, and without."""
+    changes = {"normalization": normalization, "output_size": (16, 24)}
+    layout = export.standard(small[0], size, **changes)
+    pictures = list(export.pattern_pictures(size).values())
+    content = export.convert(small[0], layout, "int8", pictures)
+    assert tensor_types(content)["CONV_2D"] == ["int8"] * 26 + ["float32"]
+    result = parity(small[0], layout, content)
+    assert result.mean_abs < 0.2 * result.depth_mean
+
+
 def test_int8_without_pictures(small):
     with pytest.raises(export.ExportError, match="--data ROOT"):
         export.convert(small[0], small[1], "int8")
