@@ -780,11 +780,13 @@ def broken(
         if scores and not scores[0] <= (1 + limits.si_rmse) * scores[1]:
             out.append(f"si-RMSE {scores[0]:.4f} > {1 + limits.si_rmse:g} x {scores[1]:.4f}")
         return out
-    for parity in filter(None, (tests, real)):
+    for where, parity in {"test pictures": tests, "data": real}.items():
+        if parity is None:
+            continue
         allowed = limits.fp16 if precision == "fp16" else limits.fp32
         limit = allowed * max(1.0, parity.depth_max)
         if not parity.max_abs <= limit < math.inf:  # also for NaN, and a reference that is infinite
-            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m")
+            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m on the {where}")
     return out
 
 
@@ -845,11 +847,11 @@ class Card:
         the test pictures where there is none."""
         parity = self.real or self.tests
         left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
-        metrics = self.metrics or {"si_rmse": math.nan, "rmse": math.nan}
-        cells = {
+        return {
             "MB": f"{self.megabytes:.3f}",
             "operations": str(sum(self.operations.values())),
-            "XNNPACK partitions": f"{self.partitions}{' + ' if left else ''}{left}",
+            "XNNPACK partitions": "-" if self.partitions is None else
+            f"{self.partitions}{' + ' if left else ''}{left}",
             "GPU delegate": {None: "-", "yes": "yes"}.get(self.gpu, "no"),
         } | {
             f"ms, {threads} thread{'s' * (threads > 1)} (p90)": f"{t['p50']:.2f} ({t['p90']:.2f})"
@@ -860,24 +862,27 @@ class Card:
             "  test pictures": f"{self.tests.max_abs:.1e}",
             "mean error, m": f"{parity.mean_abs:.1e}",
             "pixels off by > 1 cm": f"{parity.over_1cm / parity.pixels:.2%}",
-            "si-RMSE": f"{metrics['si_rmse']:.4f}",
-            "RMSE, m": f"{metrics['rmse']:.3f}",
-            "Score": "nan" if self.score is None else f"{self.score:.1f}",
+            **figures(self.metrics),
+            "Score": "-" if self.score is None else f"{self.score:.1f}",
             "tolerance": "BROKEN" if self.broken else "kept",
         }  # fmt: skip
-        unknown = {"nan": "-", "None": "-"}
-        return {name: unknown.get(cell, cell) for name, cell in cells.items()}
+
+
+def figures(metrics: dict[str, float] | None) -> dict[str, str]:
+    """The printed report's lines of the metrics; "-" where nothing was measured."""
+    if metrics is None:
+        return {"si-RMSE": "-", "RMSE, m": "-"}
+    return {"si-RMSE": f"{metrics['si_rmse']:.4f}", "RMSE, m": f"{metrics['rmse']:.3f}"}
 
 
 def table(cards: list[Card], own: dict[str, float] | None) -> str:
     """All cards side by side, as a Markdown table; own: PyTorch's metrics, the first column."""
     columns = {card.format: card.column() for card in cards}
-    own = own or {"si_rmse": math.nan, "rmse": math.nan}
-    pytorch = {"si-RMSE": f"{own['si_rmse']:.4f}", "RMSE, m": f"{own['rmse']:.3f}"}
+    pytorch = figures(own)
     rows = [["", "PyTorch", *columns]]
     for name in next(iter(columns.values())):
         cells = [column[name] for column in columns.values()]
-        rows.append([name, pytorch.get(name, "").replace("nan", "-"), *cells])
+        rows.append([name, pytorch.get(name, ""), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(f"{c:<{n}}" for c, n in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
