@@ -16,8 +16,8 @@ import io
 import json
 import math
 import os
-import platform
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -43,6 +43,7 @@ from model import (
 )
 from predict import (
     Parser,
+    machine,
     number,
     parse_size,
     resize_depth,
@@ -322,7 +323,8 @@ def convert(
         made.optimizations = [tf.lite.Optimize.DEFAULT] if optimise else []
         return made
 
-    with warnings.catch_warnings():  # of TensorFlow's own interpreter, inside its own quantiser
+    # The warnings are of TensorFlow's own interpreter, inside its own quantiser.
+    with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
         plain, quantised = converter(False).convert(), converter(True)
         if precision == "fp32":
@@ -346,7 +348,8 @@ def convert(
 
 
 def _kept_in_float(content: bytes) -> list[str]:
-    """Output names of the operations under the scope FLOAT, and of all after the last of them.
+    """Output names of the operations under the scope FLOAT, and of the last, which bears the name
+    of the graph's output instead.
 
     The last convolution's output is the depth: 256 steps over 0..40 m would show, and in float
     XNNPACK takes the whole graph. Resizing in int8 would round colours once more.
@@ -355,8 +358,7 @@ def _kept_in_float(content: bytes) -> list[str]:
     names = {t["index"]: t["name"] for t in runner.get_tensor_details()}
     ops = [op for op in runner._get_ops_details() if op["op_name"] != DELEGATE]
     outputs = [names[op["outputs"][0]] for op in ops]
-    last = max(i for i, name in enumerate(outputs) if FLOAT in name)
-    return [name for i, name in enumerate(outputs) if FLOAT in name or i > last]
+    return [name for name in outputs if FLOAT in name or name == outputs[-1]]
 
 
 def _float_depthwise(content: bytes, plain: bytes) -> bytes:
@@ -382,11 +384,34 @@ def _float_depthwise(content: bytes, plain: bytes) -> bytes:
     return bytes(flatbuffer_utils.convert_object_to_bytearray(small))
 
 
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keeps back what C++ libraries write to standard error meanwhile, a dozen lines about CUDA and
+    oneDNN that read like errors; an exception that leaves shows them after all.
+
+    Python's own sys.stderr goes the same way, so print nothing inside.
+    """
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
 def _tensorflow():
     """TensorFlow, quiet and without the GPU (with one it lays the graph out differently)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import tensorflow as tf
+        with hushed():
+            import tensorflow as tf
     except ImportError as error:
         raise ExportError(f"export needs TensorFlow: pip install tensorflow ({error})") from error
     try:
@@ -409,8 +434,14 @@ def interpreter(content: bytes, threads: int):
         raise ExportError(
             f"running a TFLite file needs LiteRT: pip install ai-edge-litert==2.1.6 ({error})"
         ) from error
-    runner = Interpreter(model_content=content, num_threads=threads)
-    runner.allocate_tensors()
+    try:
+        with hushed():  # it announces XNNPACK
+            runner = Interpreter(model_content=content, num_threads=threads)
+            runner.allocate_tensors()
+    except RuntimeError as error:
+        raise ExportError(
+            f"LiteRT cannot run it; are --input_size and --output_size too large? {error}".strip()
+        ) from error
     return runner
 
 
@@ -610,7 +641,8 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
     last_resize do not matter here.
 
     In: "image" (1, 3, H, W), raw RGB 0..255, channels first as ONNX users expect. Out: "depth"
-    (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json".
+    (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json", with NCHW
+    as the layout of both.
     onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off: that is most
     of its distance to PyTorch. Raises ExportError when the onnx package is missing.
     """
@@ -632,7 +664,8 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
         opset_imports=[helper.make_opsetid("", 13)], ir_version=7, producer_name="LiteDepth",
     )  # fmt: skip
     if metadata is not None:
-        helper.set_model_props(content, {"litedepth.json": json.dumps(metadata)})
+        ends = {end: metadata[end] | {"layout": "NCHW"} for end in ("input", "output")}
+        helper.set_model_props(content, {"litedepth.json": json.dumps(metadata | ends)})
     onnx.checker.check_model(content, full_check=True)
     return content.SerializeToString()
 
@@ -693,7 +726,8 @@ class Parity:
         unequal shapes."""
         if reference.shape != output.shape:
             raise ValueError(f"reference is {reference.shape}, output {output.shape}")
-        error = np.abs(output.astype(np.float64) - reference)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            error = np.abs(output.astype(np.float64) - reference)
         ring = max(error[[0, -1]].max(), error[:, [0, -1]].max())
         self.max_abs, self.border = (
             float(np.maximum(*pair)) for pair in ((self.max_abs, error.max()), (self.border, ring))
@@ -741,16 +775,18 @@ def broken(
     if precision.startswith("int8"):
         parity = real or tests
         limit = limits.int8 * parity.depth_mean
-        if not parity.mean_abs <= limit:  # also for NaN
+        if not parity.mean_abs <= limit < math.inf:  # also for NaN
             out.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
         if scores and not scores[0] <= (1 + limits.si_rmse) * scores[1]:
             out.append(f"si-RMSE {scores[0]:.4f} > {1 + limits.si_rmse:g} x {scores[1]:.4f}")
         return out
-    for parity in filter(None, (tests, real)):
+    for where, parity in {"test pictures": tests, "data": real}.items():
+        if parity is None:
+            continue
         allowed = limits.fp16 if precision == "fp16" else limits.fp32
         limit = allowed * max(1.0, parity.depth_max)
-        if not parity.max_abs <= limit:
-            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m")
+        if not parity.max_abs <= limit < math.inf:  # also for NaN, and a reference that is infinite
+            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m on the {where}")
     return out
 
 
@@ -811,11 +847,11 @@ class Card:
         the test pictures where there is none."""
         parity = self.real or self.tests
         left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
-        metrics = self.metrics or {"si_rmse": math.nan, "rmse": math.nan}
-        cells = {
+        return {
             "MB": f"{self.megabytes:.3f}",
             "operations": str(sum(self.operations.values())),
-            "XNNPACK partitions": f"{self.partitions}{' + ' if left else ''}{left}",
+            "XNNPACK partitions": "-" if self.partitions is None else
+            f"{self.partitions}{' + ' if left else ''}{left}",
             "GPU delegate": {None: "-", "yes": "yes"}.get(self.gpu, "no"),
         } | {
             f"ms, {threads} thread{'s' * (threads > 1)} (p90)": f"{t['p50']:.2f} ({t['p90']:.2f})"
@@ -826,24 +862,27 @@ class Card:
             "  test pictures": f"{self.tests.max_abs:.1e}",
             "mean error, m": f"{parity.mean_abs:.1e}",
             "pixels off by > 1 cm": f"{parity.over_1cm / parity.pixels:.2%}",
-            "si-RMSE": f"{metrics['si_rmse']:.4f}",
-            "RMSE, m": f"{metrics['rmse']:.3f}",
-            "Score": "nan" if self.score is None else f"{self.score:.1f}",
+            **figures(self.metrics),
+            "Score": "-" if self.score is None else f"{self.score:.1f}",
             "tolerance": "BROKEN" if self.broken else "kept",
         }  # fmt: skip
-        unknown = {"nan": "-", "None": "-"}
-        return {name: unknown.get(cell, cell) for name, cell in cells.items()}
+
+
+def figures(metrics: dict[str, float] | None) -> dict[str, str]:
+    """The printed report's lines of the metrics; "-" where nothing was measured."""
+    if metrics is None:
+        return {"si-RMSE": "-", "RMSE, m": "-"}
+    return {"si-RMSE": f"{metrics['si_rmse']:.4f}", "RMSE, m": f"{metrics['rmse']:.3f}"}
 
 
 def table(cards: list[Card], own: dict[str, float] | None) -> str:
     """All cards side by side, as a Markdown table; own: PyTorch's metrics, the first column."""
     columns = {card.format: card.column() for card in cards}
-    own = own or {"si_rmse": math.nan, "rmse": math.nan}
-    pytorch = {"si-RMSE": f"{own['si_rmse']:.4f}", "RMSE, m": f"{own['rmse']:.3f}"}
+    pytorch = figures(own)
     rows = [["", "PyTorch", *columns]]
     for name in next(iter(columns.values())):
         cells = [column[name] for column in columns.values()]
-        rows.append([name, pytorch.get(name, "").replace("nan", "-"), *cells])
+        rows.append([name, pytorch.get(name, ""), *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(f"{c:<{n}}" for c, n in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
@@ -869,13 +908,17 @@ def trained_on(checkpoint: Path) -> dict:
     are: they are rendered again)."""
     try:
         run = json.loads((checkpoint.parent / "args.json").read_text())
-        names = ("data", "split", "val_split", "depth_scale", "max_depth")
-        facts = {name: run[name] for name in names if run.get(name) is not None}
+        kinds = {"data": str, "split": str, "val_split": str, "depth_scale": float | int,
+                 "max_depth": float | int}  # fmt: skip
+        facts = {name: run[name] for name, kind in kinds.items() if isinstance(run.get(name), kind)}
+        for name in ("depth_scale", "max_depth"):
+            if not 0 < facts.get(name, 1) < math.inf:
+                del facts[name]
         name = facts["data"]
         if not (name.startswith("synthetic:") or Path(name).is_dir()):
             del facts["data"]
         return facts
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return {}
 
 
@@ -892,9 +935,9 @@ class Pictures:
 
         self.data, self.evaluate, self.depth_scale = data, evaluate, depth_scale
         self.root, self.train_split, self.size = data.resolve(data_arg), train_split, size
-        pairs = data.open_split(self.root, split, depth_scale)
+        pairs = [] if limit == 0 else data.open_split(self.root, split, depth_scale)
         self.pairs = pairs if limit is None else evaluate.spread(pairs, limit)
-        self.about = f"{data_arg} {split}"
+        self.about = f"{data_arg} {split}" if pairs else None
 
     @property
     def val(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -957,13 +1000,13 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def tflite_name(text: str) -> Path:
     """An argparse type: a path that ends in .tflite (so that no checkpoint is overwritten)."""
-    if not text.endswith(".tflite"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .tflite")
+    if Path(text).suffix != ".tflite":
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME.tflite")
     return Path(text)
 
 
 def format_list(text: str) -> list[str]:
-    """An argparse type: "fp32,int8" -> ["fp32", "int8"]; "all" is every one that is installed."""
+    """An argparse type: "fp32,int8" -> ["fp32", "int8"], each once."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     if unknown := [name for name in names if name not in FORMATS]:
         raise argparse.ArgumentTypeError(
@@ -1116,7 +1159,7 @@ def open_pictures(args: argparse.Namespace, run: dict, size: tuple[int, int]) ->
 
 def measure(
     args: argparse.Namespace, card: Card, layout: Layout, picture: np.ndarray,
-    own: dict[str, float] | None, pictures: Pictures | None,
+    own: dict[str, float] | None, pictures: Pictures | None, limits: Limits,
 ) -> None:  # fmt: skip
     """Fills in a card's run times, Score and broken tolerances; own: PyTorch's metrics."""
     content = card.path.read_bytes()
@@ -1130,9 +1173,6 @@ def measure(
     if own:
         scores = card.metrics["si_rmse"], own["si_rmse"]
         card.score = pictures.evaluate.score(scores[0], card.ms[1]["p50"] / 1e3, args.C)
-    limits = Limits(
-        args.tolerance, args.tolerance_fp16, args.tolerance_int8, args.tolerance_si_rmse
-    )
     card.broken = broken(card.format, limits, card.tests, card.real, scores)
 
 
@@ -1165,6 +1205,9 @@ def run(args: argparse.Namespace) -> int:
         "step": stored.get("step"),
     })  # fmt: skip
     tests = list(pattern_pictures(size, args.seed).values())
+    limits = Limits(
+        args.tolerance, args.tolerance_fp16, args.tolerance_int8, args.tolerance_si_rmse
+    )
     cards: dict[str, Card] = {}
     try:
         # The final names are for files that passed: other scripts pick them up without asking.
@@ -1188,7 +1231,7 @@ def run(args: argparse.Namespace) -> int:
         own = examine(Reference(model, layout), runners, cards, tests, pictures, max_depth)
         for card in cards.values():
             say(f"timing {card.format} ...")
-            measure(args, card, layout, tests[0], own, pictures)
+            measure(args, card, layout, tests[0], own, pictures, limits)
     except BaseException:
         for card in cards.values():
             card.path.unlink(missing_ok=True)
@@ -1198,10 +1241,12 @@ def run(args: argparse.Namespace) -> int:
             card.path = card.path.replace(file_of(out, card.format))
     report = {
         "checkpoint": str(checkpoint), "layout": asdict(layout), "metadata": about,
-        "host": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "host": machine(Path("/")), "tolerance": asdict(limits),
         "timing": {"runs": args.runs, "warmup": args.warmup, "copies": False, "C": args.C},
-        "compared": {"test_pictures": len(tests), "data": pictures and pictures.about,
-                     "data_pictures": own["images"] if own else 0},
+        "compared": {"test_pictures": len(tests), "seed": args.seed,
+                     "data": pictures and pictures.about,
+                     "data_pictures": max(card.real.pictures if card.real else 0
+                                          for card in cards.values())},
         "pytorch": own, "files": [asdict(card) for card in cards.values()],
     }  # fmt: skip
     # NaN, of a broken network, is no JSON: null
@@ -1264,7 +1309,7 @@ def print_report(report: dict, cards: list[Card]) -> None:
          "the file and PyTorch"),
         ("compared", f"with PyTorch on {source}; errors in metres, on the latter"),
         ("timing", f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
-         f"out, on this host ({report['host']['machine']}, {report['host']['cores']} cores)"),
+         f"out, on this host ({report['host']['cpu']}, {report['host']['cores']} cores)"),
     ]  # fmt: skip
     for card in cards:
         ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
@@ -1289,4 +1334,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -15,7 +15,7 @@ import torch
 
 import export
 import predict
-from model import LiteDepth, load, merge_normalization, save
+from model import LiteDepth, Teacher, load, merge_normalization, save
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
@@ -342,6 +342,19 @@ def test_int8_uint8_millimetres_bilinear(small):
     assert result.mean_abs < 0.2 * result.depth_mean
 
 
+@pytest.mark.parametrize("size, normalization", [((120, 200), "weights"), ((64, 96), "graph")])
+def test_int8_native_size(small, size, normalization):
+    """The last convolution is the graph's last operation then, and alone in float; with a resize
+    before it in float, and without."""
+    changes = {"normalization": normalization, "output_size": (16, 24)}
+    layout = export.standard(small[0], size, **changes)
+    pictures = list(export.pattern_pictures(size).values())
+    content = export.convert(small[0], layout, "int8", pictures)
+    assert tensor_types(content)["CONV_2D"] == ["int8"] * 26 + ["float32"]
+    result = parity(small[0], layout, content)
+    assert result.mean_abs < 0.2 * result.depth_mean
+
+
 def test_int8_without_pictures(small):
     with pytest.raises(export.ExportError, match="--data ROOT"):
         export.convert(small[0], small[1], "int8")
@@ -398,7 +411,9 @@ def test_broken_by_format():
     limits = export.Limits(fp32=1e-4, fp16=5e-3, int8=0.05, si_rmse=0.02)
     told = lambda name, *rest: export.broken(name, limits, *rest)  # noqa: E731
     assert told("fp32", off(1e-4), None, None) == told("fp16", off(9e-3), off(0), None) == []
-    assert "max error 3.00e-04 m > 2.00e-04 m" in told("fp32", off(0), off(3e-4), None)
+    wrong = "max error 3.00e-04 m > 2.00e-04 m on the "
+    assert told("fp32", off(0), off(3e-4), None) == [wrong + "data"]
+    assert told("fp32", off(3e-4), off(0), None) == [wrong + "test pictures"]
     assert len(told("onnx", off(3e-4), off(3e-4), None)) == 2
     assert told("fp16", off(2e-2), None, None)
     # int8: real pictures count where there are any, the test pictures else
@@ -409,6 +424,8 @@ def test_broken_by_format():
     assert told("int8", off(0), off(0), (float("nan"), 0.2))
     assert told("fp32", off(np.nan), None, None)
     assert told("int8", off(np.nan), None, None)
+    endless = export.compare([np.full((4, 6), np.inf)], [np.ones((4, 6))])  # error inf <= inf
+    assert told("fp32", endless, None, None) and told("int8", endless, None, None)
 
 
 def test_pattern_pictures():
@@ -450,6 +467,8 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
     assert card["outside_xnnpack"] == {"GATHER": 1} and card["gpu"] == "GATHER"
     assert card["megabytes"] == pytest.approx(len(content) / 1e6)
     assert 0 < card["tests"]["max_abs"] < 1e-4 and card["real"] is report["pytorch"] is None
+    assert report["tolerance"] == {"fp32": 1e-4, "fp16": 5e-3, "int8": 0.05, "si_rmse": 0.02}
+    assert report["host"]["cpu"] in printed
 
 
 def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
@@ -497,6 +516,10 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
     assert export.main([*command, *QUICK, *names]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["pytorch"]["si_rmse"] == pytest.approx(ratio.std(), rel=1e-5)
+    (tmp_path / "val.txt").unlink()  # int8's ranges need no split to compare on
+    capsys.readouterr()
+    assert export.main([*command, *QUICK, *loose, "--format", "int8", "--pictures", "0"]) == 0
+    assert "with PyTorch on 6 test pictures; errors" in capsys.readouterr().out
 
 
 def test_command_exit_3_when_not_equal(checkpoint, monkeypatch, capsys):
@@ -622,11 +645,69 @@ def test_command_splits(checkpoint, tmp_path, monkeypatch, capsys):
         assert repr(expected[1]) in one_line(capsys)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"data": 3}', '{"seed": 0}', '{"data": "absent"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"data": 3}', '{"seed": 0}', '{"data": "absent"}', '{"data": "\\u0000"}']
+)
 def test_trained_on_is_optional(tmp_path, text):
     assert export.trained_on(tmp_path / "best.pt") == {}
     (tmp_path / "args.json").write_text(text)
     assert export.trained_on(tmp_path / "best.pt") == {}
+
+
+def test_trained_on_takes_sound_facts_only(tmp_path):
+    sound = {"data": str(tmp_path), "split": "a", "val_split": "b"}
+    sound |= {"depth_scale": 500, "max_depth": 9.5}
+    strange = {"data": str(tmp_path), "split": 7, "val_split": ["b"]}
+    strange |= {"depth_scale": "abc", "max_depth": float("nan")}
+    for run, facts in ((sound, sound), (strange, {"data": str(tmp_path)})):
+        (tmp_path / "args.json").write_text(json.dumps(run))
+        assert export.trained_on(tmp_path / "best.pt") == facts
+
+
+def test_command_nan_network(tmp_path, capsys):
+    """Every file of it is broken and kept under its other name; the report is JSON all the same."""
+    network = random_network(size=(64, 96))
+    network.decoder.depth.weight.data[0, 0] = float("nan")
+    save(tmp_path / "best.pt", network)
+    assert export.main(["--checkpoint", str(tmp_path / "best.pt"), *QUICK]) == 3
+    printed = capsys.readouterr()
+    assert "max error nan m" in printed.err and printed.err.count("\n") == 1
+    assert "| nan " in printed.out  # not the "-" of what was not measured
+    report = (tmp_path / "report.json").read_text()
+    [card] = json.loads(report, parse_constant=lambda name: pytest.fail(name))["files"]
+    assert card["tests"]["max_abs"] is None and card["broken"]
+
+
+def test_command_dead_network(tmp_path, capsys):
+    network = LiteDepth(size=(64, 96))
+    network.decoder.depth.weight.data.zero_()
+    network.decoder.depth.bias.data.zero_()
+    save(tmp_path / "best.pt", network)
+    assert export.main(["--checkpoint", str(tmp_path / "best.pt"), *QUICK]) == 0
+    assert "WARNING: the reference is 0 m everywhere" in one_line(capsys)
+
+
+def test_command_teacher(tmp_path, capsys):
+    save(tmp_path / "best.pt", Teacher("swin_nano"))
+    assert export.main(["--checkpoint", str(tmp_path / "best.pt")]) == 2
+    assert "python distill.py --teacher FILE" in one_line(capsys)
+
+
+def test_in_a_pipe_nothing_but_errors(checkpoint):
+    """TensorFlow's and LiteRT's C++ talk past Python's sys.stderr."""
+    command = [sys.executable, ROOT / "export.py", "--checkpoint", checkpoint, *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "kept" in done.stdout
+
+
+def test_hushed_shows_what_led_to_an_exception(capfd):
+    with export.hushed():
+        os.write(2, b"chatter\n")
+    with pytest.raises(ValueError), export.hushed():
+        os.write(2, b"cause\n")
+        raise ValueError
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err == "cause\nafter\n"
 
 
 def test_command_calibration(checkpoint, tmp_path, capsys):
@@ -692,6 +773,7 @@ def test_command_exit_2_for_unwritable_output(checkpoint, tmp_path, capsys):
         ["--input_size", "480"], ["--input_size", "0x640"], ["--out", "best.pt"], ["--runs", "0"],
         ["--threads", "x"], ["--tolerance", "nan"], ["--pictures", "-1"], ["--unknown"],
         ["--format", "fp64"], ["--output_size", "big"], ["--unit", "cm"], ["--depth_scale", "0"],
+        ["--out", ".tflite"],
     ],
 )  # fmt: skip
 def test_command_exit_2_for_bad_flags(flags, capsys):
@@ -700,7 +782,16 @@ def test_command_exit_2_for_bad_flags(flags, capsys):
     assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
 
 
-def test_missing_packages_are_named(monkeypatch, checkpoint, capsys):
+def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):
+    from ai_edge_litert.interpreter import Interpreter
+
+    def no_memory(_):
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interpreter, "allocate_tensors", no_memory)
+        assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2
+        assert "--output_size too large?" in one_line(capsys)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(export.ExportError, match="pip install ai-edge-litert"):
         export.interpreter(b"", 1)

@@ -128,7 +128,8 @@ def test_nearest_reads_the_right_cell(onnx, h, w):
 def test_ends_metadata_and_operations(onnx):
     size, network = (480, 640), random_network()
     native = export.standard(network, size, output_size=(32, 40))
-    content = export.to_onnx(network, native, {"unit": "m", "a": [1]})
+    about = {"input": {"layout": "NHWC"}, "output": {"unit": "m", "layout": "NHWC"}, "a": [1]}
+    content = export.to_onnx(network, native, about)
     file = onnx.load_from_string(content)
     [source], [target] = file.graph.input, file.graph.output
     shapes = [[d.dim_value for d in end.type.tensor_type.shape.dim] for end in (source, target)]
@@ -136,7 +137,8 @@ def test_ends_metadata_and_operations(onnx):
     assert shapes == [[1, 3, 480, 640], [1, 1, 32, 40]]
     assert [(o.domain, o.version) for o in file.opset_import] == [("", 13)]
     [prop] = file.metadata_props
-    assert prop.key == "litedepth.json" and json.loads(prop.value) == {"unit": "m", "a": [1]}
+    about |= {"input": {"layout": "NCHW"}, "output": {"unit": "m", "layout": "NCHW"}}
+    assert prop.key == "litedepth.json" and json.loads(prop.value) == about
     kinds = [node.op_type for node in file.graph.node]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "Resize": 4, "Sub": 1, "Conv": 38, "Relu": 27, "Add": 6, "Concat": 3, "Identity": 1,
