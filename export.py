@@ -636,6 +636,16 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
+def onnx_package():
+    """onnx, where onnxruntime is too. Raises ExportError."""
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  to be there when the file is compared
+    except ImportError as error:
+        raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
+    return onnx
+
+
 def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> bytes:
     """The ONNX file (fp32, opset 13) of `model` in eval mode; the layout's normalization and
     last_resize do not matter here.
@@ -644,13 +654,11 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
     (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json", with NCHW
     as the layout of both.
     onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off: that is most
-    of its distance to PyTorch. Raises ExportError when the onnx package is missing.
+    of its distance to PyTorch. Raises ExportError when the packages are missing.
     """
-    try:
-        import onnx
-        from onnx import helper, numpy_helper
-    except ImportError as error:
-        raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
+    onnx = onnx_package()
+    from onnx import helper, numpy_helper
+
     graph = OnnxGraph(helper, numpy_helper)
     graph.network(calibrate(model, layout.scale, 0.0), layout)
     types = {"float32": graph.FLOAT, "uint8": graph.UINT8}
@@ -671,13 +679,12 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
 
 
 class OnnxRunner:
-    """An ONNX file, loaded: as `Runner`. Raises ExportError when onnxruntime is missing."""
+    """An ONNX file, loaded: as `Runner`. Raises ExportError when the packages are missing."""
 
     def __init__(self, content: bytes, layout: Layout, threads: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ExportError(f"running ONNX: pip install onnx onnxruntime ({error})") from error
+        onnx_package()
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # errors only
@@ -935,7 +942,8 @@ class Pictures:
 
         self.data, self.evaluate, self.depth_scale = data, evaluate, depth_scale
         self.root, self.train_split, self.size = data.resolve(data_arg), train_split, size
-        pairs = [] if limit == 0 else data.open_split(self.root, split, depth_scale)
+        pairs = [] if limit == 0 else data.list_pairs(self.root, split)
+        data.check_files(pairs)
         self.pairs = pairs if limit is None else evaluate.spread(pairs, limit)
         self.about = f"{data_arg} {split}" if pairs else None
 
@@ -1178,6 +1186,8 @@ def measure(
 
 def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
+    if "onnx" in args.formats:  # said before the other formats take their time
+        onnx_package()
     checkpoint = args.checkpoint or newest_checkpoint(Path("runs"))
     stored = read_checkpoint(checkpoint)
     model = student(build(stored, checkpoint).eval())
@@ -1185,9 +1195,11 @@ def run(args: argparse.Namespace) -> int:
     calibration = read_calibration(args.calibration) if args.calibration else None
     if calibration:
         model = calibrate(model, calibration["scale"], calibration["shift_m"])
-        if calibration.get("model_sha256") != digest:
-            print(f"notice: {args.calibration} was fitted for another model file: "
-                  f"{calibration.get('model')}", file=sys.stderr)  # fmt: skip
+        if calibration.get("model_sha256", digest) != digest:
+            raise ExportError(
+                f"{args.calibration} was fitted for another model file "
+                f"({calibration.get('model')}): python evaluate.py --model {checkpoint} --calibrate SPLIT"
+            )
     size = args.input_size or tuple(stored.get("image_size") or (480, 640))
     native = tuple(side // 4 for side in model.size)
     layout = standard(
@@ -1307,7 +1319,9 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ("calibration", "none" if not about["calibration"] else
          f"{about['calibration']['scale']:.4g} d {about['calibration']['shift_m']:+.4g} m, in both "
          "the file and PyTorch"),
-        ("compared", f"with PyTorch on {source}; errors in metres, on the latter"),
+        ("compared", f"with PyTorch on {source}; " + (
+            "errors in metres, on the latter" if compared["data"] else
+            "si-RMSE and errors on real pictures: --data ROOT")),
         ("timing", f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
          f"out, on this host ({report['host']['cpu']}, {report['host']['cores']} cores)"),
     ]  # fmt: skip
@@ -1315,8 +1329,12 @@ def print_report(report: dict, cards: list[Card]) -> None:
         ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
         rows.append((card.format, f"{card.path}: {ops}"))
         if card.gpu not in (None, "yes"):
-            cures = {"CAST": "--input_type float32", "GATHER": "--output_size native"}
-            cure = " ".join(flag for op, flag in cures.items() if op in card.gpu)
+            cures = {
+                "CAST": "--input_type float32",
+                "GATHER": "--output_size native, or a height that is a multiple of the network's "
+                f"{about['network']['size'][0] // 4} rows",
+            }
+            cure = "; ".join(flag for op, flag in cures.items() if op in card.gpu)
             rows.append(("", f"TFLite's GPU delegate refuses {card.gpu}: {cure}"))
     for name, text in rows:
         print(f"{name:<14}{text}")

@@ -637,8 +637,8 @@ def camera(
         h, w = float(entry.get("height", H)), float(entry.get("width", W))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise PredictError(
-            f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height) in pixels, "
-            'or "frames" with such an entry for each stem'
+            f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height), in "
+            'pixels, or "frames" with such an entry for each stem'
         ) from None
     # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169 degrees:
     # rather a camera in other units.

@@ -117,6 +117,8 @@ def refusals(log: str) -> list[str]:
 
 def check(file: Path, folder: Path) -> dict:
     """What `inspect` found, with "refused". Raises DelegateError where nothing could be run."""
+    if not file.is_file() or file.read_bytes()[4:8] != b"TFL3":
+        raise DelegateError(f"{file}: no such file, or not a TFLite file")
     env = dict(os.environ)
     if (folder / "icd.json").is_file():
         env["VK_ICD_FILENAMES"] = str(folder / "icd.json")
@@ -156,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.prepare:
             prepare(folder)
+        elif not args.files:
+            raise DelegateError("name the files to run (--help explains)")
         rows = []
         for file in args.files:
             found = check(file, folder)

@@ -13,6 +13,7 @@ import torch
 import data
 import evaluate
 import model
+import predict
 
 
 def scene(rng, size=(24, 32), holes=0.3):
@@ -346,6 +347,34 @@ def test_command_refuses(camera, monkeypatch, capsys, flags, reason):
         evaluate.main([*QUICK, *flags])
     assert "\n" not in str(error.value)
     assert not (camera / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("flags", [["--calibrate", "calib"], ["--calibration", "c.json"]])
+def test_a_calibrated_tflite_is_not_calibrated_again(camera, monkeypatch, flags):
+    """Export bakes a calibration in and says so in the file; the next would apply on top."""
+    load = predict.load_predictor
+
+    def calibrated(path, **options):
+        predictor = load(path, **options)
+        predictor.calibration = {"scale": 2.0, "shift_m": 0.0}
+        return predictor
+
+    monkeypatch.setattr(predict, "load_predictor", calibrated)
+    (camera / "c.json").write_text(
+        json.dumps({"format": model.CALIBRATION, "scale": 1.0, "shift_m": 0.0})
+    )
+    with pytest.raises(data.DataError, match="holds a calibration already.*--model"):
+        evaluate.main([*QUICK, *flags])
+    assert evaluate.main(QUICK) == 0  # to score it is fine
+
+
+def test_without_a_name_the_newest_pt_is_calibrated(camera, monkeypatch):
+    """Not the .tflite beside it, which may hold a calibration."""
+    (camera / "runs/student").mkdir(parents=True)
+    os.rename("net.pt", "runs/student/best.pt")
+    (camera / "runs/student/model.tflite").write_bytes(b"newer")
+    assert evaluate.main([*QUICK[:2], *QUICK[4:], "--calibrate", "calib"]) == 0
+    assert (camera / "runs/student/calibration.json").is_file()
 
 
 def test_local_val_is_val(camera):

@@ -519,7 +519,7 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
     (tmp_path / "val.txt").unlink()  # int8's ranges need no split to compare on
     capsys.readouterr()
     assert export.main([*command, *QUICK, *loose, "--format", "int8", "--pictures", "0"]) == 0
-    assert "with PyTorch on 6 test pictures; errors" in capsys.readouterr().out
+    assert "6 test pictures; si-RMSE and errors on real" in capsys.readouterr().out
 
 
 def test_command_exit_3_when_not_equal(checkpoint, monkeypatch, capsys):
@@ -607,7 +607,7 @@ def test_command_unreadable_pictures(checkpoint, tmp_path, capsys):
     assert export.main(["--checkpoint", str(checkpoint), "--pictures", "2", *QUICK]) == 0
     assert "6 test pictures, 2 of" in capsys.readouterr().out
     assert export.main(["--checkpoint", str(checkpoint), "--pictures", "0", *QUICK]) == 0
-    assert "6 test pictures;" in capsys.readouterr().out
+    assert "6 test pictures; si-RMSE and errors on real pictures: --data" in capsys.readouterr().out
     (tmp_path / "4.png").write_bytes(b"no picture")
     assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 0  # nobody asked for these
     told = one_line(capsys)
@@ -733,8 +733,11 @@ def test_command_calibration(checkpoint, tmp_path, capsys):
     about = predict.read_metadata(content_of, "x")["calibration"]
     assert about == {"scale": 1.5, "shift_m": 0.25, "split": "calib", "pairs": 7}
     path.write_text(json.dumps(content | {"model_sha256": "0" * 64}))
-    assert export.main(command) == 0
+    assert export.main(command) == 2  # a network trained anew, or a .tflite
     assert "another model file" in one_line(capsys)
+    del content["model_sha256"]  # one made by hand
+    path.write_text(json.dumps(content))
+    assert export.main(command) == 0
     path.write_text("{}")
     assert export.main(command) == 2
     assert "evaluate.py --calibrate" in one_line(capsys)
