@@ -1198,7 +1198,8 @@ def run(args: argparse.Namespace) -> int:
         if calibration.get("model_sha256", digest) != digest:
             raise ExportError(
                 f"{args.calibration} was fitted for another model file "
-                f"({calibration.get('model')}): python evaluate.py --model {checkpoint} --calibrate SPLIT"
+                f"({calibration.get('model')}): "
+                f"python evaluate.py --model {checkpoint} --calibrate SPLIT"
             )
     size = args.input_size or tuple(stored.get("image_size") or (480, 640))
     native = tuple(side // 4 for side in model.size)
