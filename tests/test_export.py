@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -500,8 +501,9 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
     files = {"fp32": out} | {
         name: tmp_path / f"x.{name}.tflite" for name in ("fp16", "int8-dynamic", "int8")
     }
-    printed = capsys.readouterr().out
-    assert "6 test pictures, 2 of" in printed and "1 + 1 CAST, 1 GATHER" in printed
+    printed = capsys.readouterr()
+    assert "6 test pictures, 2 of" in printed.out and "1 + 1 CAST, 1 GATHER" in printed.out
+    assert "%|" not in printed.err  # no bars where nobody looks
     report = json.loads((tmp_path / "report.json").read_text())
     assert [card["path"] for card in report["files"]] == [str(f) for f in files.values()]
     network = load(checkpoint)
@@ -567,6 +569,21 @@ def test_command_native_size_and_bilinear(checkpoint, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["layout"]["output_size"] == [60, 100]
     assert report["layout"]["upsample"] == "bilinear"
+
+
+def test_command_flags_of_the_graph(tmp_path):
+    """They reach the file, and so do the checkpoint's own last resize and its place in training."""
+    network = random_network(size=(64, 96), upsample="bilinear")
+    save(tmp_path / "best.pt", network, epoch=4, step=9)
+    flags = ["--normalization", "shift", "--last_resize", "plain", "--seed", "5"]
+    assert export.main(["--checkpoint", str(tmp_path / "best.pt"), *QUICK, *flags]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["layout"]["upsample"] == "bilinear"
+    operations = report["files"][0]["operations"]
+    assert operations["SUB"] == 1 and operations["RESIZE_BILINEAR"] == 5
+    about = predict.read_metadata((tmp_path / "model.tflite").read_bytes(), "x")["checkpoint"]
+    assert (about["epoch"], about["step"]) == (4, 9)
+    assert report["compared"]["seed"] == 5
 
 
 def test_command_stopped_before_parity_leaves_nothing(checkpoint, tmp_path, monkeypatch):
@@ -657,6 +674,15 @@ def test_command_splits(checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "args.json").unlink()
     assert export.main(command) == 0
     assert cuts == [7.5, 7.5, 7.5, 3, 40]
+
+
+def test_interpreter_takes_the_threads(monkeypatch):
+    from ai_edge_litert import interpreter
+
+    made = MagicMock()
+    monkeypatch.setattr(interpreter, "Interpreter", made)
+    assert export.interpreter(b"file", 3) is made.return_value
+    made.assert_called_once_with(model_content=b"file", num_threads=3)
 
 
 def test_command_times_as_told(checkpoint, monkeypatch):
