@@ -304,7 +304,8 @@ def convert(
     "int8-dynamic": weights of all convolutions but the depthwise in int8, per channel; their inputs
     are quantised as they come, so no pictures are needed;
     "int8": everything in int8, per channel, ranges taken from `pictures`, (H, W, 3) uint8 training
-    pictures; but the first resize, the last convolution and the last resize stay in float.
+    pictures; but the first resize (of raw colours, so not with normalization "graph"), the last
+    convolution and the last resize stay in float.
     Raises ExportError when TensorFlow is missing and for int8 without pictures.
     """
     tf = _tensorflow()
@@ -1059,9 +1060,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--format", type=format_list, default=["fp32"], metavar="F,F,...", dest="formats",
         help="any of fp32, fp16 (half the size, same time), int8-dynamic (a third of the size; "
         "faster than fp32 where the CPU has int8 dot products, as a Raspberry Pi 5 and recent "
-        "phones have, slower on a Pi 4), int8 (the same size, all in integers, for "
-        "accelerators that take nothing else; wants --data), onnx (pip install onnx onnxruntime; "
-        "NCHW, as its users expect). Default fp32")  # fmt: skip
+        "phones have, slower on a Pi 4), int8 (the same size, in integers but for the "
+        "two resizes and the last convolution, for accelerators; wants --data), onnx (pip install "
+        "onnx onnxruntime; NCHW, as its users expect). Default fp32")  # fmt: skip
     add = parser.add_argument_group("graph (Sec. 3.1, 4.5)").add_argument
     add("--input_size", "--image_size", type=parse_size, metavar="HxW", dest="input_size",
         help="size of the pictures the file takes; fixed in the file, so take the camera's. The "

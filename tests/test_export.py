@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -373,9 +374,10 @@ def test_compare_is_maximum_absolute_not_signed_mean():
     assert not within(result) and result.pictures == 2 and result.pixels == 48
     assert result.max_abs == 0.5 and result.border == 0 and result.over_1cm == 2
     assert result.mean_abs == pytest.approx(1 / 48) and result.depth_mean == 2
-    output = reference.copy()
-    output[3, 2] += 0.25
-    assert export.compare([reference], [output]).border == 0.25
+    for place in ((0, 2), (3, 2), (1, 0), (1, 5)):  # each side
+        output = reference.copy()
+        output[place] += 0.25
+        assert export.compare([reference], [output]).border == 0.25
 
 
 def test_parity_weighs_pixels_of_unequal_pictures():
@@ -426,6 +428,12 @@ def test_broken_by_format():
     assert told("int8", off(np.nan), None, None)
     endless = export.compare([np.full((4, 6), np.inf)], [np.ones((4, 6))])  # error inf <= inf
     assert told("fp32", endless, None, None) and told("int8", endless, None, None)
+
+
+def test_mean_leaves_out_pictures_without_depth():
+    full, empty = {"si_rmse": 0.2, "rmse": 1.0}, {"si_rmse": np.nan, "rmse": np.nan}
+    assert export.mean([full, empty]) == full | {"images": 1}
+    assert export.mean([empty])["images"] == 0 and np.isnan(export.mean([empty])["si_rmse"])
 
 
 def test_pattern_pictures():
@@ -489,12 +497,13 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
     command = ["--checkpoint", str(checkpoint), "--out", str(out), "--data", str(tmp_path)]
     # for random weights
     loose = ["--tolerance_fp16", "0.05", "--tolerance_int8", "0.5", "--tolerance_si_rmse", "1"]
-    assert export.main([*command, *QUICK, *formats, *loose]) == 0
+    assert export.main([*command, *QUICK, *formats, *loose, "--C", "0.5"]) == 0
     files = {"fp32": out} | {
         name: tmp_path / f"x.{name}.tflite" for name in ("fp16", "int8-dynamic", "int8")
     }
-    printed = capsys.readouterr().out
-    assert "6 test pictures, 2 of" in printed and "1 + 1 CAST, 1 GATHER" in printed
+    printed = capsys.readouterr()
+    assert "6 test pictures, 2 of" in printed.out and "1 + 1 CAST, 1 GATHER" in printed.out
+    assert "%|" not in printed.err  # no bars where nobody looks
     report = json.loads((tmp_path / "report.json").read_text())
     assert [card["path"] for card in report["files"]] == [str(f) for f in files.values()]
     network = load(checkpoint)
@@ -506,7 +515,7 @@ def test_command_every_format_on_real_pictures(checkpoint, tmp_path, capsys):
         assert np.abs(depth - expected).mean() < 0.5 * expected.mean()
         assert card["real"]["pictures"] == 2 and card["metrics"]["images"] == 2
         assert card["score"] == pytest.approx(
-            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.01 * card["ms"]["1"]["p50"] / 1000)
+            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.5 * card["ms"]["1"]["p50"] / 1000)
         )
     fp32 = report["files"][0]
     assert fp32["metrics"]["si_rmse"] == pytest.approx(report["pytorch"]["si_rmse"], abs=1e-5)
@@ -562,6 +571,21 @@ def test_command_native_size_and_bilinear(checkpoint, tmp_path):
     assert report["layout"]["upsample"] == "bilinear"
 
 
+def test_command_flags_of_the_graph(tmp_path):
+    """They reach the file, and so do the checkpoint's own last resize and its place in training."""
+    network = random_network(size=(64, 96), upsample="bilinear")
+    save(tmp_path / "best.pt", network, epoch=4, step=9)
+    flags = ["--normalization", "shift", "--last_resize", "plain", "--seed", "5"]
+    assert export.main(["--checkpoint", str(tmp_path / "best.pt"), *QUICK, *flags]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["layout"]["upsample"] == "bilinear"
+    operations = report["files"][0]["operations"]
+    assert operations["SUB"] == 1 and operations["RESIZE_BILINEAR"] == 5
+    about = predict.read_metadata((tmp_path / "model.tflite").read_bytes(), "x")["checkpoint"]
+    assert (about["epoch"], about["step"]) == (4, 9)
+    assert report["compared"]["seed"] == 5
+
+
 def test_command_stopped_before_parity_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -598,7 +622,8 @@ def test_command_unreadable_pictures(checkpoint, tmp_path, capsys):
         cv2.imwrite(str(tmp_path / f"{i}_depth.png"), np.full((60, 100), 2000, np.uint16))
         names.append(f"{i}.png {i}_depth.png\n")
     (tmp_path / "val.txt").write_text("".join(names))
-    pictures = export.Pictures(str(tmp_path), "val", "train", (120, 200), 3, 500.0)
+    pictures = export.Pictures(str(tmp_path), "val", "val", (120, 200), 3, 500.0)
+    assert [p[0, 0, 0] for p in pictures.training(2)] == [10, 14]
     rgbs, depths = zip(*pictures.val)
     assert [tuple(p[0, 0]) for p in rgbs] == [(10, 20, 30), (12, 20, 30), (14, 20, 30)]  # RGB
     assert rgbs[0].shape == (120, 200, 3) and rgbs[0].dtype == np.uint8
@@ -623,13 +648,14 @@ def test_command_unreadable_pictures(checkpoint, tmp_path, capsys):
 
 def test_command_splits(checkpoint, tmp_path, monkeypatch, capsys):
     """The run's splits and scale on the run's own data; a run without one is no reason to stop."""
-    asked = []
+    asked, cuts, examine = [], [], export.examine
 
     def pictures(*given):
         asked.append(given)
         raise ValueError(f"no split {given[1]!r}")
 
     monkeypatch.setattr(export, "Pictures", pictures)
+    monkeypatch.setattr(export, "examine", lambda *a: cuts.append(a[-1]) or examine(*a))
     own, command = str(tmp_path), ["--checkpoint", str(checkpoint), *QUICK]
     for val_split, flags, expected, code in (
         ("held", [], (own, "held", "fit"), 0),
@@ -639,10 +665,46 @@ def test_command_splits(checkpoint, tmp_path, monkeypatch, capsys):
         ("held", ["--data", "other"], ("other", "val", "train"), 2),
     ):
         run = {"data": own, "val_split": val_split, "split": "fit", "depth_scale": 500.0}
-        (tmp_path / "args.json").write_text(json.dumps(run))
+        (tmp_path / "args.json").write_text(json.dumps(run | {"max_depth": 7.5}))
         assert export.main([*command, *flags]) == code
         assert asked[-1] == (*expected, (120, 200), None, 500.0)
         assert repr(expected[1]) in one_line(capsys)
+    assert export.main([*command, "--depth_scale", "250", "--max_depth", "3"]) == 0
+    assert asked[-1][-1] == 250
+    (tmp_path / "args.json").unlink()
+    assert export.main(command) == 0
+    assert cuts == [7.5, 7.5, 7.5, 3, 40]
+
+
+def test_interpreter_takes_the_threads(monkeypatch):
+    from ai_edge_litert import interpreter
+
+    made = MagicMock()
+    monkeypatch.setattr(interpreter, "Interpreter", made)
+    assert export.interpreter(b"file", 3) is made.return_value
+    made.assert_called_once_with(model_content=b"file", num_threads=3)
+
+
+def test_command_times_as_told(checkpoint, monkeypatch):
+    """A first run and the warm-up before the timed ones, each thread count in its own runner."""
+    opened, open_runner = [], export.open_runner
+
+    def counting(*given):
+        runner = open_runner(*given)
+        invoke, line = runner.invoke, {"threads": given[-1], "runs": 0}
+        opened.append(line)
+
+        def counted():
+            line["runs"] += 1
+            invoke()
+
+        runner.invoke = counted
+        return runner
+
+    monkeypatch.setattr(export, "open_runner", counting)
+    flags = ["--warmup", "3", "--runs", "7", "--threads", "2"]
+    assert export.main(["--checkpoint", str(checkpoint), *QUICK, *flags]) == 0
+    assert opened[1:] == [{"threads": n, "runs": 1 + 3 + 7} for n in (1, 2)]
 
 
 @pytest.mark.parametrize(
