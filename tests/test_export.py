@@ -235,6 +235,7 @@ def test_operations_tell_what_xnnpack_leaves_out(paper):
     assert export.operations(bytes_in)[1:] == (1, {"CAST": 1})
     _, odd = to_tflite(model, (480, 640), output_size=(100, 100), last_resize="plain")
     assert export.operations(odd)[1:] == (1, {"GATHER": 2})
+    assert export.gpu_compatible(odd) == "GATHER"  # once
 
 
 def test_table2_gpu_compatibility(paper, monkeypatch):
@@ -462,6 +463,7 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
     about = predict.read_metadata(content, "x")
     assert about["precision"] == "fp32" and about["output"]["unit"] == "m"
     assert about["mean"] == pytest.approx(UNEQUAL["mean"])
+    assert about["std"] == pytest.approx(UNEQUAL["std"])
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert about["checkpoint"] == {
         "file": "best.pt", "sha256": digest, "epoch": None, "step": None,
@@ -571,19 +573,22 @@ def test_command_native_size_and_bilinear(checkpoint, tmp_path):
     assert report["layout"]["upsample"] == "bilinear"
 
 
-def test_command_flags_of_the_graph(tmp_path):
+def test_command_flags_of_the_graph(tmp_path, monkeypatch):
     """They reach the file, and so do the checkpoint's own last resize and its place in training."""
     network = random_network(size=(64, 96), upsample="bilinear")
     save(tmp_path / "best.pt", network, epoch=4, step=9)
+    seeds, pictures = [], export.pattern_pictures
+    monkeypatch.setattr(export, "pattern_pictures", lambda *a: seeds.append(a[1]) or pictures(*a))
     flags = ["--normalization", "shift", "--last_resize", "plain", "--seed", "5"]
     assert export.main(["--checkpoint", str(tmp_path / "best.pt"), *QUICK, *flags]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["layout"]["upsample"] == "bilinear"
     operations = report["files"][0]["operations"]
     assert operations["SUB"] == 1 and operations["RESIZE_BILINEAR"] == 5
+    assert operations["CONV_2D"] == 27  # "fast" resizes along W with one more
     about = predict.read_metadata((tmp_path / "model.tflite").read_bytes(), "x")["checkpoint"]
     assert (about["epoch"], about["step"]) == (4, 9)
-    assert report["compared"]["seed"] == 5
+    assert report["compared"]["seed"] == 5 and seeds == [5]
 
 
 def test_command_stopped_before_parity_leaves_nothing(checkpoint, tmp_path, monkeypatch):
