@@ -6,25 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from test_export import TOLERANCE, UNEQUAL, random_network
 
 import export
 from model import LiteDepth, save
-
-TOLERANCE = 1e-4
-UNEQUAL = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 40.0)}
-
-
-def random_network(**model_args) -> LiteDepth:
-    """As if trained: no BatchNorm at its initial statistics, depth that varies."""
-    torch.manual_seed(1)
-    network = LiteDepth(**model_args).eval()
-    for bn in network.modules():
-        if isinstance(bn, torch.nn.BatchNorm2d):
-            bn.running_mean.normal_(0, 0.3)
-            bn.running_var.uniform_(0.5, 2.0)
-            bn.weight.data.uniform_(0.6, 1.4)
-            bn.bias.data.normal_(0, 0.3)
-    return network
 
 
 @pytest.fixture(scope="module", autouse=True)
