@@ -327,12 +327,13 @@ def convert(
     # The warnings are of TensorFlow's own interpreter, inside its own quantiser.
     with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
-        plain, quantised = converter(False).convert(), converter(True)
-        if precision == "fp32":
-            return bytes(plain)
+        quantised = converter(True)
         if precision == "fp16":
             quantised.target_spec.supported_types = [tf.float16]
             return bytes(quantised.convert())
+        plain = converter(False).convert()
+        if precision == "fp32":
+            return bytes(plain)
         if precision == "int8-dynamic":
             return _float_depthwise(quantised.convert(), plain)
 

@@ -5,20 +5,14 @@ import sys
 
 import numpy as np
 import pytest
+import test_export
 import torch
 from test_export import TOLERANCE, UNEQUAL, random_network
 
 import export
 from model import LiteDepth, save
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are ten times slower where other work fills the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+one_thread = test_export.one_thread  # fixture
 
 
 @pytest.fixture(scope="module")
