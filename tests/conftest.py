@@ -17,6 +17,22 @@ if str(ROOT) not in sys.path:
 torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long to look for faults; the defaults are CI's."""
+    group = parser.getgroup("LiteDepth")
+    group.addoption(
+        "--kills", type=int, default=10, metavar="N", help="kill -9 a training run N times (10)"
+    )
+    group.addoption(
+        "--mutations", type=int, default=10_000, metavar="N",
+        help="damaged files to read, over all kinds (10,000)",
+    )  # fmt: skip
+    group.addoption(
+        "--soak", type=int, nargs="?", const=20_000, default=0, metavar="STEPS",
+        help="train a tiny configuration for STEPS steps (20,000) and watch memory and files",
+    )  # fmt: skip
+
+
 def rgbd_picture(seed: int, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
     """A smooth BGR u8 picture and an u16 depth of multiples of 64, a fifth of it holes.
 
