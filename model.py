@@ -23,6 +23,7 @@ import subprocess
 import threading
 import urllib.request
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -703,7 +704,8 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
     """Writes a checkpoint that `load` can rebuild; atomic: a reader sees the old file or the new.
 
     `state` (optimizer, epoch, ...) goes beside the weights; plain containers and tensors only.
-    Raises ValueError for a state that would take the place of the weights.
+    Raises ValueError for a state that would take the place of the weights; OSError where it cannot
+    be written (disk full, read-only): what stood at `path` is as it was.
     """
     path = Path(path)
     content = {"format": FORMAT, "model_args": model.model_args, "model": model.state_dict()}
@@ -718,8 +720,22 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
             os.fsync(f.fileno())
         read_weights(part)  # refuse now what `load` would refuse later
         os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer answers a full disk with a RuntimeError of its own; the system's word
+        # for it stands behind that.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        kept = "the one that is there is older and whole" if path.exists() else "there is none yet"
+        raise OSError(
+            f"{path}: cannot be written ({cause.strerror or cause}); {kept}. Make room, or take "
+            "another folder"
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:

@@ -18,6 +18,7 @@ import hashlib
 import json
 import mmap
 import os
+import platform
 import re
 import shutil
 import threading
@@ -25,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,12 +73,12 @@ def place(cache: str, root: Path) -> Path | None:
         return None
     if cache != "auto":
         folder = Path(cache).expanduser()
-        reason = _refusal(folder)
+        reason = refusal(folder)
         if reason and not any(folder.glob("*.pack")):
             raise PackError(f"--cache {cache}: cannot be written ({reason}); {CURE}")
         return folder
     beside = root / ".litedepth_cache"
-    if root.is_dir() and not _refusal(beside):
+    if root.is_dir() and not refusal(beside):
         ignore = beside / ".gitignore"
         with suppress(OSError):  # data sets live in repositories, gigabytes of packs must not
             if not ignore.exists():
@@ -86,13 +87,13 @@ def place(cache: str, root: Path) -> Path | None:
     full = root.resolve()
     key = hashlib.sha256(str(full).encode(errors="surrogateescape")).hexdigest()[:12]
     folder = synthetic.cache_root() / "packed" / f"{full.name or 'root'}-{key}"
-    reason = _refusal(folder)
+    reason = refusal(folder)
     if reason:
         raise PackError(f"neither {beside} nor {folder} can be written ({reason}); {CURE}")
     return folder
 
 
-def _refusal(folder: Path) -> str:
+def refusal(folder: Path) -> str:
     """Why nothing can be written to a folder, which is made if missing; "" = it can be.
 
     Written to in earnest: permission bits say nothing to root, to read-only mounts, to quotas.
@@ -271,9 +272,10 @@ def open_pack(
     took = ""
     if pack is None:
         try:
-            with _writing():
-                where.mkdir(parents=True, exist_ok=True)
-            with _locked(where, name, waiting):
+            with ExitStack() as held:
+                with _writing():
+                    where.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(where, name, waiting))
                 pack, why = _look(path, stamp, settings, read, threads)
                 if pack is None:
                     if why:
@@ -456,17 +458,20 @@ def _no_room(f: BinaryIO, path: Path, need: int, error: OSError | None) -> PackE
 
 
 @contextmanager
-def _locked(where: Path, name: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time builds the pack `name`; waiting() is called once if it is not us.
+def locked(where: Path, name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """One process at a time holds the name `name` in the folder `where`, while it builds that pack
+    or trains into that folder. waiting() is called once if it is not us; what it raises is raised.
 
     flock where there is: the system frees a killed process's lock. Else a file that its holder
-    touches time and again; one that nobody touched for STALE seconds is taken away.
+    touches time and again; one that nobody touched for STALE seconds is taken away. Either file
+    says who holds it, and goes with its holder. Raises OSError where nothing can be written.
     """
-    with _writing():
-        fd = _flock(where / f".{name}.lock", waiting) if fcntl else None
-        held = where / f".{name}.held"
-        if fd is None:
-            _take(held, waiting)
+    free, held = where / f".{name}.lock", where / f".{name}.held"
+    fd = _flock(free, waiting) if fcntl else None
+    if fd is None:
+        _take(held, waiting)
+    with suppress(OSError):  # another user's file
+        (held if fd is None else free).write_text(f"process {os.getpid()} on {platform.node()}")
     done = threading.Event()
 
     def touch() -> None:
@@ -484,31 +489,38 @@ def _locked(where: Path, name: str, waiting: Callable[[], None]) -> Iterator[Non
             with suppress(OSError):
                 held.unlink()
         else:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(fd), os.stat(free)):  # not in a folder that was moved
+                    free.unlink()
             fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked child has fd as well
             os.close(fd)
 
 
 def _flock(path: Path, waiting: Callable[[], None]) -> int | None:
-    """A file descriptor that holds the lock; None where the file system knows no locks.
-
-    The file stays: taking it away would leave the next two with a lock on a file each.
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's
-        fd = os.open(path, os.O_RDONLY)
-    try:
+    """A file descriptor that holds the lock; None where the file system knows no locks."""
+    while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(fd, fcntl.LOCK_EX)
-    except BaseException as error:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # another user's
+            fd = os.open(path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            # Its holder may have taken the file away since it was opened: then others have a lock
+            # on another file of that name, and this one is worth nothing.
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass
+        except BaseException as error:
+            os.close(fd)
+            if getattr(error, "errno", None) in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                return None
+            raise
         os.close(fd)
-        if getattr(error, "errno", None) in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            return None
-        raise
-    return fd
 
 
 def _take(path: Path, waiting: Callable[[], None]) -> None:

@@ -777,13 +777,17 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """The file is there whole, or as it was before. Raises OSError."""
+    """The file is there whole, or as it was before. Raises OSError, which names it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)
+    except OSError as error:  # a full disk is told without a name
+        why = error.strerror or error
+        raise OSError(error.errno, f"cannot be written ({why})", str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def millimetres(depth_m: np.ndarray) -> np.ndarray:

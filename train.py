@@ -23,7 +23,10 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ import data
 import evaluate
 import losses
 import model
+import packed
 import predict
 import resident
 
@@ -108,7 +112,8 @@ def fit(
     objective: nn.Module, optimizer: torch.optim.Optimizer, loader: data.Loader, *,
     network: nn.Module, schedule: Callable[[int, int], float], epochs: int, clip: float,
     device: torch.device, amp: bool, out: Path | None, validate: Callable[[int], dict] | None,
-    val_every: int, resume: dict | None = None, state: dict | None = None,
+    val_every: int, max_skipped: int, save_minutes: float, resume: dict | None = None,
+    state: dict | None = None,
 ) -> list[dict]:  # fmt: skip
     """Trains and returns the log, one dictionary an epoch (also in out/log.jsonl).
 
@@ -116,7 +121,13 @@ def fit(
     of the objective. schedule: (step, total steps) -> learning rate. out: the run's folder, None on
     all ranks but the first. validate: (epoch) -> metrics with "si_rmse". resume: a dictionary from
     model.read_checkpoint. state: plain values to keep in every checkpoint.
-    Raises TrainError (prediction dead, loss not finite) and Stopped (signals).
+
+    A step whose loss or gradient is not finite on any process changes nothing on all of them, and
+    is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
+    it is validated, and in mid-epoch whatever is older than save_minutes (0 = never), a signal and
+    a loader that failed: whenever the process is killed, resuming gives the bits of a run that was
+    left alone.
+    Raises TrainError (prediction dead, loss not finite, loader failed) and Stopped (signals).
     PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
     best.pt, the lowest validation si-RMSE.
     """
@@ -152,6 +163,8 @@ def fit(
         _write_log(out, log)
 
     def checkpoint(name: str, epoch: int, batch: int, sums: dict[str, float]) -> None:
+        nonlocal saved
+        saved = time.monotonic()
         if out is None:
             return
         learnable = {k: v for k, v in plain.state_dict().items() if k.startswith("loss.")}
@@ -161,77 +174,198 @@ def fit(
             cuda_rng=torch.cuda.get_rng_state() if device.type == "cuda" else None, **(state or {}),
         )  # fmt: skip
 
-    stop = _StopSignals()
+    stop, saved = _StopSignals(), time.monotonic()
     quiet = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines: logs are read later
     bar = tqdm(total=total, initial=step, unit="step", disable=out is None, mininterval=quiet)
-    dead = torch.zeros((), device=device)
+    statistics = _RunningStatistics(network)
+    # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
+    dead, bad = torch.zeros((2,), device=device)
+    look_every = CHECK_EVERY if device.type == "cuda" else 1
+    seen_last: deque[tuple[int, Tensor]] = deque(maxlen=max_skipped)  # step, pair numbers
     with bar, stop:
         while epoch < epochs:
             objective.train()
             meter = {k: torch.tensor(v, device=device) for k, v in sums.items()}
+            meter.setdefault("skipped_steps", torch.zeros((), device=device))
             started, seen = time.perf_counter(), 0
             rate = schedule(max(step - 1, 0), total)
-            for batch_number, batch in enumerate(loader.epoch(epoch, first), first):
-                if device.type == "cuda":  # --compile: what the last graph gave is done with
-                    torch.compiler.cudagraph_mark_step_begin()
-                batch = {k: v.to(device) for k, v in batch.items()}
-                batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-                rate = schedule(step, total)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                    loss, terms = objective(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(objective.parameters(), clip or math.inf)
-                optimizer.step()
+            done = first
+            try:
+                for batch in _supplied(loader.epoch(epoch, first)):
+                    if device.type == "cuda":  # --compile: what the last graph gave is done with
+                        torch.compiler.cudagraph_mark_step_begin()
+                    batch = {k: v.to(device) for k, v in batch.items()}
+                    batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+                    rate = schedule(step, total)
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    statistics.keep()
+                    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                        loss, terms = objective(batch)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    norm = nn.utils.clip_grad_norm_(objective.parameters(), clip or math.inf)
+                    skip = _not_finite_anywhere(loss.detach(), norm)
+                    optimizer.found_inf = skip  # as GradScaler does: Adam then changes nothing
+                    optimizer.step()
+                    statistics.restore(skip)
 
-                step, seen = step + 1, seen + len(batch["image"])
-                dead = (dead + 1) * terms.pop("dead", torch.zeros_like(dead))
-                for k, v in {"loss": loss.detach(), **terms, "grad_norm": norm}.items():
-                    meter[k] = meter.get(k, 0.0) + v
-                bar.update()
-                if step % CHECK_EVERY == 0 or batch_number + 1 == len(loader):
-                    _check_alive(meter, dead, step)
-                    bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
-                if (_world() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
-                    _check_alive(meter, dead, step)
-                    sums = {k: float(v) for k, v in meter.items()}
-                    checkpoint("last.pt", epoch, batch_number + 1, sums)
-                    raise Stopped(128 + stop.signal)
+                    step, seen, done = step + 1, seen + len(batch["image"]), done + 1
+                    dead = (dead + 1) * terms.pop("dead", torch.zeros_like(dead))
+                    bad = (bad + 1) * skip
+                    seen_last.append((step, batch["index"].clone()))
+                    for k, v in {"loss": loss.detach(), **terms, "grad_norm": norm}.items():
+                        meter[k] = meter.get(k, 0.0) + torch.where(skip > 0, 0.0, v)
+                    meter["skipped_steps"] += skip
+                    bar.update()
+                    if step % look_every == 0 or done == len(loader):
+                        in_a_row = int(bad)
+                        _check_alive(dead, step)
+                        if in_a_row >= max_skipped:
+                            if int(meter["skipped_steps"]) < done:
+                                sums = {k: float(v) for k, v in meter.items()}
+                                checkpoint("last.pt", epoch, done, sums)
+                            raise TrainError(_not_finite_message(
+                                plain, batch, loader.pairs, list(seen_last)[-in_a_row:], out
+                            ))  # fmt: skip
+                    if step % CHECK_EVERY == 0 or done == len(loader):
+                        bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
+                    if (_world() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
+                        sums = {k: float(v) for k, v in meter.items()}
+                        checkpoint("last.pt", epoch, done, sums)
+                        raise Stopped(128 + stop.signal)
+                    if save_minutes and time.monotonic() - saved > 60 * save_minutes:
+                        checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
+            except LoaderFailed as failed:
+                where = "nothing was trained yet"
+                if out is not None and step > 0:
+                    checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
+                    where = f"saved {out / 'last.pt'} after step {step}: mend it, then --resume"
+                raise TrainError(f"{failed}; {where}") from failed
             seconds = time.perf_counter() - started
-            epoch, first, sums = epoch + 1, 0, {}
-            row = {"epoch": epoch, "step": step, "lr": rate}
-            row |= {k: float(v) / len(loader) for k, v in meter.items()}
+            sums = {k: float(v) for k, v in meter.items()}
+            skipped = int(sums["skipped_steps"])
+            if skipped == len(loader):
+                raise TrainError(
+                    _not_finite_message(plain, batch, loader.pairs, list(seen_last), out)
+                )
+            if skipped:
+                data.notice(
+                    f"epoch {epoch + 1}: {skipped} of {len(loader)} steps skipped, because their "
+                    "loss or gradient was not finite"
+                )
+            due = validate and ((epoch + 1) % val_every == 0 or epoch + 1 == epochs)
+            if due:  # which takes a while, and may fail on a file
+                checkpoint("last.pt", epoch, len(loader), sums)
+            row = {"epoch": epoch + 1, "step": step, "lr": rate}
+            row |= {k: v / (len(loader) - skipped) for k, v in sums.items()}
             row["images_per_s"] = seen * _world() / seconds if seen else None
-            row["skipped_pairs"] = len(loader.failed)
-            checkpoint("last.pt", epoch, 0, {})  # before validation, which may fail on a file
-            if validate and (epoch % val_every == 0 or epoch == epochs):
+            row |= {"skipped_steps": skipped, "skipped_pairs": len(loader.failed)}
+            epoch, first, sums = epoch + 1, 0, {}
+            if due:
                 started = time.perf_counter()
                 row |= validate(epoch)
                 row["val_s"] = time.perf_counter() - started
                 if row["si_rmse"] < best:
                     best = row["si_rmse"]
-                    for name in ("best.pt", "last.pt"):
-                        checkpoint(name, epoch, 0, {})
+                    checkpoint("best.pt", epoch, 0, {})
                 bar.write(
                     f"epoch {epoch}: loss {row['loss']:.3f}, val si-RMSE {row['si_rmse']:.3f}, "
                     f"RMSE {row['rmse']:.2f} m",
                     file=sys.stderr,
                 )
+            # Killed between the two, the epoch's end is done once more, and its row written anew.
             log.append(row)
             _write_log(out, log[-1:], append=True)
+            checkpoint("last.pt", epoch, 0, {})
             if stop.agreed(device):
                 raise Stopped(128 + stop.signal)
     return log
 
 
-def _check_alive(meter: dict[str, Tensor], dead: Tensor, step: int) -> None:
-    if not math.isfinite(float(meter["loss"]) + float(meter["grad_norm"])):
-        raise TrainError(
-            f"the loss or its gradient is not finite by step {step}; what is saved is older. "
-            "Lower --lr or --clip, and look at the data with --dry_run"
-        )
+class LoaderFailed(RuntimeError):
+    """What a loader's thread raised while it made a batch."""
+
+
+def _supplied(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The loader's batches; what its threads raise comes out as LoaderFailed."""
+    try:
+        yield from batches
+    except (data.DataError, OSError, MemoryError) as error:
+        raise LoaderFailed(f"{error or type(error).__name__}") from error
+    except Exception as error:  # a fault of ours: say where
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise LoaderFailed(
+            f"the loader failed: {type(error).__name__}: {error} "
+            f"({Path(at.filename).name}:{at.lineno}, {at.name})"
+        ) from error
+
+
+def _not_finite_anywhere(loss: Tensor, norm: Tensor) -> Tensor:
+    """1.0 where the loss or its gradient's norm is not finite on any process, else 0.0, on the
+    device: nothing waits for it."""
+    skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
+    if _world() > 1:
+        dist.all_reduce(skip, dist.ReduceOp.MAX)
+    return skip
+
+
+class _RunningStatistics:
+    """BatchNorm's running means and variances, put back after a step that is skipped: its forward
+    pass has changed them already, and one NaN in them would stay for good."""
+
+    def __init__(self, network: nn.Module) -> None:
+        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._values = [b for m in norms for b in (m.running_mean, m.running_var)]
+        self._sizes = [v.numel() for v in self._values]
+        self._counts = [m.num_batches_tracked for m in norms]
+        self._kept: Tensor | None = None
+
+    def keep(self) -> None:
+        if self._values:  # a Swin has none
+            self._kept = torch.cat(self._values)
+
+    def restore(self, skip: Tensor) -> None:
+        """Where skip is 1; does nothing where it is 0."""
+        if self._values:
+            right = torch.where(skip > 0, self._kept, torch.cat(self._values))
+            torch._foreach_copy_(self._values, list(right.split(self._sizes)))
+            torch._foreach_sub_(self._counts, [skip.long()] * len(self._counts))
+
+
+def _not_finite_message(
+    objective: nn.Module, batch: dict[str, Tensor], pairs: list[data.Pair],
+    last: list[tuple[int, Tensor]], out: Path | None,
+) -> str:  # fmt: skip
+    """What ends a run: the steps, and the pairs whose own loss is not finite, each by itself in
+    evaluation mode; where that singles out none, the pairs of the last batch."""
+    names = [str(pairs[i].rgb) for i in batch["index"].tolist()]
+    training = objective.training
+    objective.eval()
+    bad = []
+    with torch.no_grad():
+        for i, name in enumerate(names):
+            one = {k: v if k == "triplets" else v[i : i + 1] for k, v in batch.items()}
+            if not math.isfinite(float(objective(one)[0])):
+                bad.append(name)
+    objective.train(training)
+    which = "of each of its pairs alone the loss is not finite: the weights or the flags, not the "
+    which += "data, are to blame"
+    if len(bad) < len(names):
+        chosen, which = (bad, "not finite by themselves") if bad else (names, "its pairs")
+        which += f": {', '.join(chosen[:8])}" + (f" and {len(chosen) - 8} more" * (len(chosen) > 8))
+    steps = f"steps {last[0][0]} to {last[-1][0]}" if len(last) > 1 else f"step {last[-1][0]}"
+    kept = ""
+    if out is not None and (out / "last.pt").exists():
+        kept = f" {out / 'last.pt'} holds the run without them."
+    return (
+        f"the loss or its gradient is not finite in {steps}, which were skipped. In the last one "
+        f"{which}.{kept} Lower --lr or --clip, and look at the data with --dry_run and "
+        "python data.py --check"
+    )
+
+
+def _check_alive(dead: Tensor, step: int) -> None:
     if float(dead) >= DEAD_BATCHES:
         raise TrainError(
             f"step {step}: the last {int(dead)} batches predicted 0 m everywhere: the last ReLU is "
@@ -294,11 +428,15 @@ def _read_log(out: Path | None) -> list[dict]:
 def _write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
     if out is None:
         return
-    name = out / ("log.jsonl" if append else ".log.jsonl.part")
-    with open(name, "a" if append else "w") as f:
-        f.writelines(json.dumps(evaluate.plain(row)) + "\n" for row in rows)
+    path, text = out / "log.jsonl", "".join(json.dumps(evaluate.plain(r)) + "\n" for r in rows)
     if not append:
-        os.replace(name, out / "log.jsonl")
+        predict.write_file(path, text.encode())
+        return
+    try:
+        with open(path, "a") as f:
+            f.write(text)
+    except OSError as error:  # a full disk is told without a name
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 # ------------------------------------------------------------------------ validation and pictures
@@ -360,18 +498,63 @@ class Validator:
 # ------------------------------------------------------------------------------------- run folder
 
 
-def prepare_folder(out: Path, keep: bool) -> None:
-    """Makes the run's folder; an earlier run in it is moved aside, unless it goes on (`keep`)."""
-    if not keep and (out / "last.pt").exists():
-        number = 1
-        while (aside := out.with_name(f"{out.name}.{number}")).exists():
-            number += 1
-        out.rename(aside)
-        data.notice(f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)")
-    out.mkdir(parents=True, exist_ok=True)
-    if not keep:
-        for stale in ("log.jsonl", "best.pt"):  # of a run that ended before its first checkpoint
-            (out / stale).unlink(missing_ok=True)
+FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what a run writes
+
+
+def check_writable(out: Path) -> None:
+    """Raises TrainError where a run's folder could not be made or written, before any long work.
+
+    Written to in earnest, as packed.place does; nothing is left behind."""
+    there = out
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    reason = packed.refusal(there) if there.is_dir() else f"{there} is no folder"
+    if reason:
+        raise TrainError(f"--out {out}: cannot be written ({reason}); take another folder")
+
+
+@contextmanager
+def run_folder(out: Path, keep: bool) -> Iterator[None]:
+    """Makes the run's folder and holds it as this process's own: a second run into it is refused.
+
+    An earlier run in it is moved aside, unless it goes on (`keep`); what a killed one left half
+    written is taken away. Raises TrainError.
+    """
+
+    def taken() -> None:
+        who = ""
+        with suppress(OSError):
+            (file,) = [f for f in out.glob(".run.*") if f.suffix in (".lock", ".held")]
+            who = f" ({file.read_text()})"
+        raise TrainError(f"--out {out}: another run{who} writes there; take another folder")
+
+    with ExitStack() as held:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(packed.locked(out, "run", taken))
+            if (out / "last.pt").exists() and not keep:
+                number = 1
+                while (aside := out.with_name(f"{out.name}.{number}")).exists():
+                    number += 1
+                out.rename(aside)
+                out.mkdir()
+                held.enter_context(packed.locked(out, "run", taken))
+                for lock in aside.glob(".run.*"):
+                    lock.unlink()
+                data.notice(
+                    f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)"
+                )
+            for name in FILES:
+                for part in out.glob(f".{name}*.part"):
+                    part.unlink()
+            if not keep:
+                for stale in ("log.jsonl", "best.pt"):  # of a run that never saved
+                    (out / stale).unlink(missing_ok=True)
+        except OSError as error:
+            raise TrainError(
+                f"--out {out}: cannot be written ({error.strerror}); take another folder"
+            ) from error
+        yield
 
 
 def installed(package: str) -> bool:
@@ -448,6 +631,11 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     g.add_argument(
         "--val_every", type=data.whole, default=1, help="epochs between validations (default 1)"
     )
+    g.add_argument(
+        "--save_minutes", type=data.nonnegative, default=5.0, metavar="M",
+        help="save last.pt in mid-epoch when what is saved is older than this: all that a kill -9 "
+        "or a power cut can cost (default 5; 0 = at the ends of epochs only)",
+    )  # fmt: skip
     g = p.add_argument_group("optimisation (Sec. 4.2)")
     g.add_argument(
         "--epochs", type=data.whole, default=600,
@@ -496,6 +684,11 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     g.add_argument(
         "--clip", type=data.nonnegative, default=35.0,
         help="largest gradient norm, 0 = no limit (default 35, as released)",
+    )  # fmt: skip
+    g.add_argument(
+        "--max_skipped", type=data.whole, default=10, metavar="K",
+        help="a step whose loss or gradient is not finite is skipped and counted; after this many "
+        "in a row the run ends and names the pairs (default 10)",
     )  # fmt: skip
     g.add_argument(
         "--amp", action="store_true",
@@ -697,7 +890,8 @@ NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window"
 # Flags that may differ between a run and its resumption without a word.
 FREE_FLAGS = (
     "out", "resume", "dry_run", "device", "threads", "workers", "cache", "ram_cache", "kernels",
-    "loss_form", "data_device", "compile", "val_split", "val_every", "pretrained",
+    "loss_form", "data_device", "compile", "val_split", "val_every", "pretrained", "save_minutes",
+    "max_skipped",
 )  # fmt: skip
 
 
@@ -719,7 +913,20 @@ def read_run(args: argparse.Namespace) -> dict | None:
     if args.resume == "auto" and not path.exists():
         data.notice(f"nothing to resume in {args.out}: starting afresh")
         return None
-    checkpoint = model.read_checkpoint(path)
+    try:
+        checkpoint = model.read_checkpoint(path)
+    except model.CheckpointError as error:
+        other = path.with_name("best.pt")
+        if not path.exists() or path.name == other.name:
+            raise
+        whole = {}
+        with suppress(model.CheckpointError):
+            whole = model.read_checkpoint(other)
+        if "optimizer" not in whole:
+            raise
+        raise TrainError(
+            f"{error}. {other} is whole, of epoch {whole['epoch']}: --resume {other}"
+        ) from error
     lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
     if lacking:
         raise model.CheckpointError(
@@ -786,8 +993,8 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(args.threads or cores())
-    if min(args.epochs, args.batch_size, args.val_every) < 1:
-        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+    if min(args.epochs, args.batch_size, args.val_every, args.max_skipped) < 1:
+        raise TrainError("--epochs, --batch_size, --val_every and --max_skipped must be 1 or more")
     if args.data_device == "cuda" and device.type != "cuda":
         raise TrainError("--data_device cuda: the network is on the CPU (--device)")
     if args.sync_bn and (world == 1 or device.type != "cuda"):
@@ -796,9 +1003,26 @@ def launch(args: argparse.Namespace, **how: object) -> int:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         return train(args, device, rank, world, **how)
+    except RuntimeError as error:
+        if world == 1 or isinstance(error, TrainError) or not _from_a_peer(error):
+            raise
+        saved = args.out / "last.pt"
+        kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
+        raise TrainError(
+            f"process {rank} of {world} ends, because another one of this run has ended (what that "
+            f"one says comes first; killed, it says nothing); {kept}"
+        ) from error
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+
+def _from_a_peer(error: RuntimeError) -> bool:
+    """Whether it says that another process of the group is gone. Gloo's are plain RuntimeErrors."""
+    told = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in told for word in ("gloo", "nccl", "connection", "broken pipe", "peer")
+    )
 
 
 def train(
@@ -812,6 +1036,16 @@ def train(
     start: (args, resume) -> what start_network does. wrap: (network, loss) -> the objective, to be
     given a batch on the network's device. teacher_depth: see data.open_teacher.
     """
+    with ExitStack() as held:  # the run's folder, to the end
+        return _train(args, device, rank, world, held, start, wrap, teacher_depth)
+
+
+def _train(
+    args: argparse.Namespace, device: torch.device, rank: int, world: int, held: ExitStack,
+    start: Callable, wrap: Callable, teacher_depth: Path | None,
+) -> int:  # fmt: skip
+    if rank == 0:
+        check_writable(args.out)
     resume = read_run(args)
     pairs, val = open_data(args, rank, world)
     torch.manual_seed(args.seed)
@@ -860,13 +1094,13 @@ def train(
             same_folder = resume is not None and resume["path"].resolve().parent == (
                 args.out.resolve()
             )
-            prepare_folder(args.out, keep=same_folder)
+            held.enter_context(run_folder(args.out, keep=same_folder))
             facts = describe(
                 args, device_name=name, kernels_in_use=kernels,
                 torch_threads=torch.get_num_threads(), processes=world, initial_weights=weights,
                 train_pairs=len(pairs), val_pairs=len(val), steps_per_epoch=len(loader),
             )  # fmt: skip
-            (args.out / "args.json").write_text(json.dumps(facts, indent=1) + "\n")
+            evaluate.write_json(args.out / "args.json", facts)
     if args.dry_run:
         loader.close()
         return 0
@@ -891,7 +1125,8 @@ def train(
         fit(
             objective, optimizer, loader, network=network, schedule=schedule, epochs=args.epochs,
             clip=args.clip, device=device, amp=args.amp, out=args.out if rank == 0 else None,
-            validate=validate, val_every=args.val_every, resume=resume, state=run_state(args),
+            validate=validate, val_every=args.val_every, max_skipped=args.max_skipped,
+            save_minutes=args.save_minutes, resume=resume, state=run_state(args),
         )  # fmt: skip
     except Stopped as stopped:
         if rank == 0:

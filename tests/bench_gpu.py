@@ -127,7 +127,7 @@ def time_training(
     log = train.fit(
         objective, optimizer, loader, network=objective.network, schedule=lambda *_: LR,
         epochs=4 if on_gpu else 1, clip=35.0, device=device, amp=on_gpu, out=None, validate=None,
-        val_every=1,
+        val_every=1, max_skipped=10, save_minutes=0,
     )  # fmt: skip
     return ms, statistics.median(epoch["images_per_s"] for epoch in log[-3:])
 

@@ -33,6 +33,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
+TALLY = pytest.StashKey[dict[str, list[int]]]()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
+    """tally(what, injected, survived) counts faults; the sums are printed when all tests are done
+    (README's Reliability table). survived: ended in a clear message or a right result."""
+    counts = request.config.stash.setdefault(TALLY, {})
+
+    def count(what: str, injected: int, survived: int) -> None:
+        known = counts.setdefault(what, [0, 0])
+        known[0] += injected
+        known[1] += survived
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if counts := terminalreporter.config.stash.get(TALLY, {}):
+        terminalreporter.section("faults: injected, survived")
+        for what, (injected, survived) in counts.items():
+            terminalreporter.line(f"{what:<58}{injected:>8,}{survived:>8,}")
+
+
 def rgbd_picture(seed: int, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
     """A smooth BGR u8 picture and an u16 depth of multiples of 64, a fifth of it holes.
 

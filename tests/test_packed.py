@@ -670,12 +670,12 @@ def test_a_lock_file_that_is_touched_is_respected(pairs, tmp_path, monkeypatch):
 
 def refuse(monkeypatch, *folders: Path) -> None:
     """Nothing can be written to these, as on a read-only mount; permissions do not stop root."""
-    real = packed._refusal
+    real = packed.refusal
 
     def refusal(folder):
         return "Read-only file system" if folder.absolute() in folders else real(folder)
 
-    monkeypatch.setattr(packed, "_refusal", refusal)
+    monkeypatch.setattr(packed, "refusal", refusal)
 
 
 def test_place_auto_is_beside_the_data_and_kept_out_of_git(tmp_path):
@@ -740,11 +740,11 @@ def test_place_dir(tmp_path, monkeypatch):
 
 
 def test_refusal_asks_the_file_system_itself(tmp_path):
-    assert packed._refusal(tmp_path) == "" and not any(tmp_path.iterdir())
+    assert packed.refusal(tmp_path) == "" and not any(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert packed._refusal(tmp_path / "file/folder") != ""
+    assert packed.refusal(tmp_path / "file/folder") != ""
     if Path("/proc/self").is_dir():  # refuses root as well
-        assert packed._refusal(Path("/proc/self")) != ""
+        assert packed.refusal(Path("/proc/self")) != ""
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
