@@ -292,7 +292,7 @@ def _supplied(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor
     try:
         yield from batches
     except (data.DataError, OSError, MemoryError) as error:
-        raise LoaderFailed(f"{error or type(error).__name__}") from error
+        raise LoaderFailed(str(error) or type(error).__name__) from error
     except Exception as error:  # a fault of ours: say where
         at = traceback.extract_tb(error.__traceback__)[-1]
         raise LoaderFailed(
