@@ -115,6 +115,7 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
 
 def _from_list(root: Path, listing: Path) -> list[Pair]:
     pairs = []
+    homes: dict[str, tuple[Path, set[str], Path]] = {}
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -128,14 +129,32 @@ def _from_list(root: Path, listing: Path) -> list[Pair]:
                 f"{listing}:{number}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
                 "spaces: put a tab between the two)"
             )
-        rgb, depth = (root / name.strip() for name in names)
-        for path in (rgb, depth):
-            if not path.is_file():
+        files, folders = [], []
+        for above, name in (os.path.split(name.strip()) for name in names):
+            if above not in homes:
+                home = root / above
+                # <scene>/rgb/name.jpg or <scene>/name.jpg
+                folder = home.parent if home.name in ("rgb", "image", "images") else home
+                homes[above] = home, _files_in(home), folder
+            home, listed, folder = homes[above]
+            path = home / name
+            if name not in listed and not path.is_file():
                 raise DataError(f"{listing}:{number}: no such file: {path}")
-        # <scene>/rgb/name.jpg or <scene>/name.jpg
-        folder = rgb.parent.parent if rgb.parent.name in ("rgb", "image", "images") else rgb.parent
-        pairs.append(Pair(rgb, depth, folder.name, folder))
+            files.append(path)
+            folders.append(folder)
+        pairs.append(Pair(*files, folders[0].name, folders[0]))
     return pairs
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The names of a folder's files, in one look: a look for each of a long list takes several
+    times as long. What is missing here may still be there: under another case or another form of
+    its letters, or where a folder can be used but not listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (OSError, ValueError):  # ValueError: no path at all, such as one with a zero in it
+        return set()
 
 
 def _from_folders(folder: Path, split: str) -> list[Pair]:
@@ -162,11 +181,12 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; rgb/ and depth/ belong side by side")
     found: dict[str, Path] = {}
-    for path in folder.iterdir():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in found:
-                raise DataError(f"{path} and {found[path.stem].name}: two files of one name")
-            found[path.stem] = path
+    for name in os.listdir(folder):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes and not name.startswith("."):
+            if stem in found:
+                raise DataError(f"{folder / name} and {found[stem].name}: two files of one name")
+            found[stem] = folder / name
     return found
 
 
@@ -371,9 +391,9 @@ def stored_intrinsics(
     where there is no file or it gives no focal length. Raises DataError.
     """
     path = pair.folder / "intrinsics.json"
-    if path not in known:
-        known[path] = _read_intrinsics(path)
-    entry = known[path]
+    if pair.folder not in known:
+        known[pair.folder] = _read_intrinsics(path)
+    entry = known[pair.folder]
     if "frames" in entry:
         entry = entry["frames"].get(pair.rgb.stem)
         if not isinstance(entry, dict):
@@ -411,8 +431,16 @@ def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
     pairs = list_pairs(root, split)
     check_files(pairs)
     known: dict = {}
-    # The picture's size decides how K is scaled, not whether the file is in order.
-    without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
+    without: set[str] = set()
+    one_camera: set[Path] = set()  # folders where one entry stands for all pictures
+    for pair in pairs:
+        if pair.folder in one_camera:
+            continue
+        # The picture's size decides how K is scaled, not whether the file is in order.
+        if stored_intrinsics(pair, (480, 640), known) is None:
+            without.add(pair.scene)
+        if "frames" not in known[pair.folder]:
+            one_camera.add(pair.folder)
     without = sorted(without, key=natural)
     if without:
         notice(
@@ -685,12 +713,13 @@ def open_reader(
         where = packed.place(cache, root)
         if where is None:
             return reader
-        cameras = {f: [f] for p in pairs if (f := p.folder / "intrinsics.json").is_file()}
-        files = [[p.rgb, p.depth, *cameras.get(p.folder / "intrinsics.json", [])] for p in pairs]
+        cameras = {folder: folder / "intrinsics.json" for folder in {p.folder for p in pairs}}
+        cameras = {folder: [path] for folder, path in cameras.items() if path.is_file()}
+        files = [[p.rgb, p.depth, *cameras.get(p.folder, [])] for p in pairs]
         for row, path in zip(files, teacher or ()):
             row += [path] if path else []
         # Sets that are mixed differently lie side by side; a set that was moved keeps its pack.
-        names = "\n".join(os.path.relpath(p.rgb, root) for p in pairs)
+        names = "\n".join(_relative([p.rgb for p in pairs], root))
         digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
         name = f"{name}-{image_size[0]}x{image_size[1]}-{digest}{'-taught' if teacher else ''}"
         reader.pack = packed.open_pack(
@@ -710,6 +739,18 @@ def open_reader(
     if lost and not reader._unread and not quiet:  # named when the pack was made, not since
         notice(f"teacher_depth: {lost} map(s) could not be read when {name}.pack was made")
     return reader
+
+
+def _relative(files: list[Path], root: Path) -> list[str]:
+    """os.path.relpath of each, with the work done once a folder."""
+    homes: dict[str, str] = {}
+    names = []
+    for folder, name in (os.path.split(file) for file in files):
+        if folder not in homes:
+            home = os.path.relpath(folder or os.curdir, root)
+            homes[folder] = "" if home == os.curdir else os.path.join(home, "")
+        names.append(homes[folder] + name)
+    return names
 
 
 # ------------------------------------------------------------------------------------- Sec. 3.2

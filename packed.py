@@ -14,6 +14,7 @@ pieces wherever it stands, and from the second epoch on not a page faults.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import mmap
@@ -207,28 +208,24 @@ def make_stamp(
     that is not there is part of the stamp as such.
     """
     base = os.path.abspath(where)
-    homes: dict[Path, str] = {}
+    homes: dict[str, str] = {}
 
-    def home(folder: Path) -> str:
+    def facts(path: str) -> list:
+        folder, name = os.path.split(path)
         if folder not in homes:
             try:
-                homes[folder] = os.path.relpath(folder, base)
+                homes[folder] = os.path.relpath(folder or os.curdir, base)
             except ValueError:  # Windows: on another drive
                 homes[folder] = os.path.abspath(folder)
-        return homes[folder]
+        try:
+            about = os.stat(path)
+        except OSError:
+            return [homes[folder], name]
+        return [homes[folder], name, about.st_size, about.st_mtime_ns]
 
     def lines(part: Sequence[Sequence[Path]]) -> list:
-        found = []
-        for pair in part:
-            found.append([])
-            for path in pair:
-                try:
-                    about = os.stat(path)
-                    facts = [about.st_size, about.st_mtime_ns]
-                except OSError:
-                    facts = []
-                found[-1].append([home(path.parent), path.name, *facts])
-        return found
+        about = functools.cache(facts)  # a scene's pairs share the file of its camera
+        return [[about(os.fspath(path)) for path in pair] for pair in part]
 
     parts = [files[k : k + 256] for k in range(0, len(files), 256)]
     stamp = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
