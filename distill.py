@@ -99,8 +99,8 @@ def L_channel(F_s: Tensor, F_t: Tensor, M: Tensor, tau: float) -> Tensor:
     over channels and pictures."""
     holes = ~(M > 0).flatten(2)
     log_s, log_t = (
-        (f.flatten(2) / tau).masked_fill(holes, -1e4).log_softmax(-1) for f in (F_s, F_t)
-    )
+        (f.flatten(2) / tau).masked_fill(holes, -1e30).log_softmax(-1) for f in (F_s, F_t)
+    )  # -inf would give inf - inf; a smaller number would weigh something at a low tau
     kl = (log_t.exp() * (log_t - log_s)).sum((1, 2))
     n = (M.sum((1, 2, 3)) > 0).to(kl.dtype)
     return tau**2 * mean_over_pictures(kl * n, n * F_s.shape[1])

@@ -40,7 +40,8 @@ Predictor = Callable[[np.ndarray], np.ndarray]  # RGB u8 (H,W,3) -> metres (H,W)
 
 def known(d: np.ndarray) -> np.ndarray:
     """Where (H, W) metres of truth say something: finite and above 1 mm."""
-    return np.where(np.isfinite(d), d, 0).astype(np.float64) * 1000 > 1
+    # As float32 rounds it: the nearest one is above 0.001, and 1 / 1000 would be no hole.
+    return np.where(np.isfinite(d), d, 0) > np.float32(1e-3)
 
 
 def prepare(

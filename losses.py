@@ -141,8 +141,10 @@ def L_vnl(
     PAPER: Eq. 9 averages all; the released code drops the easiest 25 % and counts invalid triplets
     as zeros, so its loss shrinks with the share of holes. Here they are left out.
     """
-    P_hat = back_project(d_hat, K)
     d = holes_to_zero(d)
+    # What is predicted in a hole counts for nothing; its cross product might overflow, and the
+    # gradient of what is left out would be 0 * inf = NaN.
+    P_hat = back_project(torch.where(d > 0, d_hat, 0.0), K)
     P = back_project(d, K)
     pick = triplets.to(d.device).flatten()
 
