@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -387,8 +388,11 @@ def _build(
                     old.unlink()
             f = open(part, "xb", buffering=0)
         _reserve(f, path, tail + 33 * n + 2 * PAGE)
-        title = f"packing {n} pairs, {amount(tail)}"
-        with tqdm(total=n, desc=title, unit="pair", leave=False, disable=quiet or None) as bar:
+        tty = sys.stderr.isatty()  # a log, which is read later, gets a line now and then
+        with tqdm(
+            total=n, desc=f"packing {n} pairs, {amount(tail)}", unit="pair", leave=False,
+            disable=quiet, mininterval=0.1 if tty else 30, delay=0 if tty else 10,
+        ) as bar:  # fmt: skip
             for job in as_completed([pool.submit(pack, i) for i in range(n)]):
                 job.result()
                 bar.update()
