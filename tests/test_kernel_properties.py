@@ -16,7 +16,7 @@ import litedepth_kernels
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import data
@@ -25,6 +25,7 @@ import losses
 EXAMPLES = int(os.environ.get("LITEDEPTH_EXAMPLES", "150"))
 searched = settings(
     max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+    phases=[Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 ISAS = ["baseline", "avx2", "avx512"]
@@ -83,15 +84,16 @@ class Layout(NamedTuple):
 
 
 @st.composite
-def layouts(draw: Callable, ndim: int, itemsize: int, written: bool) -> Layout:
-    """Any layout of an input; for what is written, one whose rows are contiguous and aligned."""
+def layouts(draw: Callable, ndim: int, itemsize: int, written: bool, repeats: bool) -> Layout:
+    """Any layout of an input; for what is written, one whose rows are contiguous and aligned.
+    repeats: several elements may be one in memory."""
     unit = itemsize if written else 1
     order = draw(st.permutations(range(ndim - 1 if written else ndim)))
     alone = st.sampled_from([None, 0, 2**62, -(2**63), -2 * itemsize])
     if draw(st.booleans()):
         axes = [Axis(1, 0, False, None)] * ndim
     else:
-        steps = st.integers(1 if written else 0, 3)
+        steps = st.integers(0 if repeats else 1, 3)
         pads = st.sampled_from([0, 0, 1, 2, 5]).map(lambda n: n * unit)
         axes = [draw(st.builds(Axis, steps, pads, st.booleans(), alone)) for _ in range(ndim)]
     if written:
@@ -263,7 +265,9 @@ def laid_out(draw: Callable, kernel: str, case: dict[str, Any]) -> tuple[dict[st
             return [place(f"{name}[{k}]", entry) for k, entry in enumerate(value)]
         if not isinstance(value, np.ndarray) or name == "logs":
             return value
-        layout = draw(layouts(value.ndim, value.itemsize, name in OUTPUTS[kernel]))
+        written = name in OUTPUTS[kernel]
+        repeats = not written and name != "crop"  # (h, w) must stay within the canvas
+        layout = draw(layouts(value.ndim, value.itemsize, written, repeats))
         placed[name] = Placed(value, layout)
         return placed[name].array
 
