@@ -135,7 +135,8 @@ class Placed:
 
 # --------------------------------------------------------------------------------- valid calls
 
-sides = st.integers(1, 40)
+sides = st.integers(-4, 40).map(lambda n: max(n, 1))
+widths = sides | st.sampled_from([64, 97, 131, 260])  # of pictures, which go by runs and blocks
 seeds = st.integers(0, 2**32 - 1)
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 scales = st.sampled_from([1000.0, 5000.0, 256.0, 0.37, 1e-35, TINY, LARGEST]) | st.floats(
@@ -152,20 +153,24 @@ def some(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.n
 
 
 @st.composite
-def affines(draw: Callable) -> np.ndarray:
-    """Straight, turned by a little or by anything, on pixels' borders, with numbers far away."""
-    slopes = st.sampled_from([0.0, 2.0**-4, 0.1, 0.025, 1e-5, 4e-9, 1e-12, 0.3]) | st.floats(-3, 3)
-    ways = st.sampled_from([1, -1])
-    sx, sy, turn = draw(slopes), draw(slopes), draw(slopes)
-    if draw(st.booleans()):
-        sx, sy, turn = 1 + sx / 10, 1 + sy / 10, turn / 10
-    turns = (turn, draw(st.sampled_from([-turn, turn, 0.0])))
-    at = st.sampled_from([0.0, 0.5, -0.5, 7.0, -9.25, 0.5 - 1e-10, 39.5]) | st.floats(-45, 45)
-    affine = np.array(
-        [[draw(ways) * sx, turns[0], draw(at)], [turns[1], draw(ways) * sy, draw(at)]]
-    )
-    for k in draw(st.lists(st.integers(0, 5), max_size=2)) if draw(st.booleans()) else []:
-        affine.flat[k] = draw(st.sampled_from(FAR))
+def affines(draw: Callable, size: tuple[int, int]) -> np.ndarray:
+    """Maps into a picture of this size: straight, turned by a little or by anything, flipped, onto
+    pixels' borders, and some with numbers far away."""
+    kind = draw(st.sampled_from(["straight", "turned", "turned", "any", "far"]))
+    small = st.sampled_from([2.0**-4, 2.0**-7, 0.1, 0.025, 1e-5, 4e-9, 1e-12]) | st.floats(0, 0.12)
+    ways = st.sampled_from([1, 1, -1])
+    affine = np.zeros((2, 3))
+    for k in range(2):
+        way, slope = draw(ways), draw(small)
+        affine[k, k] = way * (1.0 if kind == "straight" else 1 + draw(ways) * slope)
+        if kind != "straight":
+            affine[k, 1 - k] = draw(ways) * (slope if draw(st.booleans()) else draw(small))
+        if kind == "any":
+            affine[k, :2] = draw(st.floats(-3, 3)), draw(st.floats(-3, 3))
+        at = st.sampled_from([0.0, 0.0, 0.5, -0.5, 0.5 - 1e-10]) | st.floats(-5, 5)
+        affine[k, 2] = draw(at | st.floats(-45, 45)) + (size[1 - k] - 1 if way < 0 else 0)
+    if kind == "far":
+        affine.flat[draw(st.integers(0, 5))] = draw(st.sampled_from(FAR))
     return affine
 
 
@@ -181,15 +186,17 @@ def pictures(draw: Callable, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
 
 @st.composite
 def crops(draw: Callable, canvas: tuple[int, int]) -> tuple[int, int]:
-    return draw(st.integers(1, canvas[0])), draw(st.integers(1, canvas[1]))
+    """What lies within the canvas, most often up to its edges."""
+    return tuple(draw(st.just(n) | st.integers(1, n)) for n in canvas)
 
 
 @st.composite
 def r2_crop(draw: Callable) -> dict[str, Any]:
-    rng, canvas = np.random.default_rng(draw(seeds)), (draw(sides), draw(sides))
-    rgb, depth = draw(pictures((draw(sides), draw(sides))))
+    rng, canvas = np.random.default_rng(draw(seeds)), (draw(sides), draw(widths))
+    size = draw(st.just(canvas) | st.tuples(sides, widths))
+    rgb, depth = draw(pictures(size))
     return {
-        "rgb": rgb, "depth": depth, "affine": draw(affines()), "crop": draw(crops(canvas)),
+        "rgb": rgb, "depth": depth, "affine": draw(affines(size)), "crop": draw(crops(canvas)),
         "lut": some(rng, (3, 256), draw(shares)), "pad": some(rng, (3,), draw(shares)),
         "depth_scale": draw(scales),
         "image": np.zeros((3, draw(sides), draw(sides)), np.float32),
@@ -229,8 +236,8 @@ def robust_cells(draw: Callable) -> dict[str, Any]:
 @st.composite
 def r2_batch(draw: Callable) -> dict[str, Any]:
     rng, B = np.random.default_rng(draw(seeds)), draw(st.integers(1, 4))
-    canvas = draw(sides), draw(sides)
-    size, low = draw(st.just(canvas) | st.tuples(sides, sides)), draw(crops(canvas))
+    canvas = draw(sides), draw(widths)
+    size, low = draw(st.just(canvas) | st.tuples(sides, widths)), draw(crops(canvas))
     pairs = [
         draw(pictures(size if draw(st.booleans()) else (draw(sides), draw(sides))))
         for _ in range(B)
@@ -240,7 +247,7 @@ def r2_batch(draw: Callable) -> dict[str, Any]:
     image = np.zeros((B, 3, draw(sides), draw(sides)), np.float32)
     return {
         "rgb": [rgb for rgb, _ in pairs] if seen else None, "depth": depth,
-        "affine": np.stack([draw(affines()) for _ in range(B)]),
+        "affine": np.stack([draw(affines(rgb.shape[:2])) for rgb, _ in pairs]),
         "crop": np.array([draw(crops(canvas)) for _ in range(B)], np.int64),
         "lut": some(rng, (B, 3, 256), draw(shares)), "pad": some(rng, (3,), draw(shares)),
         "depth_scale": draw(scales), "logs": draw(st.sampled_from(TABLES)),
@@ -315,6 +322,31 @@ def test_any_layout_threads_and_isa_give_the_bits_of_plain_ones(kernel: str, dat
         litedepth_kernels.set_isa("baseline")
         assert call(fast, plain | {"threads": 1}) is None
     assert_outputs_are(kernel, case, plain)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_batch_that_passes_the_caches_by_writes_the_same_and_no_more(isa: str) -> None:
+    """8 MB of metres and more are stored by other instructions, which want whole lines of cache."""
+    rng, (Hc, Wc), low = np.random.default_rng(0), (2049, 1027), (7, 9)
+    rgb = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    depth = rng.integers(0, 65536, (60, 80), dtype=np.uint16)
+    affine = np.array([[[0.08, 0.001, -1], [-0.001, 0.03, 0.3]]])
+    case = {
+        "rgb": None, "depth": [depth], "affine": affine, "crop": np.array([[2000, 1001]]),
+        "lut": np.zeros((1, 3, 256), np.float32), "pad": np.zeros(3, np.float32),
+        "depth_scale": 1000.0, "logs": TABLES[0], "mode": "cell", "threads": 1, "image": None,
+    }  # fmt: skip
+    for name in MAPS:
+        case[name] = np.zeros((1, 1, *low), bool if name[0] == "M" else np.float32)
+    wide = np.full((Hc, Wc + 3), 7, np.float32)  # rows start anywhere within a line
+    metres, image = np.full((Hc, Wc), np.nan, np.float32), np.zeros((3, 1, 1), np.float32)
+    litedepth_kernels.set_isa(isa)
+    litedepth_kernels.r2_batch(**case, metres=wide[None, None, :, 2:-1])
+    litedepth_kernels.r2_crop(
+        rgb, depth, affine[0], (2000, 1001), case["lut"][0], case["pad"], 1000.0, image, metres
+    )
+    assert wide[:, 2:-1].tobytes() == metres.tobytes()
+    assert metres.any() and (wide[:, :2] == 7).all() and (wide[:, -1] == 7).all()
 
 
 @searched

@@ -19,7 +19,7 @@ import litedepth_kernels
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# All of the kernels' tests, forks and mapped files too, half by half at once. Of test_cells.py those
+# All of the kernels' tests, forks and mapped files too, both halves at once. Of test_cells.py those
 # that call no kernel are left out.
 HALVES = [
     ["test_kernels.py", "test_batch.py"],
