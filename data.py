@@ -836,10 +836,14 @@ def intrinsics_after(K: np.ndarray, affine: np.ndarray) -> np.ndarray:
 # operations, in double. They write into the caller's arrays.
 
 MAX_SIDE = 1 << 20  # the kernels index with 32 bits; products of two sides must fit in 64
+GT_DOWN = ("cell", "nearest", "bilinear")
+OVERLAP_WORK = 100_000  # how long numpy looks for a byte that two arrays share; then they do
 
 
 def _check(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
-    """Raise TypeError on a wrong dtype, ValueError on a wrong shape (None: any side)."""
+    """Raise TypeError (no array, wrong dtype) or ValueError (wrong shape; None: any side)."""
+    if not isinstance(a, np.ndarray):
+        raise TypeError(f"{name}: expected an array, got {type(a).__name__}")
     if a.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}")
     if a.ndim != len(shape):
@@ -852,7 +856,8 @@ def _check(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None, ...])
 
 
 def _check_output(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
-    """As _check, for an array to write: ValueError as well if read-only or with strided rows."""
+    """As _check, for an array to write: ValueError as well where it is read-only, or its rows are
+    strided, not aligned or overlap."""
     _check(name, a, dtype, shape)
     if not a.flags.writeable:
         raise ValueError(f"{name}: the output array is read-only")
@@ -865,6 +870,28 @@ def _check_output(name: str, a: np.ndarray, dtype: type, shape: tuple[int | None
         raise ValueError(
             f"{name}: the output array is not aligned, got strides {a.strides} of shape {a.shape}"
         )
+    reach = a.itemsize  # from the innermost axis out, each step must lead beyond all before it
+    for stride, n in sorted((abs(s), n) for s, n in zip(a.strides, a.shape) if n > 1):
+        if stride < reach:
+            raise ValueError(
+                f"{name}: the output array overlaps itself, got strides {a.strides} "
+                f"of shape {a.shape}"
+            )
+        reach += stride * (n - 1)
+
+
+def _check_apart(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+    """Raise ValueError where an output shares memory with another argument: the numbers would
+    depend on what is written first. Slices between each other's rows share none."""
+    others = list(inputs.items())
+    for name, out in outputs.items():
+        for other, a in others:
+            if np.may_share_memory(out, a, OVERLAP_WORK):
+                raise ValueError(
+                    f"{name}: the output of shape {out.shape} shares memory with {other} "
+                    f"of shape {a.shape}"
+                )
+        others.append((name, out))
 
 
 def _check_crop(name: str, crop: tuple[int, int], canvas: tuple[int, int]) -> None:
@@ -953,7 +980,8 @@ def r2_crop(
     their scale, top left in a full canvas. A network row that a crop fills in part (384 rows are
     102.4 of them; the released code has 360) belongs to the padding.
 
-    Raises TypeError (dtype) and ValueError (shape, crop, depth_scale, output layout).
+    Raises TypeError (dtype) and ValueError (shape, crop, depth_scale, output layout, an output in
+    the memory of another argument), before anything is written.
     """
     _check("rgb", rgb, np.uint8, (None, None, 3))
     H, W, _ = rgb.shape
@@ -967,6 +995,8 @@ def r2_crop(
     h, w = (as_index(n) for n in crop)
     _check_crop("crop", (h, w), (Hc, Wc))
     _check_scale(depth_scale)
+    given = {"rgb": rgb, "depth": depth, "affine": affine, "lut": lut, "pad": pad}
+    _check_apart(given, {"image": image, "metres": metres})
 
     metres[:] = _canvas(depth, affine, (h, w), (Hc, Wc)) / np.float32(depth_scale)
 
@@ -1002,13 +1032,15 @@ def masked_gradient(
 
     As the paper does it: holes become NaN, NaN survives the subtraction, the mask is isfinite.
 
-    Raises TypeError (dtype) and ValueError (shape, output layout).
+    Raises TypeError (dtype) and ValueError (shape, output layout, an output in the memory of
+    another argument), before anything is written.
     """
     _check("d", d, np.float32, (None, None))
     for name, grad in (("grad_x", grad_x), ("grad_y", grad_y)):
         _check_output(name, grad, np.float32, d.shape)
     for name, M in (("M_x", M_x), ("M_y", M_y)):
         _check_output(name, M, np.bool_, d.shape)
+    _check_apart({"d": d}, {"grad_x": grad_x, "grad_y": grad_y, "M_x": M_x, "M_y": M_y})
 
     marked = np.where(np.isfinite(d) & (d > 0), d, np.float32(np.nan))
     for axis, grad, M in ((1, grad_x, M_x), (0, grad_y, M_y)):
@@ -1030,13 +1062,17 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
     PAPER: silent; the released code resizes bilinearly with the holes' zeros in it, which makes
     false depths beside every hole. "nearest" leaves sparse LiDAR almost no neighbouring pairs.
 
-    Raises TypeError (dtype) and ValueError (shape, mode, output layout).
+    Raises TypeError (dtype) and ValueError (shape, mode, output layout, an output in the memory of
+    its input), before anything is written.
     """
     _check("metres", metres, np.float32, (None, None))
     _check_output("low", low, np.float32, (None, None))
     (H, W), (h, w) = metres.shape, low.shape
     if h > H or w > W:
         raise ValueError(f"low: shape {low.shape} is larger than that of metres, {metres.shape}")
+    if mode not in GT_DOWN:
+        raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
+    _check_apart({"metres": metres}, {"low": low})
     d = np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
     if mode == "cell":
         cell = (np.arange(H) * h // H)[:, None] * w + np.arange(W) * w // W
@@ -1047,7 +1083,7 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
     elif mode == "nearest":
         rows, cols = (2 * np.arange(h) + 1) * H // (2 * h), (2 * np.arange(w) + 1) * W // (2 * w)
         low[:] = d[np.ix_(rows, cols)]
-    elif mode == "bilinear":
+    else:
         y = np.arange(h) * (H - 1) / max(h - 1, 1)
         x = np.arange(w) * (W - 1) / max(w - 1, 1)
         y0, x0 = y.astype(np.int64), x.astype(np.int64)
@@ -1059,8 +1095,6 @@ def gt_down(metres: np.ndarray, low: np.ndarray, mode: str) -> None:
                 total += wy * wx * tap
                 weights += wy * wx * (tap > 0)
         low[:] = np.divide(total, weights, out=np.zeros((h, w)), where=weights > 0)
-    else:
-        raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
 
 
 def log_table(depth_scale: float, eps: float) -> np.ndarray:
@@ -1142,8 +1176,9 @@ def r2_batch(
     rgb and image None: maps of depth only (another model's, by the same affine). A depth None: that
     sample has none, and its maps are 0.
 
-    Raises TypeError (dtype, or no array) and ValueError (shape, length, mode, threads, layout);
-    the message names the sample.
+    Raises TypeError (dtype, or no array) and ValueError (shape, length, mode, threads, layout, an
+    output in the memory of another argument), before anything is written; the message names the
+    sample.
     """
     if (rgb is None) != (image is None):
         raise ValueError("rgb and image: both or neither may be None")
@@ -1154,7 +1189,7 @@ def r2_batch(
     _check("pad", pad, np.float32, (3,))
     _check_scale(depth_scale)
     _check("logs", logs, np.float32, (1 << 16,))
-    if mode not in ("cell", "nearest", "bilinear"):
+    if mode not in GT_DOWN:
         raise ValueError(f"mode: expected 'cell', 'nearest' or 'bilinear', got '{mode}'")
     if threads < 1:
         raise ValueError(f"threads: expected 1 or more, got {threads}")
@@ -1170,7 +1205,11 @@ def r2_batch(
     for name, a in maps.items():
         _check_output(name, a, np.bool_ if name[0] == "M" else np.float32, low.shape)
 
+    given = {"affine": affine, "crop": crop, "lut": lut, "pad": pad, "logs": logs}
+
     def check_list(name: str, arrays: list, dtype: type, shape: tuple[int | None, ...]) -> None:
+        if not isinstance(arrays, Sequence | np.ndarray):
+            raise TypeError(f"{name}: expected a list of arrays, got {type(arrays).__name__}")
         if len(arrays) != B:
             raise ValueError(
                 f"{name}: expected {B} arrays (the length of affine), got {len(arrays)}"
@@ -1178,9 +1217,8 @@ def r2_batch(
         for b, a in enumerate(arrays):
             if a is None and name == "depth":
                 continue
-            if not isinstance(a, np.ndarray):
-                raise TypeError(f"{name}[{b}]: expected an array, got {type(a).__name__}")
             _check(f"{name}[{b}]", a, dtype, shape)
+            given[f"{name}[{b}]"] = a
 
     check_list("depth", depth, np.uint16, (None, None))
     for b in range(B):
@@ -1191,6 +1229,8 @@ def r2_batch(
         for b in range(B):
             if depth[b] is not None:
                 _check(f"depth[{b}]", depth[b], np.uint16, rgb[b].shape[:2])
+    pictures = {} if image is None else {"image": image}
+    _check_apart(given, {"metres": metres, "low": low} | maps | pictures)
 
     for b in range(B):
         size = int(crop[b, 0]), int(crop[b, 1])
