@@ -40,6 +40,7 @@ SCALES = {  # units per metre -> who writes such files
 }  # fmt: skip
 RUN = 5  # neighbouring frames decoded together: a depth that lags by a frame or two shows
 REACH = 20  # shifts looked at, either way, of a picture 640 wide
+LITTLE, MUCH = 3, 8  # of those: from where on misalignment is told, and is an error
 NAMED = 3  # examples of a finding in the printed report; report.json has KEPT
 KEPT = 50
 COARSE = 64  # levels of a depth map under which its edges and its end say little
@@ -833,14 +834,21 @@ def check_unit(
             why += f"; the values are multiples of {max(factors)}"
         options = [f"--depth_scale {s:g} --max_depth {max_depth(plain, s):g}" for s in close]
         sure = margin >= 9 and mean[best] < 9
-        cure = f"{options[0]}" + (f", or {' or '.join(options[1:])}" if options[1:] else "")
+        cure = " or ".join(options)
         if best == 1.0:
             cure = "whole metres keep no detail: export anew, 1000 * metres as 16 bit (to look at "
             cure += f"it nevertheless: {options[0]})"
+        if sure:
+            why += f". More likely: {', '.join(map(told, close))}"
+        elif mean[best] < 9:
+            why += f". Possible: {', '.join(map(told, close))}"
+            cure = f"measure one known distance; then perhaps {cure}"
+        else:
+            why += ". No usual unit fits"
+            cure = "measure one known distance; units per metre = value / metres"
         found.add(
-            "error" if sure else "warning", "unit", f"--depth_scale {scale:g} does not fit: {why}. "
-            f"{'More likely' if sure else 'Possible'}: {', '.join(map(told, close))}",
-            cure if sure else f"measure one known distance; then perhaps {cure}",
+            "error" if sure else "warning", "unit", f"--depth_scale {scale:g} does not fit: {why}",
+            cure,
             [f"{name}: misfit {costs[scale][name]:.1f}, at {best:g} {costs[best][name]:.1f}"
              for name in plain],
             [p[0].pair for p in plain.values()], count=n,
@@ -897,7 +905,7 @@ def check_depths(
     if full:
         share = float(np.mean([p.full for p in fine]))
         found.add(
-            graded(share, 0.001), "saturated", f"{split}: {share:.1%} of the valid pixels are "
+            graded(share, 0.001), "saturated", f"{split}: {share:.2g} of all valid pixels are "
             f"65535, in {len(full)} of {len(fine)} pictures: no return, or cut off, but read as "
             f"{65535 / scale:.3g} m", "make them holes: depth[depth == 65535] = 0",
             (p.pair.depth for p in full), [p.pair for p in full],
@@ -979,14 +987,14 @@ def check_alignment(scenes: dict[str, list[Probe]], seed: int, found: Findings) 
         if result["flip"]:
             flipped.append((name, f"{name}: {result['flip']}", pair))
         elif lag:
-            side = "late" if lag > 0 else "early"
+            side = ("or more " if abs(lag) == 2 else "") + ("late" if lag > 0 else "early")
             lagging.append((name, f"{name}: depth {abs(lag)} frame(s) {side} "
                             f"({result['lag_share']:.0%} of its pictures)", pair))  # fmt: skip
-        elif result["sure"] and result["length"] >= 3:
+        elif result["sure"] and result["length"] >= LITTLE:
             text = f"{name}: move the depth by dx {result['dx']:+d}, dy {result['dy']:+d} px "
             text += f"(score {result['zero']:.2f} -> {result['best']:.2f}, better in "
             text += f"{result['agree']:.0%} of {result['pictures']} pictures)"
-            shifted.append((result["length"] >= 8, text, pair))
+            shifted.append((result["length"] >= MUCH, text, pair))
         elif result["own"] < result["others"] + 0.05 and result["pictures"] >= 8:
             apart.append((name, f"{name}: score {result['own']:.2f}, with a neighbour's depth "
                           f"{result['others']:.2f}", pair))  # fmt: skip
@@ -1055,10 +1063,11 @@ def alignment(probes: list[Probe], seed: int) -> dict:
                 lag, lag_share = k, share
     others = [p.lags[k] for p in probes for k in p.lags if k]
     zoom = float(np.median([p.zoom for p in probes]))
+    length = math.hypot(x - R, y - R) * REACH / R  # of a picture 640 wide
     dx, dy = round((x - R) * zoom), round((y - R) * zoom)
     sure = (off <= 2).mean() >= 0.95 and agree >= 0.75 and inside and best > max(0.3, 1.2 * zero)
     return {
-        "pictures": len(probes), "dx": dx, "dy": dy, "length": math.hypot(x - R, y - R),
+        "pictures": len(probes), "dx": dx, "dy": dy, "length": length,
         "zero": zero, "best": best, "agree": agree, "bootstrap": float((off <= 2).mean()),
         "sure": bool(sure and len(probes) >= 5), "flip": flip, "lag": lag, "lag_share": lag_share,
         "own": float(np.mean([p.lags[0] for p in probes])),
@@ -1228,7 +1237,8 @@ def examine(
             bar = predict.progress(pool.map(look, pairs), len(pairs), f"{split}: files")
             looks = list(bar)
             check_looks(pairs, looks, split, image_size, found)
-            focal |= check_intrinsics(pairs, looks, split, found)
+            focal |= {f"{split}/{scene}": share for scene, share in
+                      check_intrinsics(pairs, looks, split, found).items()}  # fmt: skip
             check_repeats(pairs, looks, split, found)
             usable = [p for p, s in zip(pairs, looks) if not s.problem]
             runs = choose(usable, samples, seed)
@@ -1243,9 +1253,9 @@ def examine(
                 )  # fmt: skip
             seen[split] = {"pairs": pairs, "looks": looks, "probes": probes}
     scenes: dict[str, list[Probe]] = defaultdict(list)
-    for split in seen.values():
-        for name, members in by_scene(split["probes"]).items():
-            scenes[name] += members
+    for split, of in seen.items():
+        for name, members in by_scene(of["probes"]).items():
+            scenes[f"{split}/{name}" if name != split else name] += members
     whole_ = {"depth_scale": depth_scale, "max_depth": farthest}
     if scenes:
         whole_["alignment"] = check_alignment(scenes, seed, found)
