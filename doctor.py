@@ -358,26 +358,31 @@ def damaged(split: str, texts: list[str], of: int, found: Findings) -> None:
 def check_intrinsics(pairs, looks: list[Look], split: str, found: Findings) -> dict[str, float]:
     """Cameras that are missing or impossible. Returns fx / width of each scene that has one."""
     known: dict = {}
-    bad, without, focal = {}, {}, {}
+    bad, without, focal, broken = {}, {}, {}, set()
     for pair, seen in zip(pairs, looks):
+        path = pair.folder / "intrinsics.json"
+        if path in broken:
+            continue
         try:
             K = data.stored_intrinsics(pair, seen.size if min(seen.size) else (480, 640), known)
         except data.DataError as error:
             bad.setdefault(str(error), pair)
-            known.setdefault(pair.folder / "intrinsics.json", {})
+            if path not in known:  # not one frame's: the file itself, which is read only once
+                broken.add(path)
             continue
         if K is None:
             without[pair.scene] = pair
         elif seen.size[1]:
-            focal[pair.scene] = K[0] / seen.size[1]
-            if not (0.3 < K[0] / seen.size[1] < 5 and 0.5 < K[0] / K[1] < 2):
-                bad.setdefault(f"{pair.folder / 'intrinsics.json'}: fx {K[0]:.4g}, fy {K[1]:.4g} "
-                               f"for a picture {seen.size[1]} wide", pair)  # fmt: skip
+            if 0.3 < K[0] / seen.size[1] < 5 and 0.5 < K[0] / K[1] < 2:
+                focal[pair.scene] = K[0] / seen.size[1]
+            else:
+                text = f"{path}: fx {K[0]:.4g}, fy {K[1]:.4g} for a picture {seen.size[1]} wide"
+                bad.setdefault(text, pair)
     if bad:
         found.add(
             "error", "intrinsics", f"{split}: an intrinsics.json that no camera can have",
-            'it holds {"fx", "fy", "cx", "cy", "width", "height"} in pixels of the stored picture, '
-            'or {"frames": {stem: {...}}}', bad, bad.values(),
+            'intrinsics.json holds {"fx", "fy", "cx", "cy", "width", "height"} in pixels of the '
+            'stored picture, or {"frames": {stem: {...}}}', bad, bad.values(),
         )  # fmt: skip
     if without:
         names = sorted(without, key=data.natural)
@@ -825,8 +830,15 @@ def check_unit(
         q = np.median([quantiles(p) for p in plain.values()], 0) / s
         return f"{s:g} ({SCALES.get(s, 'as given')}: {q[0]:.3g} .. {q[1]:.3g} .. {q[2]:.3g} m)"
 
+    odd = []
+    for name, members in plain.items():
+        own = min(candidates, key=lambda s: costs[s][name])
+        if len(plain) > 1 and costs[scale][name] - costs[own][name] >= 9 and costs[own][name] < 6:
+            odd.append((name, own, members[0].pair))
+    rest = plain.keys() - {name for name, *_ in odd}
+    mixed = odd and any(costs[best][name] > costs[scale][name] + 2 for name in rest)
     margin = mean[scale] - mean[best]
-    if margin >= 4:
+    if margin >= 4 and not mixed:
         close = [s for s in order if mean[s] < mean[best] + 2][:3]
         why = f"1st percentile, median and 99th would be {told(scale).partition(': ')[2][:-1]}"
         factors = {g for g in result["common_factor"].values() if g > 1}
@@ -854,11 +866,6 @@ def check_unit(
             [p[0].pair for p in plain.values()], count=n,
         )  # fmt: skip
         return result
-    odd = []
-    for name, members in plain.items():
-        own = min(candidates, key=lambda s: costs[s][name])
-        if len(plain) > 1 and costs[scale][name] - costs[own][name] >= 9 and costs[own][name] < 6:
-            odd.append((name, own, members[0].pair))
     if odd:
         found.add(
             "error", "unit", f"--depth_scale {scale:g} fits the set, but not "
@@ -876,9 +883,7 @@ def max_depth(scenes: dict[str, list[Probe]], scale: float) -> float:
     return float(next((r for r in ROUND if r >= far), math.ceil(far)))
 
 
-def check_depths(
-    probes: list[Probe], split: str, scale: float, farthest: float | None, found: Findings
-) -> None:
+def check_depths(probes: list[Probe], split: str, scale: float, found: Findings) -> None:
     """Holes, constant maps, values that mean "nothing" but are not 0, coarse values."""
     fine = [p for p in probes if not p.problem]
     texts = [p.problem for p in probes if p.problem]
@@ -933,16 +938,20 @@ def check_depths(
             "export the raw depth anew; the steps between cannot be had back",
             (p.pair.depth for p in coarse), [p.pair for p in coarse],
         )  # fmt: skip
-    with_depth = [p for p in fine if p.values.size]
-    if farthest and with_depth:
-        beyond = float(np.mean([(p.values > farthest * scale).mean() for p in with_depth]))
-        if beyond > 0.02:
-            fit = max_depth({"": with_depth}, scale)
-            found.add(
-                "warning", "far", f"{split}: {beyond:.1%} of the depths lie beyond --max_depth "
-                f"{farthest:g}, where evaluation cuts predictions but not the truth",
-                f"--max_depth {fit:g}", count=len(with_depth),
-            )  # fmt: skip
+
+
+def check_far(
+    probes: list[Probe], split: str, scale: float, farthest: float, found: Findings
+) -> None:
+    """Depths beyond --max_depth."""
+    probes = [p for p in probes if p.values.size]
+    beyond = float(np.mean([(p.values > farthest * scale).mean() for p in probes] or [0]))
+    if beyond > 0.02:
+        found.add(
+            "warning", "far", f"{split}: {beyond:.1%} of the depths lie beyond --max_depth "
+            f"{farthest:g}, where evaluation cuts predictions but not the truth",
+            f"--max_depth {max_depth({'': probes}, scale):g}", count=len(probes),
+        )  # fmt: skip
 
 
 def check_scenes(scenes: dict[str, list[Probe]], focal: dict[str, float], found: Findings) -> None:
@@ -1244,7 +1253,7 @@ def examine(
             runs = choose(usable, samples, seed)
             bar = predict.progress(pool.map(probe_run, runs), len(runs), f"{split}: decoding")
             probes = [p for run in bar for p in run]
-            check_depths(probes, split, depth_scale, farthest, found)
+            check_depths(probes, split, depth_scale, found)
             if number == 0 and 0 < len(pairs) < 50:
                 found.add(
                     "warning", "few pairs", f"{split}: {len(pairs)} pairs are few to train on",
@@ -1262,6 +1271,9 @@ def examine(
         flipped = {name for name, a in whole_["alignment"].items() if a and a["flip"]}
         whole_["unit"] = check_unit(scenes, flipped, depth_scale, found)
         check_scenes(scenes, focal, found)
+        if not any(f.check in ("unit", "disparity") for f in found):
+            for split, of in seen.items():
+                check_far(of["probes"], split, depth_scale, farthest, found)
         whole_["suggested_max_depth"] = max_depth(scenes, depth_scale)
     if len(splits) > 1:
         a, b = (seen[s] for s in splits)
