@@ -198,7 +198,7 @@ def from_folders(folder: Path, split: str, found: Findings) -> list[data.Pair]:
                   "keep one of the two", twice)  # fmt: skip
     if foreign:
         found.add(
-            graded(not pairs, 1), "foreign file", f"{split}: files that are not read in rgb/ "
+            "warning" if pairs else "error", "foreign file", f"{split}: files that are not read in rgb/ "
             f"({', '.join(data.RGB_SUFFIXES)}) and depth/ (.png)",
             "depth as .npy, .exr or .tiff: write it anew, cv2.imwrite('x.png', (1000 * "
             "metres).astype('uint16')); remove the rest", foreign,
@@ -766,7 +766,7 @@ def common_factor(probes: list[Probe]) -> int:
 def disparity_signs(probes: list[Probe]) -> dict[str, float]:
     """pictures, those whose planes are bent as a disparity's (or a depth's), those whose values
     grow towards the bottom, and the mean correlation of row and log value."""
-    votes = [p.planes for p in probes if sum(p.planes) >= 100]
+    votes = [p.planes for p in probes if sum(p.planes) >= 100 and p.levels >= COARSE]
     rows = [p.rows for p in probes if math.isfinite(p.rows)]
     return {
         "pictures": len(probes), "with_planes": len(votes),
@@ -910,8 +910,8 @@ def check_depths(probes: list[Probe], split: str, scale: float, found: Findings)
     if full:
         share = float(np.mean([p.full for p in fine]))
         found.add(
-            graded(share, 0.001), "saturated", f"{split}: {share:.2g} of all valid pixels are "
-            f"65535, in {len(full)} of {len(fine)} pictures: no return, or cut off, but read as "
+            graded(share, 0.001), "saturated", f"{split}: {100 * share:.2g} % of all valid pixels "
+            f"are 65535, in {len(full)} of {len(fine)} pictures: no return, or cut off, but read as "
             f"{65535 / scale:.3g} m", "make them holes: depth[depth == 65535] = 0",
             (p.pair.depth for p in full), [p.pair for p in full],
         )  # fmt: skip
@@ -1170,7 +1170,8 @@ def tile(pair: data.Pair, title: str, scale: float, size: tuple[int, int]) -> np
     # Found at twice the size at most, where a window of 3 pixels still is one edge.
     fine = tuple(min(2 * t, max(t, s)) for t, s in zip(to, depth.shape))
     E = depth_edges(predict.resize_depth(depth, fine, "nearest"))
-    E = cv2.resize(E.astype(np.uint8), to[::-1], interpolation=cv2.INTER_AREA) > 0
+    E = cv2.resize(E.astype(np.uint8), to[::-1], interpolation=cv2.INTER_AREA)
+    E = cv2.dilate(E, np.ones((2, 2))) > 0
     view = predict.resize_picture(rgb, to)
     view = (0.75 * view).astype(np.uint8)  # a little darker, so that the edges stand out
     view[E] = (255, 60, 255)
