@@ -198,8 +198,8 @@ def from_folders(folder: Path, split: str, found: Findings) -> list[data.Pair]:
                   "keep one of the two", twice)  # fmt: skip
     if foreign:
         found.add(
-            "warning" if pairs else "error", "foreign file", f"{split}: files that are not read in rgb/ "
-            f"({', '.join(data.RGB_SUFFIXES)}) and depth/ (.png)",
+            "warning" if pairs else "error", "foreign file", f"{split}: files that are not read in "
+            f"rgb/ ({', '.join(data.RGB_SUFFIXES)}) and depth/ (.png)",
             "depth as .npy, .exr or .tiff: write it anew, cv2.imwrite('x.png', (1000 * "
             "metres).astype('uint16')); remove the rest", foreign,
         )  # fmt: skip
@@ -911,8 +911,8 @@ def check_depths(probes: list[Probe], split: str, scale: float, found: Findings)
         share = float(np.mean([p.full for p in fine]))
         found.add(
             graded(share, 0.001), "saturated", f"{split}: {100 * share:.2g} % of all valid pixels "
-            f"are 65535, in {len(full)} of {len(fine)} pictures: no return, or cut off, but read as "
-            f"{65535 / scale:.3g} m", "make them holes: depth[depth == 65535] = 0",
+            f"are 65535, in {len(full)} of {len(fine)} pictures: no return, or cut off, but read "
+            f"as {65535 / scale:.3g} m", "make them holes: depth[depth == 65535] = 0",
             (p.pair.depth for p in full), [p.pair for p in full],
         )  # fmt: skip
     tops: dict[int, list[Probe]] = defaultdict(list)
@@ -1186,7 +1186,8 @@ def tile(pair: data.Pair, title: str, scale: float, size: tuple[int, int]) -> np
     canvas[: to[0], w + 6 : w + 6 + to[1]] = predict.colorize(shown, near, far)
     canvas = predict.with_colorbar(canvas, near, far, holes=not known.all())
     head = np.full((30, canvas.shape[1], 3), predict.PAPER, np.uint8)
-    predict._write(head, title[:90], 2, 16, 13)
+    plain = title[:90].encode("ascii", "replace").decode()  # OpenCV has no other letters
+    predict._write(head, plain, 2, 16, 13)
     return np.concatenate([head, canvas])
 
 
@@ -1396,7 +1397,7 @@ def main(argv: list[str] | None = None) -> int:
         image_size=args.image_size, samples=args.samples or sys.maxsize, seed=args.seed,
     )  # fmt: skip
     text, report = write_report(args.check, root, found, seen, whole_)
-    print(text)
+    print(text.encode("utf-8", "backslashreplace").decode())  # a file's name may be any bytes
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report, indent=1, allow_nan=False, default=float) + "\n"

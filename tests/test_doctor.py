@@ -206,6 +206,18 @@ def test_a_list_with_every_kind_of_line(make, check):
     assert check(root).found == {("error", "list"), ("error", "empty split")}
 
 
+def test_names_of_any_bytes(make, tmp_path, capsys):
+    """They are told and drawn as far as letters go, without a traceback."""
+    root = make()
+    for kind, suffix in (("rgb", "jpg"), ("depth", "png")):
+        home = os.fsencode(root / "train" / kind)
+        os.rename(home + f"/000000.{suffix}".encode(), home + b"/\xff \xc3\xa9." + suffix.encode())
+    (root / "train/rgb/000001.jpg").rename(root / os.fsdecode(b"train/rgb/\xfe.jpg"))
+    assert doctor.main(["--check", str(root), "--out", str(tmp_path / "out")]) == 1
+    assert "train/rgb/\\udcfe.jpg" in capsys.readouterr().out
+    assert (tmp_path / "out/report.json").is_file() and (tmp_path / "out/contact.png").is_file()
+
+
 @pytest.mark.parametrize(
     "rgb, depth, cure",
     [
