@@ -1688,3 +1688,9 @@ def parse_intrinsics(text: str) -> tuple[float, ...]:
 def parse_crops(text: str) -> tuple[tuple[int, int], ...]:
     """ "240x384,480x640" -> ((240, 384), (480, 640)); "none" -> ()."""
     return () if text == "none" else tuple(predict.parse_size(part) for part in text.split(","))
+
+
+if __name__ == "__main__":  # python data.py --check ROOT
+    import doctor  # up: the script needs it, the module does not
+
+    sys.exit(doctor.run())
