@@ -13,6 +13,7 @@ it is float32 metres, 0 = hole. No hole is ever blended into a depth.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -89,8 +90,10 @@ def resolve(data: str) -> Path:
 def find_split(root: Path, name: str) -> str:
     """`name`, or the challenge's own "local_val" where "val" is asked for and only that exists."""
     for split in (name, "local_val") if name == "val" else (name,):
-        if (root / f"{split}.txt").is_file() or (root / split).is_dir():
-            return split
+        with contextlib.suppress(OSError):  # a name that no file system takes
+            if (root / f"{split}.txt").is_file() or (root / split).is_dir():
+                return split
+    name = name[:99]
     raise DataError(
         f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
         f"the folders {name}/rgb and {name}/depth with equal file names (training can do without "
@@ -116,7 +119,7 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
 def _from_list(root: Path, listing: Path) -> list[Pair]:
     pairs = []
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        lines = predict.read_regular(listing).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listing}: not a readable text file ({error})") from error
     for number, line in enumerate(lines, 1):
@@ -130,7 +133,12 @@ def _from_list(root: Path, listing: Path) -> list[Pair]:
             )
         rgb, depth = (root / name.strip() for name in names)
         for path in (rgb, depth):
-            if not path.is_file():
+            try:
+                there = path.is_file()
+            except OSError as error:  # too long a name, or a folder that may not be looked into
+                shown = f"{path}"[:200]
+                raise DataError(f"{listing}:{number}: {error.strerror}: {shown}") from error
+            if not there:
                 raise DataError(f"{listing}:{number}: no such file: {path}")
         # <scene>/rgb/name.jpg or <scene>/name.jpg
         folder = rgb.parent.parent if rgb.parent.name in ("rgb", "image", "images") else rgb.parent
@@ -139,6 +147,13 @@ def _from_list(root: Path, listing: Path) -> list[Pair]:
 
 
 def _from_folders(folder: Path, split: str) -> list[Pair]:
+    try:
+        return _pairs_of_scenes(folder, split)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+
+def _pairs_of_scenes(folder: Path, split: str) -> list[Pair]:
     scenes = [folder] if (folder / "rgb").is_dir() else sorted(folder.iterdir(), key=natural)
     pairs = []
     for scene in scenes:
@@ -187,11 +202,13 @@ class Header(NamedTuple):
     channels: int
 
 
-def read_header(data: bytes, path: Path) -> Header:
-    """Header of a whole JPEG or PNG file. Raises DataError for another kind, or one cut short.
+def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
+    """Header of a whole JPEG or PNG file. Raises DataError for another kind, one cut short, or one
+    that claims more pixels than it can hold.
 
-    The end mark is looked at as well: cv2.imread decodes a JPEG cut short into a full, partly
-    grey picture, so decoding alone does not tell.
+    data: all of it, or (of a file of `length` bytes) its two ends. The end mark is looked at as
+    well: cv2.imread decodes a JPEG cut short into a full, partly grey picture, so decoding alone
+    does not tell.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
         w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
@@ -205,22 +222,16 @@ def read_header(data: bytes, path: Path) -> Header:
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
     if min(header.size) < 1 or header.channels == 0:
         raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
+    if reason := predict.overstated(data, len(data) if length is None else length):
+        raise DataError(f"{path}: impossible header: {reason}")
     return header
 
 
 def _jpeg_header(data: bytes, path: Path) -> Header:
-    at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            break
-        marker = data[at + 1]
-        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            return Header((h, w), bits, channels)
-        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    _, at = predict.walk_jpeg(data)
+    if at is not None and at + 10 <= len(data):
+        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+        return Header((h, w), bits, channels)
     raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
 
 
@@ -270,22 +281,27 @@ def check_files(pairs: list[Pair], seed: int = 0) -> None:
 
 def _header(path: Path) -> Header:
     try:
-        return read_header(_edges(path), path)
+        return read_header(*_edges(path))
     except DataError:  # or a preview and a colour profile fill the first 64 kB
-        return read_header(_edges(path, -1), path)
+        return read_header(_bytes(path), path)
 
 
-def _edges(path: Path, head: int = 65536) -> bytes:
-    """The first 64 kB and the last 64 bytes of a file: where header and end mark stand; the whole
-    of it for head = -1."""
+def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
+    """The first 64 kB and the last 64 bytes of a file, where header and end mark stand; its path
+    and its length."""
     try:
-        with open(path, "rb") as f:
+        with predict.open_regular(path) as f:
             first = f.read(head)
             size = f.seek(0, 2)
-            if size <= head or head == -1:
-                return first
-            f.seek(max(head, size - 64))
-            return first + f.read()
+            f.seek(min(size, max(head, size - 64)))
+            return first + f.read(64), path, size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return predict.read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -341,10 +357,7 @@ def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float,
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    data = _bytes(path)
     read_header(data, path)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -384,23 +397,24 @@ def stored_intrinsics(
         fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
         sy = size[0] / float(entry.get("height", size[0]))
         sx = size[1] / float(entry.get("width", size[1]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DataError(
-            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r})"
+            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r:.200})"
         ) from error
     K = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
-    if not all(math.isfinite(k) for k in K) or min(K[:2]) <= 0:
+    # Rather far from float32's own ends, for Eq. 9 divides by focal lengths and squares the rest.
+    if not all(abs(k) < 1e9 for k in K) or min(K[:2]) < 1e-3:  # False for NaN, so refused
         raise DataError(f"{path}: impossible intrinsics fx={fx} fy={fy} cx={cx} cy={cy}")
     return K
 
 
 def _read_intrinsics(path: Path) -> dict:
-    if not path.is_file():
-        return {}
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
+        if not path.is_file():
+            return {}
+        entry = json.loads(predict.read_regular(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
         raise DataError(f"{path}: expected an object with fx, fy, cx, cy or with frames")
     return entry
@@ -538,12 +552,12 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
         # several threads are in it.
-        with _npy_lock, open(path, "rb") as f:
+        with _npy_lock, predict.open_regular(path) as f:
             array = np.lib.format.read_array(f, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError,
-            tokenize.TokenError) as error:  # fmt: skip
+            RecursionError, tokenize.TokenError) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
     return array
