@@ -749,10 +749,10 @@ def read_picture(path: Path) -> np.ndarray:
         data = read_regular(path)
     except OSError as error:
         raise PredictError(str(error)) from error
-    if reason := overstated(data, len(data)):
-        raise PredictError(f"impossible header: {reason}")
     if is_cut(data):
         raise PredictError("cut short (its end mark is missing); copy it anew")
+    if reason := overstated(data, len(data)):
+        raise PredictError(f"impossible header: {reason}")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise PredictError("16-bit grey PNG: a depth map, not a picture")
     try:
@@ -804,11 +804,18 @@ def overstated(data: bytes, length: int) -> str:
     so that a byte holds 512 pixels. (Arithmetic coding, frames C9 to CF, has no such bound, and
     this is not asked of it.) Each scan of a JPEG is a pass over all its pixels: ten are usual, and
     two bytes that look like one stand by chance in every 64 kB of a preview or colour profile.
+    OpenCV clears as much memory as a PNG's chunk says it is long before it looks for its bytes.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
         w, h = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         bits = data[24] * {2: 3, 4: 2, 6: 4}.get(data[25], 1)
         possible = h * (-(-w * bits // 8)) <= 1032 * length
+        at, seen = 8, len(data) - 64 * (len(data) < length)  # what is not all ends with the tail
+        while at + 8 <= seen and data[at + 4 : at + 8] != b"IEND":
+            n = int.from_bytes(data[at : at + 4], "big")
+            at += 12 + n
+            if at > length:
+                return f"a chunk of {n} bytes in {length}"
     elif data[:2] == b"\xff\xd8":
         at = walk_jpeg(data)[1]
         if at is None or len(data) < at + 9:

@@ -326,14 +326,18 @@ def black(suffix: str, *options: int) -> bytes:
     ],
 )  # fmt: skip
 def test_the_emptiest_pictures_are_possible(tmp_path, suffix, options):
-    """24 megapixels of black, packed as well as can be; a tenth of that length is impossible."""
+    """24 megapixels of black, packed as well as can be; a twentieth of that length is impossible."""
     path = tmp_path / f"black{suffix}"
     raw = black(suffix, *options)
     path.write_bytes(raw)
     assert data.read_header(raw, path) == data._header(path)
     assert data._header(path).size == (4000, 6000)
     assert predict.overstated(raw, len(raw)) == ""
-    assert "4000x6000 pixels" in predict.overstated(raw[:5000], len(raw) // 20)
+    if suffix == ".png":
+        raw = raw[:20] + struct.pack(">I", 20 * 4000) + raw[24:]
+        assert "80000x6000 pixels" in predict.overstated(raw, len(raw))
+    else:
+        assert "4000x6000 pixels" in predict.overstated(raw[:5000], len(raw) // 20)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -349,6 +353,16 @@ def test_a_picture_that_claims_more_than_it_holds(tmp_path, bits):
     if bits == 8:
         with pytest.raises(predict.PredictError, match="impossible header: 30000x30000"):
             predict.read_picture(path)
+
+
+def test_a_png_whose_chunk_is_longer_than_the_file(tmp_path):
+    """12 kB, of which OpenCV would make 3.5 GB of zeros."""
+    raw, path = cv2.imencode(".png", fuzz.colours(1))[1].tobytes(), tmp_path / "chunk.png"
+    path.write_bytes(raw[:33] + struct.pack(">I", 0xD0000000) + raw[37:])
+    with pytest.raises(predict.PredictError, match="impossible header: a chunk of 3489660928 "):
+        predict.read_picture(path)
+    with pytest.raises(DataError, match="impossible header: a chunk of 3489660928 bytes in"):
+        data._header(path)
 
 
 def test_a_jpeg_that_claims_more_than_it_holds(tmp_path):
