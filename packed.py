@@ -153,7 +153,7 @@ class Pack:
         self.teacher = view("teacher", "<u2") if header["teacher"] else None
         self.K = np.frombuffer(tail, "<f8", 4 * n).reshape(n, 4)
         whole = np.array([i not in self.failed for i in range(n)])
-        bounds = (np.abs(self.K) < 1e9).all(1) & (self.K[:, :2] >= 1e-3).all(1)  # data's own
+        bounds = np.isfinite(self.K).all(1) & (self.K[:, :2] > 0).all(1)
         flags = np.frombuffer(tail, np.uint8, n, 32 * n)
         if not bounds[whole].all() or flags.max() > 1:  # a bool of another value is none
             raise DamagedPack("its list of pairs cannot be")
