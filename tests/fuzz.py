@@ -1345,7 +1345,8 @@ def overlapping(n: int) -> bytes:
     entry = one[start:end]
     tail = bytearray(one[end:])
     struct.pack_into("<HHI", tail, 8, n, n, n * len(entry))
-    return one[:start] + entry * n + bytes(tail)
+    entries = (entry.replace(b"a/data/0", b"%08d" % k) for k in range(n))
+    return one[:start] + b"".join(entries) + bytes(tail)
 
 
 def read_checkpoint(scratch: Scratch, number: int) -> bool:

@@ -276,7 +276,7 @@ def test_a_key_that_takes_forever_to_hash(tmp_path, depth):
 def test_things_that_unpack_to_more_than_there_is(tmp_path, content):
     path = tmp_path / "bomb.pt"
     refused(path, fuzz.bomb(), "its archive is compressed")
-    refused(path, fuzz.overlapping(3000), "damaged .its archive")
+    refused(path, fuzz.overlapping(3000), "its archive claims more")
     twice = [("a/data.pkl", fuzz.pickled(1))] * 2
     with pytest.warns(UserWarning, match="Duplicate"):
         refused(path, fuzz.archive(twice), "one name twice")
