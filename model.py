@@ -406,16 +406,8 @@ def read_calibration(path: str | os.PathLike) -> dict:
     path, cure = Path(path), "make one with evaluate.py --calibrate SPLIT"
     if not _is_file(path):
         raise CheckpointError(f"{path}: no such calibration file; {cure}")
-
-    def finite(text: str) -> float:
-        if not math.isfinite(value := float(text)):
-            raise ValueError(f"{text[:40]} is no number")
-        return value
-
-    try:  # NaN is not JSON's, 1e999 is no double: a .tflite could not take them over
-        content = json.loads(
-            read_regular(path).decode(), parse_constant=finite, parse_float=finite
-        )
+    try:
+        content = json.loads(read_regular(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80]
         raise CheckpointError(f"{path}: not readable as JSON ({reason}); {cure}") from error
@@ -432,6 +424,10 @@ def read_calibration(path: str | os.PathLike) -> dict:
     if strange:
         shown = reprlib.repr(content[strange[0]])
         raise CheckpointError(f"{path}: {strange[0]} {shown} cannot be; {cure}")
+    try:
+        json.dumps(content, allow_nan=False)  # a .tflite takes it over
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: a value in it cannot be ({error}); {cure}") from error
     return content
 
 
@@ -786,7 +782,7 @@ def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
     except CheckpointError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot rebuild the network: {error}") from error
+        raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
     _load_matching(model, weights, path)
     return model
 

@@ -194,6 +194,7 @@ def test_what_a_checkpoint_says_of_itself(tmp_path, content, name, value):
         {"decoder": fuzz.laughs(list, 40)}, {"upsample": fuzz.laughs(tuple, 12)}, {"x": 1},
         {"model": "swin_nano", "window": 10**9}, {"model": "swin_nano", "window": 2.5},
         {"model": "swin_nano", "drop_path": math.nan}, {"model": {}}, {3: 4}, {"self": 1},
+        {"a" * 9999: "x"},
     ],
 )  # fmt: skip
 def test_model_args_that_cannot_be(tmp_path, content, change):
