@@ -13,6 +13,7 @@ it is float32 metres, 0 = hole. No hole is ever blended into a depth.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -89,8 +90,10 @@ def resolve(data: str) -> Path:
 def find_split(root: Path, name: str) -> str:
     """`name`, or the challenge's own "local_val" where "val" is asked for and only that exists."""
     for split in (name, "local_val") if name == "val" else (name,):
-        if (root / f"{split}.txt").is_file() or (root / split).is_dir():
-            return split
+        with contextlib.suppress(OSError):  # a name that no file system takes
+            if (root / f"{split}.txt").is_file() or (root / split).is_dir():
+                return split
+    name = name[:99]
     raise DataError(
         f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
         f"the folders {name}/rgb and {name}/depth with equal file names (training can do without "
@@ -98,37 +101,58 @@ def find_split(root: Path, name: str) -> str:
     )
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
+Complain = Callable[[str, str, Sequence[object]], None]
+
+
+def refuse(check: str, what: str, about: Sequence[object] = ()) -> None:
+    """What training does about a complaint: the first one ends it."""
+    raise DataError(what)
+
+
+def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair]:
     """All pairs of a split, in natural order (sample_2 before sample_10).
 
     `<root>/<split>.txt` wins: one "rgb depth" a line, relative to root. Else folders named rgb and
     depth, in `<root>/<split>` or one level below it (a scene each), paired by stem, never by
     position. Raises DataError: nothing found, a file without its partner, a stem that occurs twice.
+    complain(check, what, about): is told instead, once for each fault, of which kind it is and
+    which files it is about; what is in order is returned all the same.
     """
     split = find_split(root, split)
     listing = root / f"{split}.txt"
-    pairs = _from_list(root, listing) if listing.is_file() else _from_folders(root / split, split)
+    try:
+        if listing.is_file():
+            pairs = _from_list(root, listing, complain)
+        else:
+            pairs = _from_folders(root / split, split, complain)
+    except OSError as error:
+        complain("unreadable", f"{error.filename}: cannot be listed ({error.strerror})",
+                 [error.filename])  # fmt: skip
+        pairs = []
     if not pairs:
-        raise DataError(f"{root}: split {split!r} holds no pair of pictures")
+        complain("empty split", f"{root}: split {split!r} holds no pair of pictures", ())
     return pairs
 
 
-def _from_list(root: Path, listing: Path) -> list[Pair]:
+def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
     pairs = []
     homes: dict[str, tuple[Path, set[str], Path]] = {}
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        lines = predict.read_regular(listing).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listing}: not a readable text file ({error})") from error
+        complain("list", f"{listing}: not a readable text file ({error})", [listing])
+        return []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         names = line.strip().split("\t") if "\t" in line else line.split()
+        place = f"{listing}:{number}"
         if len(names) != 2:
-            raise DataError(
-                f"{listing}:{number}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
-                "spaces: put a tab between the two)"
-            )
+            complain(
+                "list", f"{place}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
+                "spaces: put a tab between the two)", [f"{place}: {line.strip()[:80]!r}"],
+            )  # fmt: skip
+            continue
         files, folders = [], []
         for above, name in (os.path.split(name.strip()) for name in names):
             if above not in homes:
@@ -137,12 +161,19 @@ def _from_list(root: Path, listing: Path) -> list[Pair]:
                 folder = home.parent if home.name in ("rgb", "image", "images") else home
                 homes[above] = home, _files_in(home), folder
             home, listed, folder = homes[above]
-            path = home / name
-            if name not in listed and not path.is_file():
-                raise DataError(f"{listing}:{number}: no such file: {path}")
+            path, reason = home / name, "no such file"
+            try:
+                there = name in listed or path.is_file()
+            except OSError as error:  # too long a name, or a folder that may not be looked into
+                there, reason = False, error.strerror
+            if not there:
+                shown = f"{path}"[:200]
+                complain("missing file", f"{place}: {reason}: {shown}", [f"{place}: {shown}"])
+                continue
             files.append(path)
             folders.append(folder)
-        pairs.append(Pair(*files, folders[0].name, folders[0]))
+        if len(files) == 2:
+            pairs.append(Pair(*files, folders[0].name, folders[0]))
     return pairs
 
 
@@ -157,35 +188,42 @@ def _files_in(folder: Path) -> set[str]:
         return set()
 
 
-def _from_folders(folder: Path, split: str) -> list[Pair]:
+def _from_folders(folder: Path, split: str, complain: Complain) -> list[Pair]:
     scenes = [folder] if (folder / "rgb").is_dir() else sorted(folder.iterdir(), key=natural)
     pairs = []
     for scene in scenes:
         if not (scene / "rgb").is_dir() and not (scene / "depth").is_dir():
             continue
-        rgb, depth = _by_stem(scene / "rgb", RGB_SUFFIXES), _by_stem(scene / "depth", (".png",))
+        rgb = _by_stem(scene / "rgb", RGB_SUFFIXES, complain)
+        depth = _by_stem(scene / "depth", (".png",), complain)
         lonely = sorted(rgb.keys() ^ depth.keys(), key=natural)
         if lonely:
             names = ", ".join(lonely[:5]) + (", ..." if lonely[5:] else "")
-            raise DataError(
+            complain(
+                "no partner",
                 f"{scene}: {len(lonely)} file(s) without a partner of the same name in rgb/ and "
                 f"depth/ ({', '.join(RGB_SUFFIXES)} and .png are read): {names}. Rename or remove "
-                f"them, or list the pairs in {split}.txt"
-            )
+                f"them, or list the pairs in {split}.txt", [(rgb | depth)[s] for s in lonely],
+            )  # fmt: skip
         name = split if scene == folder else scene.name
-        pairs += [Pair(rgb[s], depth[s], name, scene) for s in sorted(rgb, key=natural)]
+        both = sorted(rgb.keys() & depth.keys(), key=natural)
+        pairs += [Pair(rgb[s], depth[s], name, scene) for s in both]
     return pairs
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: tuple[str, ...], complain: Complain) -> dict[str, Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; rgb/ and depth/ belong side by side")
+        complain("no partner", f"{folder}: no such folder; rgb/ and depth/ belong side by side",
+                 [folder])  # fmt: skip
+        return {}
     found: dict[str, Path] = {}
     for name in os.listdir(folder):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in suffixes and not name.startswith("."):
             if stem in found:
-                raise DataError(f"{folder / name} and {found[stem].name}: two files of one name")
+                both = f"{folder / name} and {found[stem].name}"
+                complain("name twice", f"{both}: two files of one name", [both])
+                continue
             found[stem] = folder / name
     return found
 
@@ -207,11 +245,13 @@ class Header(NamedTuple):
     channels: int
 
 
-def read_header(data: bytes, path: Path) -> Header:
-    """Header of a whole JPEG or PNG file. Raises DataError for another kind, or one cut short.
+def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
+    """Header of a whole JPEG or PNG file. Raises DataError for another kind, one cut short, or one
+    that claims more pixels than it can hold.
 
-    The end mark is looked at as well: cv2.imread decodes a JPEG cut short into a full, partly
-    grey picture, so decoding alone does not tell.
+    data: all of it, or (of a file of `length` bytes) its two ends. The end mark is looked at as
+    well: cv2.imread decodes a JPEG cut short into a full, partly grey picture, so decoding alone
+    does not tell.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
         w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
@@ -225,22 +265,16 @@ def read_header(data: bytes, path: Path) -> Header:
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
     if min(header.size) < 1 or header.channels == 0:
         raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
+    if reason := predict.overstated(data, len(data) if length is None else length):
+        raise DataError(f"{path}: impossible header: {reason}")
     return header
 
 
 def _jpeg_header(data: bytes, path: Path) -> Header:
-    at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            break
-        marker = data[at + 1]
-        if marker == 0xFF or 0xD0 <= marker <= 0xD8 or marker == 0x01:
-            at += 1 if marker == 0xFF else 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            return Header((h, w), bits, channels)
-        at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    _, at = predict.walk_jpeg(data)
+    if at is not None and at + 10 <= len(data):
+        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+        return Header((h, w), bits, channels)
     raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
 
 
@@ -290,22 +324,27 @@ def check_files(pairs: list[Pair], seed: int = 0) -> None:
 
 def _header(path: Path) -> Header:
     try:
-        return read_header(_edges(path), path)
+        return read_header(*_edges(path))
     except DataError:  # or a preview and a colour profile fill the first 64 kB
-        return read_header(_edges(path, -1), path)
+        return read_header(_bytes(path), path)
 
 
-def _edges(path: Path, head: int = 65536) -> bytes:
-    """The first 64 kB and the last 64 bytes of a file: where header and end mark stand; the whole
-    of it for head = -1."""
+def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
+    """The first 64 kB and the last 64 bytes of a file, where header and end mark stand; its path
+    and its length."""
     try:
-        with open(path, "rb") as f:
+        with predict.open_regular(path) as f:
             first = f.read(head)
             size = f.seek(0, 2)
-            if size <= head or head == -1:
-                return first
-            f.seek(max(head, size - 64))
-            return first + f.read()
+            f.seek(min(size, max(head, size - 64)))
+            return first + f.read(64), path, size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return predict.read_regular(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -361,10 +400,7 @@ def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float,
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    data = _bytes(path)
     read_header(data, path)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -404,23 +440,24 @@ def stored_intrinsics(
         fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
         sy = size[0] / float(entry.get("height", size[0]))
         sx = size[1] / float(entry.get("width", size[1]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DataError(
-            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r})"
+            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r:.200})"
         ) from error
     K = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
-    if not all(math.isfinite(k) for k in K) or min(K[:2]) <= 0:
+    # Rather far from float32's own ends, for Eq. 9 divides by focal lengths and squares the rest.
+    if not all(abs(k) < 1e9 for k in K) or min(K[:2]) < 1e-3:  # False for NaN, so refused
         raise DataError(f"{path}: impossible intrinsics fx={fx} fy={fy} cx={cx} cy={cy}")
     return K
 
 
 def _read_intrinsics(path: Path) -> dict:
-    if not path.is_file():
-        return {}
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from error
+        if not path.is_file():
+            return {}
+        entry = json.loads(predict.read_regular(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
         raise DataError(f"{path}: expected an object with fx, fy, cx, cy or with frames")
     return entry
@@ -566,12 +603,12 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
         # several threads are in it.
-        with _npy_lock, open(path, "rb") as f:
+        with _npy_lock, predict.open_regular(path) as f:
             array = np.lib.format.read_array(f, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError,
-            tokenize.TokenError) as error:  # fmt: skip
+            RecursionError, tokenize.TokenError) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
     return array

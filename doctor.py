@@ -20,8 +20,9 @@ import os
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,7 @@ def graded(share: float, limit: float) -> str:
 
 
 def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[data.Pair]:
-    """As data.list_pairs, but what is in order is returned though the rest is not. A split that
-    is not there is a warning unless `required`."""
+    """The pairs of a split that are whole. One that is not there is a warning unless `required`."""
     try:
         name = data.find_split(root, split)
     except data.DataError:
@@ -107,103 +107,55 @@ def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[
                 "--val_split none",
             )  # fmt: skip
         return []
-    listing = root / f"{name}.txt"
-    try:
-        if listing.is_file():
-            pairs = from_list(root, listing, found)
-        else:
-            pairs = from_folders(root / name, name, found)
-    except OSError as error:
-        found.add("error", "unreadable", f"{name}: cannot be listed ({error.strerror})",
-                  "look at its permissions", [error.filename])  # fmt: skip
-        pairs = []
-    if not pairs:
-        found.add("error", "empty split", f"split {name!r} holds no whole pair",
-                  layout(root, name))  # fmt: skip
-    return pairs
+    by: dict[str, list[object]] = defaultdict(list)
 
+    def collect(check: str, what: str, about: Sequence[object]) -> None:
+        by[check] += about or [what]
 
-def from_list(root: Path, listing: Path, found: Findings) -> list[data.Pair]:
-    """The pairs of those lines whose both files are there."""
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        found.add("error", "list", f"{listing.name} is not a readable text file ({error})",
-                  "one 'rgb depth' pair of paths a line, in UTF-8")  # fmt: skip
-        return []
-    pairs, broken, missing = [], [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        names = line.strip().split("\t") if "\t" in line else line.split()
-        if len(names) != 2:
-            broken.append(f"{listing.name}:{number}: {line.strip()[:80]!r}")
-            continue
-        rgb, depth = (root / name.strip() for name in names)
-        gone = [path for path in (rgb, depth) if not os.path.isfile(path)]
-        if gone:
-            missing += [f"{listing.name}:{number}: {path}" for path in gone]
-            continue
-        folder = rgb.parent.parent if rgb.parent.name in ("rgb", "image", "images") else rgb.parent
-        pairs.append(data.Pair(rgb, depth, folder.name, folder))
-    if broken:
+    pairs = data.list_pairs(root, name, collect)
+    for check, about in by.items():
+        what, cure = LIST_CHECKS[check]
+        cure = cure.format(split=name) if cure else layout(root, name)
+        found.add("error", check, f"{name}: {what}", cure, about)
+    if foreign := foreign_files(root / name) if not (root / f"{name}.txt").is_file() else []:
         found.add(
-            "error", "list", f"lines of {listing.name} that are not 'rgb depth'",
-            "two paths a line; where they hold spaces, a tab between the two", broken,
-        )  # fmt: skip
-    if missing:
-        found.add(
-            "error", "missing file", f"{listing.name} names files that are not there",
-            f"paths are relative to {root}; remove the lines or copy the files", missing,
-        )  # fmt: skip
-    return pairs
-
-
-def from_folders(folder: Path, split: str, found: Findings) -> list[data.Pair]:
-    """The pairs of <folder>/{rgb,depth} or <folder>/<scene>/{rgb,depth} of one stem."""
-    scenes = [folder]
-    if not (folder / "rgb").is_dir():
-        scenes = sorted((p for p in folder.iterdir() if p.is_dir()), key=data.natural)
-    pairs, lonely, twice, foreign = [], [], [], []
-    for scene in scenes:
-        kinds = [(scene / "rgb", data.RGB_SUFFIXES), (scene / "depth", (".png",))]
-        if not any(home.is_dir() for home, _ in kinds):
-            continue
-        sides: list[dict[str, Path]] = []
-        for home, suffixes in kinds:
-            side: dict[str, Path] = {}
-            for path in sorted(home.iterdir(), key=data.natural) if home.is_dir() else ():
-                if path.name.startswith("."):
-                    continue
-                if path.suffix.lower() not in suffixes:
-                    foreign.append(path)
-                elif path.stem in side:
-                    twice.append(f"{side[path.stem]} and {path.name}")
-                else:
-                    side[path.stem] = path
-            sides.append(side)
-        rgb, depth = sides
-        lonely += [(rgb | depth)[s] for s in sorted(rgb.keys() ^ depth.keys(), key=data.natural)]
-        name = split if scene == folder else scene.name
-        both = sorted(rgb.keys() & depth.keys(), key=data.natural)
-        pairs += [data.Pair(rgb[s], depth[s], name, scene) for s in both]
-    if lonely:
-        found.add(
-            "error", "no partner", f"{split}: files without a partner of the same name in rgb/ and "
-            "depth/", f"rename or remove them, or list the pairs in {split}.txt, one 'rgb depth' a "
-            "line", lonely,
-        )  # fmt: skip
-    if twice:
-        found.add("error", "name twice", f"{split}: two files of one name, such as a.jpg and a.png",
-                  "keep one of the two", twice)  # fmt: skip
-    if foreign:
-        found.add(
-            "warning" if pairs else "error", "foreign file", f"{split}: files that are not read in "
+            "warning" if pairs else "error", "foreign file", f"{name}: files that are not read in "
             f"rgb/ ({', '.join(data.RGB_SUFFIXES)}) and depth/ (.png)",
             "depth as .npy, .exr or .tiff: write it anew, cv2.imwrite('x.png', (1000 * "
             "metres).astype('uint16')); remove the rest", foreign,
         )  # fmt: skip
     return pairs
+
+
+LIST_CHECKS = {  # data.list_pairs' complaints -> what, cure ("" = layout's)
+    "unreadable": ("what cannot be listed", "look at its permissions"),
+    "list": (
+        "a list that is no text, or lines of it that are not 'rgb depth'",
+        "two paths a line, in UTF-8; where they hold spaces, a tab between the two",
+    ),
+    "missing file": (
+        "the list names files that are not there",
+        "paths are relative to the set's folder; remove the lines or copy the files",
+    ),
+    "no partner": (
+        "files without a partner of the same name in rgb/ and depth/",
+        "rename or remove them, or list the pairs in {split}.txt, one 'rgb depth' a line",
+    ),
+    "name twice": ("two files of one name, such as a.jpg and a.png", "keep one of the two"),
+    "empty split": ("holds no whole pair", ""),
+}  # fmt: skip
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """What lies in <folder>/{rgb,depth} or <folder>/<scene>/{rgb,depth} and is no picture there."""
+    kinds = {"rgb": data.RGB_SUFFIXES, "depth": (".png",)}
+    found = []
+    for name, suffixes in kinds.items():
+        for home in (folder / name, *folder.glob(f"*/{name}")):
+            with suppress(OSError):
+                seen = [p for p in home.iterdir() if not p.name.startswith(".")]
+                found += [p for p in seen if p.suffix.lower() not in suffixes]
+    return sorted(found, key=data.natural)
 
 
 def layout(root: Path, split: str) -> str:

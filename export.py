@@ -46,6 +46,7 @@ from predict import (
     machine,
     number,
     parse_size,
+    read_regular,
     resize_depth,
     run_times,
     seal,
@@ -916,18 +917,18 @@ def trained_on(checkpoint: Path) -> dict:
     args.json says so; without "data" where the data is not there any more (embedded scenes always
     are: they are rendered again)."""
     try:
-        run = json.loads((checkpoint.parent / "args.json").read_text())
-        kinds = {"data": str, "split": str, "val_split": str, "depth_scale": float | int,
-                 "max_depth": float | int}  # fmt: skip
-        facts = {name: run[name] for name, kind in kinds.items() if isinstance(run.get(name), kind)}
+        run = json.loads(read_regular(checkpoint.parent / "args.json").decode())
+        words = ("data", "split", "val_split")
+        facts = {name: run[name] for name in words if isinstance(run.get(name), str)}
         for name in ("depth_scale", "max_depth"):
-            if not 0 < facts.get(name, 1) < math.inf:
-                del facts[name]
+            # type, not isinstance: true is no number of metres. Within float32 and its inverse.
+            if type(run.get(name)) in (int, float) and 1e-30 < run[name] < 1e30:
+                facts[name] = float(run[name])
         name = facts["data"]
         if not (name.startswith("synthetic:") or Path(name).is_dir()):
             del facts["data"]
         return facts
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return {}
 
 

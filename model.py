@@ -18,20 +18,23 @@ import hashlib
 import json
 import math
 import os
+import pickletools
 import re
+import reprlib
 import subprocess
 import threading
 import urllib.request
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from predict import parse_size
+from predict import open_regular, parse_size, read_regular
 
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
@@ -402,10 +405,10 @@ def read_calibration(path: str | os.PathLike) -> dict:
     Raises CheckpointError for a file that is missing, of another kind, or impossible.
     """
     path, cure = Path(path), "make one with evaluate.py --calibrate SPLIT"
-    if not path.is_file():
+    if not _is_file(path):
         raise CheckpointError(f"{path}: no such calibration file; {cure}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80]
         raise CheckpointError(f"{path}: not readable as JSON ({reason}); {cure}") from error
@@ -415,7 +418,17 @@ def read_calibration(path: str | os.PathLike) -> dict:
         value = content.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and abs(value) < 1e9 and (name != "scale" or value > 0)):  # NaN fails too
-            raise CheckpointError(f"{path}: {name} {value!r} cannot be; {cure}")
+            raise CheckpointError(f"{path}: {name} {reprlib.repr(value)} cannot be; {cure}")
+    words, pairs = ("split", "data", "model", "model_sha256"), content.get("pairs", 0)
+    strange = [name for name in words if not isinstance(content.get(name, ""), str)]
+    strange += ["pairs"] * (type(pairs) is not int or not 0 <= pairs < 1e9)
+    if strange:
+        shown = reprlib.repr(content[strange[0]])
+        raise CheckpointError(f"{path}: {strange[0]} {shown} cannot be; {cure}")
+    try:
+        json.dumps(content, allow_nan=False)  # a .tflite takes it over
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: a value in it cannot be ({error}); {cure}") from error
     return content
 
 
@@ -658,7 +671,7 @@ class Teacher(DepthNetwork):
             if k.startswith(("head.", "norm.")) or k.endswith(dropped):
                 continue
             if later and ".downsample." in k:
-                k = re.sub(r"^layers\.(\d+)", lambda m: f"layers.{int(m[1]) - 1}", k)
+                k = re.sub(r"^layers\.(\d{1,3})", lambda m: f"layers.{int(m[1]) - 1}", k)
             if k.endswith("relative_position_bias_table"):
                 v = resize_bias_table(v, self.encoder.window)
             fits[k] = v
@@ -667,7 +680,7 @@ class Teacher(DepthNetwork):
 
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
     """((2a-1)^2, heads), windows a x a -> ((2 window - 1)^2, heads); not such a table: as it is."""
-    a, b = math.isqrt(len(table)), 2 * window - 1
+    a, b = math.isqrt(len(table)) if table.ndim else 0, 2 * window - 1
     if table.ndim != 2 or a * a != len(table) or a % 2 == 0 or a == b:
         return table
     grid = table.float().T.view(1, -1, a, a)
@@ -741,8 +754,9 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """The dictionary written by `save`, on the CPU; tensors and plain values only, never code.
 
-    Raises CheckpointError for a file that is missing, cut, altered or of another kind. The
-    archive's own checksums are verified first: torch.load does not notice flipped bytes.
+    Raises CheckpointError for a file that is missing, cut, altered or of another kind, and for one
+    that says of itself what cannot be. The archive's own checksums are verified first: torch.load
+    does not notice flipped bytes.
     """
     content = read_weights(Path(path))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -750,7 +764,19 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             f"{path}: not a LiteDepth checkpoint (no {FORMAT!r} mark). A file of backbone weights "
             "goes to train.py --pretrained FILE"
         )
+    for name in ("epoch", "batch", "step"):
+        count = content.get(name, 0)
+        if type(count) is not int or not 0 <= count < 1 << 62:
+            raise CheckpointError(f"{path}: {name} {reprlib.repr(count)} cannot be")
+    size = content.get("image_size", [1, 1])
+    if not (_numbers(size, 2) and all(type(n) is int and 0 < n <= SIDE for n in size)):
+        raise CheckpointError(f"{path}: image_size {reprlib.repr(size)} cannot be")
+    if not isinstance(content.get("flags", {}), dict):
+        raise CheckpointError(f"{path}: its flags are none")
     return content
+
+
+SIDE = 1 << 13  # no picture that a checkpoint names, and no network, is larger
 
 
 def load(path: str | os.PathLike) -> DepthNetwork:
@@ -759,27 +785,70 @@ def load(path: str | os.PathLike) -> DepthNetwork:
 
 
 def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
-    """The network of a dictionary from `read_checkpoint`; `path` is for the message."""
+    """The network of a dictionary from `read_checkpoint`; `path` is for the message. Raises
+    CheckpointError."""
+    model_args, weights = checkpoint.get("model_args"), checkpoint.get("model")
     try:
-        model = create(**checkpoint["model_args"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot rebuild the network: {error}") from error
-    _load_matching(model, checkpoint.get("model"), path)
+        _check_args(model_args)
+        # Shapes first, which cost no memory: a few bytes can ask for the largest network there is.
+        with torch.device("meta"):
+            shapes = create(**model_args)
+        _check_matching(shapes, weights, path)
+        model = create(**model_args)
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
+    _load_matching(model, weights, path)
     return model
 
 
+def _check_args(model_args: object) -> None:
+    """Raises ValueError unless these are names and plain values that `create` may be asked for."""
+    if not isinstance(model_args, dict) or not all(type(k) is str for k in model_args):
+        raise ValueError(f"its model_args are none: {reprlib.repr(model_args)}")
+    for name, value in model_args.items():
+        if name == "size":
+            fine = _numbers(value, 2) and all(type(n) is int and n <= SIDE for n in value)
+        elif name in ("mean", "std"):
+            fine = _numbers(value, 3)
+        elif name in ("window", "drop_path"):
+            fine = _numbers([value], 1) and value <= 64 and (name != "window" or type(value) is int)
+        elif name == "merged":
+            fine = type(value) is bool
+        else:
+            fine = type(value) is str and len(value) < 40
+        if not fine:
+            raise ValueError(f"model_args: {name[:40]} {reprlib.repr(value)} cannot be")
+
+
+def _numbers(values: object, count: int) -> bool:
+    """Whether these are `count` plain numbers, none of them huge or not finite."""
+    return (
+        type(values) in (list, tuple) and len(values) == count
+        and all(type(v) in (int, float) and abs(v) < 1e9 for v in values)
+    )  # fmt: skip
+
+
 def read_weights(path: Path) -> object:
-    """What a file of tensors and plain values holds, on the CPU. Raises CheckpointError."""
-    if not path.is_file():
+    """What a file of tensors and plain values holds, on the CPU: dictionaries, lists and tuples of
+    them; tensors are dense and own what they show. Raises CheckpointError.
+
+    torch.load(weights_only=True) runs no code. What it lets pass beyond that, a few bytes that
+    unpack to gigabytes or that take hours to hash or print, is refused here.
+    """
+    if not _is_file(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                folders = [i.filename for i in archive.infolist() if i.external_attr & 0x10]
-                broken = archive.testzip() or next(iter(folders), None)  # torch skips a "folder"
-            if broken:
-                raise CheckpointError(f"{path}: damaged (wrong checksum: {broken}); copy it anew")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as f:
+            if zipfile.is_zipfile(f):
+                if broken := _broken_member(f):
+                    raise CheckpointError(f"{path}: damaged ({broken}); copy it anew")
+            else:  # PyTorch before 1.6: magic number, protocol, system, content, storages' names
+                f.seek(0)
+                for _ in range(5):
+                    _check_pickle(f)
+        return _plain(torch.load(path, map_location="cpu", weights_only=True), [MOST], 0)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for a bad file
@@ -787,17 +856,121 @@ def read_weights(path: Path) -> object:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
         raise CheckpointError(
             f"{path}: not a readable weights file (cut short, damaged, or holding code): "
-            f"{reason[0] if reason and ' ' in reason[0] else type(error).__name__}"
+            f"{reason[0][:200] if reason and ' ' in reason[0] else type(error).__name__}"
         ) from error
 
 
-def _load_matching(module: nn.Module, weights: dict[str, Tensor], path: object) -> None:
+MOST = 200_000  # things in a checkpoint; the largest teacher's, with its optimizer, has 10,000
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, or a folder that may not be looked into
+        return False
+
+
+def _broken_member(file: BinaryIO) -> str:
+    """What is wrong with a checkpoint's archive, checksums included; "" = nothing.
+
+    PyTorch packs nothing and writes each name once. Members that are packed, or that share bytes,
+    can be a million times as long as the file.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            return "its archive is compressed"
+        if sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
+            return "its archive claims more than there is"
+        if len(set(names)) < len(names):
+            return "its archive holds one name twice"
+        folders = [m.filename for m in members if m.external_attr & 0x10]
+        if broken := archive.testzip() or next(iter(folders), None):  # torch skips a "folder"
+            return f"wrong checksum: {broken[:99]}"
+        for name in names:
+            if name.endswith("data.pkl"):
+                with archive.open(name) as member:
+                    _check_pickle(member)
+    return ""
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    """Raises ValueError for a pickle whose tuples, taken apart, are more than MOST things.
+
+    A pair of twice the same pair, forty times over, is two hundred bytes: as a dictionary's key it
+    is hashed in 2^40 steps, inside torch.load. Each operation here takes the sizes of what it needs
+    off a stack and leaves their sum, as the things themselves come and go in unpickling.
+    """
+    stack: list[int | None] = []  # None: a mark
+    memo: dict[int, int] = {}
+    for operation, argument, _ in pickletools.genops(file):
+        name = operation.name
+        if "PUT" in name or name == "MEMOIZE":
+            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+        elif "GET" in name:
+            stack.append(memo[int(argument)])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            stack.append(None)
+        else:
+            size = 1
+            for kind in reversed(operation.stack_before):
+                if kind is pickletools.stackslice:
+                    while stack[-1] is not None:
+                        size += stack.pop()
+                else:  # one thing, or the mark
+                    size += stack.pop() or 0
+            if size > MOST:
+                raise ValueError("it unpacks to more than a checkpoint can hold")
+            stack += [size] * len(operation.stack_after)
+
+
+def _plain(thing: object, left: list[int], depth: int) -> object:
+    """A copy of what torch.load returned: bare dictionaries, lists, tuples and tensors, for a file
+    may give any of them attributes that hide its methods. left: how many things it may be yet.
+    Raises ValueError for more of them, and for what no checkpoint holds."""
+    left[0] -= 1
+    if left[0] < 0 or depth > 50:
+        raise ValueError("it unpacks to more than a checkpoint can hold")
+    if isinstance(thing, dict):
+        if any(type(k) not in (str, int, float, bool, type(None)) for k in dict.keys(thing)):
+            raise ValueError("a name in it is no word or number")
+        return {k: _plain(v, left, depth + 1) for k, v in dict.items(thing)}
+    if isinstance(thing, list):
+        return [_plain(v, left, depth + 1) for v in list.__iter__(thing)]
+    if isinstance(thing, tuple):
+        return tuple(_plain(v, left, depth + 1) for v in tuple.__iter__(thing))
+    if isinstance(thing, Tensor):
+        bare = Tensor.detach(thing)  # without attributes
+        dense = type(bare) is Tensor and bare.layout == torch.strided and not bare.is_nested
+        if not dense or bare.device.type != "cpu" or bare.is_quantized or bare.is_complex():
+            raise ValueError("a tensor in it is sparse, quantised, complex or of no memory")
+        if bare.numel() * bare.element_size() > bare.untyped_storage().nbytes():
+            raise ValueError("a tensor in it shows more than it holds")
+        return bare
+    return thing
+
+
+def _load_matching(module: nn.Module, weights: object, path: object) -> None:
     """load_state_dict whose error names every key that does not fit."""
+    _check_matching(module, weights, path)
+    module.load_state_dict(weights)
+    if isinstance(module, DepthNetwork):
+        colours = torch.cat([module.mean, module.std])
+        if not colours.isfinite().all() or module.std.min() <= 0:
+            shown = [round(v, 4) for v in colours.tolist()]
+            raise CheckpointError(f"{path}: its mean and std cannot be: {shown}")
+
+
+def _check_matching(module: nn.Module, weights: object, path: object) -> None:
+    """Raises CheckpointError unless these are weights of the module's names and shapes."""
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f"{path}: holds no dictionary of weights")
     own = module.state_dict()
     problems = [f"missing {k}" for k in own if k not in weights]
-    problems += [f"unexpected {k}" for k in weights if k not in own]
+    problems += [f"unexpected {str(k)[:99]}" for k in weights if k not in own]
     problems += [
         f"{k} is {tuple(weights[k].shape)}, wanted {tuple(own[k].shape)}"
         for k in own
@@ -807,7 +980,6 @@ def _load_matching(module: nn.Module, weights: dict[str, Tensor], path: object) 
         shown = "; ".join(problems[:8])
         shown += f"; and {len(problems) - 8} more" if problems[8:] else ""
         raise CheckpointError(f"{path}: does not fit this network: {shown}")
-    module.load_state_dict(weights)
 
 
 def load_pretrained(model: DepthNetwork, source: str) -> tuple[str, bool]:
@@ -851,7 +1023,9 @@ def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        type(k) is str and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise CheckpointError(f"{path}: holds no dictionary of weights")
     return {k.removeprefix("module."): v for k, v in content.items()}
 
@@ -860,7 +1034,7 @@ def recognize(weights: dict[str, Tensor]) -> str | None:
     """The name in SWIN of a bare backbone's weights, by its width and its blocks; None for what is
     no Swin, or one of another shape."""
     blocks = {m[0] for k in weights if (m := re.search(r"layers\.\d+\.blocks\.\d+\.", k))}
-    width = weights.get("patch_embed.proj.weight", torch.empty(0)).shape[0]
+    width = next(iter(weights.get("patch_embed.proj.weight", torch.empty(0)).shape), 0)
     for name, (embed, depths, _, _) in SWIN.items():
         if (embed, sum(depths)) == (width, len(blocks)):
             return name

@@ -36,6 +36,7 @@ import numpy as np
 from tqdm import tqdm
 
 import synthetic
+from predict import open_regular
 
 try:
     import fcntl
@@ -125,12 +126,13 @@ class Pack:
 
     A map outlives the file's name, so a pack built over this one does no harm. Pickled by path;
     unpickling raises PackError where another pack stands there by now. The pixels themselves are
-    not checked: that would read the whole file. Raises OSError, DamagedPack.
+    not checked: that would read the whole file. All else is, so that no number in the file leads
+    out of it. Raises OSError, DamagedPack.
     """
 
     def __init__(self, path: Path, stamp: str | None = None) -> None:
         self.path = Path(os.path.abspath(path))
-        with open(self.path, "rb") as f:
+        with open_regular(self.path) as f:
             head = f.read(PAGE)
             self.bytes = f.seek(0, 2)
             header = _header(head, self.bytes)
@@ -143,6 +145,7 @@ class Pack:
         if stamp is not None and stamp != self.stamp:
             raise PackError(f"{self.path}: built anew from other files since it was opened; rerun")
         n, H, W = header["shape"]
+        self.failed, self.settings = _about(tail[33 * n :], n)
         self.size, self._len = (H, W), n
         at, _ = _layout(n, self.size, header["teacher"])
 
@@ -152,10 +155,12 @@ class Pack:
         self.rgb, self.depth = view("rgb", "u1", 3), view("depth", "<u2")
         self.teacher = view("teacher", "<u2") if header["teacher"] else None
         self.K = np.frombuffer(tail, "<f8", 4 * n).reshape(n, 4)
-        self.taught = np.frombuffer(tail, np.bool_, n, 32 * n)
-        about = json.loads(tail[33 * n :])
-        self.failed = {int(i): why for i, why in about["failed"].items()}
-        self.settings: dict = about["settings"]
+        whole = np.array([i not in self.failed for i in range(n)])
+        bounds = np.isfinite(self.K).all(1) & (self.K[:, :2] > 0).all(1)
+        flags = np.frombuffer(tail, np.uint8, n, 32 * n)
+        if not bounds[whole].all() or flags.max() > 1:  # a bool of another value is none
+            raise DamagedPack("its list of pairs cannot be")
+        self.taught = flags.view(np.bool_)
 
     def __len__(self) -> int:
         return self._len
@@ -169,7 +174,11 @@ class Pack:
 
 
 def _header(head: bytes, length: int) -> dict:
-    """The header's values, checked; length: the file's. Raises DamagedPack."""
+    """The header's values, checked; length: the file's. Raises DamagedPack.
+
+    A checksum tells damage from what was written, not who wrote it: sizes and places are compared
+    with the file's length as well.
+    """
     if len(head) < PAGE:
         raise DamagedPack(f"cut short: {length} bytes")
     if not head.startswith(MAGIC):
@@ -180,10 +189,40 @@ def _header(head: bytes, length: int) -> dict:
     checksum, _, body = rest.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != checksum:
         raise DamagedPack("its header has changed")
-    header = json.loads(body)
-    if header["bytes"] != length:
-        raise DamagedPack(f"{length} bytes long instead of {header['bytes']}")
+    try:
+        header = json.loads(body)
+        numbers = *header["shape"], header["tail"], header["tail_bytes"], header["bytes"]
+        fine = len(numbers) == 6 and all(type(v) is int for v in numbers) and min(numbers) > 0
+        fine = fine and type(header["teacher"]) is bool
+        fine = fine and all(type(header[key]) is str for key in ("stamp", "tail_sha256"))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        fine = False
+    if not fine:
+        raise DamagedPack("its header holds no layout")
+    n, H, W, tail, tail_bytes, whole = numbers
+    if whole != length:
+        raise DamagedPack(f"{length} bytes long instead of {whole}")
+    if (
+        tail != _layout(n, (H, W), header["teacher"])[1]
+        or whole != tail + _up(tail_bytes) + PAGE
+        or tail_bytes < 33 * n
+    ):
+        raise DamagedPack("its parts do not lie where they should")
     return header
+
+
+def _about(text: bytes, n: int) -> tuple[dict[int, str], dict]:
+    """`failed` and `settings` of a pack of n pairs, out of its tail. Raises DamagedPack."""
+    try:
+        about = json.loads(text)
+        failed = {int(i): why for i, why in about["failed"].items()}
+        fine = all(0 <= i < n and type(why) is str for i, why in failed.items())
+        fine = fine and type(about["settings"]) is dict
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fine = False
+    if not fine:
+        raise DamagedPack("its list of pairs is none")
+    return failed, about["settings"]
 
 
 def _up(n: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -25,7 +26,9 @@ import math
 import os
 import platform
 import re
+import reprlib
 import shutil
+import stat
 import statistics
 import subprocess
 import sys
@@ -34,7 +37,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
@@ -249,8 +252,8 @@ def read_metadata(content: bytes, name: str) -> dict:
         raise PredictError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
     if form != FORMAT:
         raise PredictError(
-            f"{name}: format {form!r}, and this predict.py reads {FORMAT!r}: take the predict.py "
-            "that lies beside the export.py that wrote it, or export anew"
+            f"{name}: format {reprlib.repr(form)}, and this predict.py reads {FORMAT!r}: take the "
+            "predict.py that lies beside the export.py that wrote it, or export anew"
         )
     start = member.header_offset
     if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
@@ -272,10 +275,12 @@ def _check_tensors(metadata: dict, name: str) -> None:
             and told["output"].items() >= {"layout": "NHWC", "dtype": "float32"}.items()
             and source["dtype"] in ("float32", "uint8") and told["output"]["unit"] in ("m", "mm")
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         fine = False
     if not fine:
-        raise PredictError(f"{name}: {MEMBER} describes tensors that predict.py cannot use: {told}")
+        raise PredictError(
+            f"{name}: {MEMBER} describes tensors that predict.py cannot use: {reprlib.repr(told)}"
+        )
 
 
 # ----------------------------------------------------------------------------- picture -> metres
@@ -737,14 +742,17 @@ def read_picture(path: Path) -> np.ndarray:
     """RGB u8 (H, W, 3), turned as its EXIF says; grey is repeated, alpha dropped, 16 bit -> 8.
 
     Raises PredictError for what is no picture, for a file cut short (OpenCV would return it with a
-    flat grey rest) and for 16-bit grey PNG, which is a depth map.
+    flat grey rest), for one that claims more pixels than it can hold and for 16-bit grey PNG, which
+    is a depth map.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise PredictError(str(error)) from error
     if is_cut(data):
         raise PredictError("cut short (its end mark is missing); copy it anew")
+    if reason := overstated(data, len(data)):
+        raise PredictError(f"impossible header: {reason}")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise PredictError("16-bit grey PNG: a depth map, not a picture")
     try:
@@ -758,17 +766,93 @@ def read_picture(path: Path) -> np.ndarray:
 
 def is_cut(data: bytes) -> bool:
     """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell."""
-    if data[:2] == b"\xff\xd8":  # JPEG: walk to the scan, past an EXIF thumbnail's own end mark
-        at = 2
-        while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-            fill = data[at + 1 : at + 2] == b"\xff"
-            at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        return data.find(b"\xff\xd9", at) < 0
+    if data[:2] == b"\xff\xd8":  # JPEG: from the scan on, past an EXIF thumbnail's own end mark
+        return data.find(b"\xff\xd9", walk_jpeg(data)[0]) < 0
     if data[:4] == b"\x89PNG":
         return b"IEND" not in data
     if data[:4] == b"RIFF":  # WebP
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little")
+
+
+def walk_jpeg(data: bytes) -> tuple[int, int | None]:
+    """Where a JPEG's first scan begins (or its segments end), and the segment that tells its size;
+    None = there is no such segment."""
+    at, frame = 2, None
+    while fill := FILL.match(data, at):  # any number of them may stand before a mark
+        at = fill.end() - 1
+        marker = data[at + 1] if at + 1 < len(data) else 0xDA
+        if marker == 0xDA:
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and frame is None:
+            frame = at
+        alone = 0xD0 <= marker <= 0xD8 or marker == 0x01  # no length follows
+        at += 2 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, frame
+
+
+FILL = re.compile(rb"\xff+")
+
+
+def overstated(data: bytes, length: int) -> str:
+    """What a PNG or JPEG of `length` bytes that begins with `data` claims but cannot hold; "" where
+    all can be, and for other kinds of files. Decoding such a file takes gigabytes and minutes.
+
+    A PNG is packed by deflate: a match gives 258 bytes at most and costs two bits at least, one for
+    its length and one for its distance, so that a byte holds 4 * 258 = 1032. In a JPEG each block
+    of 8x8 in the finest component costs a bit or more, the Huffman code of its first coefficient,
+    so that a byte holds 512 pixels. (Arithmetic coding, frames C9 to CF, has no such bound, and
+    this is not asked of it.) Each scan of a JPEG is a pass over all its pixels: ten are usual, and
+    two bytes that look like one stand by chance in every 64 kB of a preview or colour profile.
+    OpenCV clears as much memory as a PNG's chunk says it is long before it looks for its bytes.
+    """
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
+        w, h = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        bits = data[24] * {2: 3, 4: 2, 6: 4}.get(data[25], 1)
+        possible = h * (-(-w * bits // 8)) <= 1032 * length
+        at, seen = 8, len(data) - 64 * (len(data) < length)  # what is not all ends with the tail
+        while at + 8 <= seen and data[at + 4 : at + 8] != b"IEND":
+            n = int.from_bytes(data[at : at + 4], "big")
+            at += 12 + n
+            if at > length:
+                return f"a chunk of {n} bytes in {length}"
+    elif data[:2] == b"\xff\xd8":
+        at = walk_jpeg(data)[1]
+        if at is None or len(data) < at + 9:
+            return ""
+        h, w = (int.from_bytes(data[k : k + 2], "big") for k in (at + 5, at + 7))
+        possible = data[at + 1] >= 0xC9 or h * w <= 512 * length
+        scans = data.count(b"\xff\xda")
+        if scans > 256 + length // 4096:
+            return f"{scans} scans in {length} bytes"
+    else:
+        return ""
+    return "" if possible else f"{h}x{w} pixels in {length} bytes"
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A regular file, opened for reading. Raises OSError, also for a folder, for a pipe (opening it
+    would wait for somebody who writes, perhaps for ever) and for a device (it may have no end)."""
+
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has none
+
+    file = open(path, "rb", opener=at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """What a regular file of at most LARGEST bytes holds. Raises OSError."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST:
+            raise OSError(errno.EFBIG, "larger than a gigabyte", str(path))
+        return file.read()
+
+
+LARGEST = 1 << 30  # of a picture, a list or a file of settings
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -993,8 +993,10 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(args.threads or cores())
-    if min(args.epochs, args.batch_size, args.val_every, args.max_skipped) < 1:
-        raise TrainError("--epochs, --batch_size, --val_every and --max_skipped must be 1 or more")
+    if min(args.epochs, args.batch_size, args.val_every) < 1:
+        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+    if args.max_skipped < 1:
+        raise TrainError("--max_skipped must be 1 or more")
     if args.data_device == "cuda" and device.type != "cuda":
         raise TrainError("--data_device cuda: the network is on the CPU (--device)")
     if args.sync_bn and (world == 1 or device.type != "cuda"):

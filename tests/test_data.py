@@ -305,12 +305,8 @@ def test_sec41_a_jpeg_with_a_long_head_is_no_broken_one(tmp_path):
 def test_sec41_of_more_than_20000_pairs_2000_are_opened(rgbd, monkeypatch):
     assert (data.CHECKED_FILES, data.SAMPLED_FILES) == (20_000, 2_000)
     opened: list[Path] = []
-
-    def counting(path, *args):
-        opened.append(path)
-        return open(path, *args)
-
-    monkeypatch.setattr(data, "open", counting, raising=False)
+    open_file = data.predict.open_regular
+    monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
     (pair, *_) = data.list_pairs(rgbd, "train")
     data.check_files([pair] * 20_001)
     assert len(opened) == 2 * 2000
@@ -327,7 +323,8 @@ def test_sec41_the_check_reads_the_ends_of_a_large_file_only(tmp_path, monkeypat
     pair = pair_of(tmp_path, np.dstack([noise] * 3).astype(np.uint8), noise)
     assert pair.depth.stat().st_size > 100_000
     opened: list[Path] = []
-    monkeypatch.setattr(data, "open", lambda *a: opened.append(a) or open(*a), raising=False)
+    open_file = data.predict.open_regular
+    monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
     data.check_files([pair])
     assert len(opened) == 2
 
