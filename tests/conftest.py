@@ -33,28 +33,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
-TALLY = pytest.StashKey[dict[str, list[int]]]()
+COUNTS = pytest.StashKey[dict[str, list[int]]]()
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
-    """tally(what, injected, survived) counts faults; the sums are printed when all tests are done
-    (README's Reliability table). survived: ended in a clear message or a right result."""
-    counts = request.config.stash.setdefault(TALLY, {})
+def counted(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
+    """counted(what, tried, right) counts faults and cases; right: ended in a clear message or a
+    right result. The sums are printed when all tests are done (README's Reliability table)."""
+    counts = request.config.stash.setdefault(COUNTS, {})
 
-    def count(what: str, injected: int, survived: int) -> None:
+    def count(what: str, tried: int, right: int) -> None:
         known = counts.setdefault(what, [0, 0])
-        known[0] += injected
-        known[1] += survived
+        known[0] += tried
+        known[1] += right
 
     return count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if counts := terminalreporter.config.stash.get(TALLY, {}):
-        terminalreporter.section("faults: injected, survived")
-        for what, (injected, survived) in counts.items():
-            terminalreporter.line(f"{what:<58}{injected:>8,}{survived:>8,}")
+    if counts := terminalreporter.config.stash.get(COUNTS, {}):
+        terminalreporter.section("faults and cases: tried, survived or right")
+        for what, (tried, right) in counts.items():
+            terminalreporter.line(f"{what:<64}{tried:>8,}{right:>8,}")
 
 
 def rgbd_picture(seed: int, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:

@@ -140,7 +140,7 @@ def all_readable(out: Path) -> int:
 # ------------------------------------------------------------------------------------------ killed
 
 
-def test_kill_9_at_random_moments(root, tmp_path, zygote, request, tally):
+def test_kill_9_at_random_moments(root, tmp_path, zygote, request, counted):
     """Within half a second of its start, packing included, or of its first save: while it trains,
     saves, validates or logs. A round ends when the run does."""
     kills, rng = request.config.getoption("--kills"), random.Random(6)
@@ -169,7 +169,7 @@ def test_kill_9_at_random_moments(root, tmp_path, zygote, request, tally):
         assert {p.name for p in out.iterdir()} == set(train.FILES)  # nothing half written is left
         rounds += 1
     assert seen >= kills / 2  # checkpoints of killed runs that were looked at
-    tally("kill -9: no checkpoint unreadable, resume bit-identical", done, done)
+    counted("kill -9: no checkpoint unreadable, resume bit-identical", done, done)
 
 
 def age(path: Path) -> int:
@@ -177,7 +177,7 @@ def age(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_sigterm_at_random_moments(root, tmp_path, zygote, tally):
+def test_sigterm_at_random_moments(root, tmp_path, zygote, counted):
     rng = random.Random(7)
     more = ("--epochs", "12")
     assert zygote.run(one_thread(root, tmp_path / "whole", *more))[0] == 0
@@ -193,11 +193,11 @@ def test_sigterm_at_random_moments(root, tmp_path, zygote, tally):
         done += code != 0
         all_readable(out)
     same_run(tmp_path / "whole", out)
-    tally("SIGTERM: saved in mid-epoch, resume bit-identical", done, done)
+    counted("SIGTERM: saved in mid-epoch, resume bit-identical", done, done)
 
 
 @pytest.mark.parametrize("where", ["after the steps", "after best.pt", "after the log"])
-def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, tally):
+def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, counted):
     """At an epoch's end four files are written one after the other."""
     assert train.main(one_thread(root, tmp_path / "whole", "--epochs", "3")) == 0
 
@@ -236,14 +236,14 @@ def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, ta
         assert all(torch.equal(v, ours[k]) for k, v in whole.items())
     else:
         same_run(tmp_path / "whole", out)
-    tally("stopped between two files of an epoch's end", 1, 1)
+    counted("stopped between two files of an epoch's end", 1, 1)
 
 
 # ------------------------------------------------------------------------------------- disk, folder
 
 
 @pytest.mark.parametrize("limit", [100_000, 1_000_000, 3_000_000, 4_700_000])
-def test_no_room_for_a_checkpoint(root, tmp_path, zygote, limit, tally):
+def test_no_room_for_a_checkpoint(root, tmp_path, zygote, limit, counted):
     """No file may grow beyond `limit`: the checkpoint of 4.9 MB breaks off there."""
     out = tmp_path / "run"
     for same in (out, tmp_path / "whole"):
@@ -256,11 +256,11 @@ def test_no_room_for_a_checkpoint(root, tmp_path, zygote, limit, tally):
     for same in (out, tmp_path / "whole"):
         assert zygote.run(one_thread(root, same, "--epochs", "2", "--resume"))[0] == 0
     same_run(tmp_path / "whole", out)
-    tally("disk full while a checkpoint is saved", 1, 1)
+    counted("disk full while a checkpoint is saved", 1, 1)
 
 
 @pytest.mark.parametrize("size", ["40k", "2m", "6m", "12m"])
-def test_a_full_disk(root, tmp_path, zygote, size, tally):
+def test_a_full_disk(root, tmp_path, zygote, size, counted):
     """A real one, too small for args.json, for last.pt, for its successor, for best.pt as well."""
     with small_disk(tmp_path / "disk", size) as disk:
         out = disk / "run"
@@ -274,10 +274,10 @@ def test_a_full_disk(root, tmp_path, zygote, size, tally):
         assert zygote.run(one_thread(root, out, "--epochs", "3", "--resume"))[0] == 0
         assert zygote.run(one_thread(root, tmp_path / "whole", "--epochs", "3"))[0] == 0
         same_run(tmp_path / "whole", out)
-    tally("disk full while a run writes (real file system)", 1, 1)
+    counted("disk full while a run writes (real file system)", 1, 1)
 
 
-def test_a_full_disk_for_the_cache(root, tmp_path, zygote, tally):
+def test_a_full_disk_for_the_cache(root, tmp_path, zygote, counted):
     with small_disk(tmp_path / "disk", "512k") as disk:  # the pack has 0.7 MB
         command = one_thread(root, tmp_path / "run", "--epochs", "1", "--cache", str(disk))
         code, told = zygote.run(command)
@@ -288,10 +288,10 @@ def test_a_full_disk_for_the_cache(root, tmp_path, zygote, tally):
     )
     assert code == 2 and is_one_clear_line(told, "no room for the decoded pairs", "--cache")
     assert list((tmp_path / "c").iterdir()) == []
-    tally("disk full while the cache is packed", 2, 2)
+    counted("disk full while the cache is packed", 2, 2)
 
 
-def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, tally):
+def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, counted):
     (tmp_path / "file").touch()
     count = 0
     for out in (tmp_path / "file", tmp_path / "file/run", Path("/proc/self/run")):
@@ -299,7 +299,7 @@ def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, tally):
         assert code == 2 and is_one_clear_line(told, f"--out {out}: cannot be written"), told
         assert "packing" not in told and "cache:" not in told  # before any work
         count += 1
-    tally("read-only or impossible output folder", count, count)
+    counted("read-only or impossible output folder", count, count)
     with small_disk(tmp_path / "disk", "64m") as disk:
         assert zygote.run(one_thread(root, disk / "run", "--epochs", "1"))[0] == 0
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -308,10 +308,10 @@ def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, tally):
             assert code == 2 and is_one_clear_line(told, "cannot be written (Read-only"), told
             count += 1
         assert all_readable(disk / "run") == 2
-    tally("read-only or impossible output folder", 2, 2)
+    counted("read-only or impossible output folder", 2, 2)
 
 
-def test_two_runs_into_one_folder(root, tmp_path, zygote, tally):
+def test_two_runs_into_one_folder(root, tmp_path, zygote, counted):
     """The second is refused, whatever it wants there; the first does not notice."""
     out, few = tmp_path / "run", ("--epochs", "12")
     assert zygote.run(one_thread(root, tmp_path / "whole", *few))[0] == 0
@@ -326,7 +326,7 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, tally):
     assert code == 0, told
     same_run(tmp_path / "whole", out)
     assert not list(tmp_path.glob("run.*"))  # was not moved aside
-    tally("second run into a folder in use", 2, 2)
+    counted("second run into a folder in use", 2, 2)
 
 
 def test_the_folder_is_held_while_an_earlier_run_is_moved_aside(tmp_path, monkeypatch):
@@ -382,7 +382,7 @@ def damages(whole: bytes, flips: int) -> Iterator[tuple[str, bytes]]:
         yield f"bit {bit} of byte {at}", whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
 
 
-def test_damaged_checkpoints(root, trained, tmp_path, tally):
+def test_damaged_checkpoints(root, trained, tmp_path, counted):
     """Cut at every 5 % and with flipped bits: refused by name, or unharmed. Bits that are nobody's
     (a date in the archive's list) may be flipped: then the weights must be the same."""
     whole = (trained / "last.pt").read_bytes()
@@ -401,10 +401,10 @@ def test_damaged_checkpoints(root, trained, tmp_path, tally):
             assert "cut" not in what
             assert all(torch.equal(v, loaded[k]) for k, v in weights.items()), what
     assert refused >= count - 10
-    tally("checkpoint cut or with a flipped bit", count, count)
+    counted("checkpoint cut or with a flipped bit", count, count)
 
 
-def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, tmp_path, tally):
+def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, tmp_path, counted):
     out = tmp_path / "run"
     shutil.copytree(trained, out)
     whole = (out / "last.pt").read_bytes()
@@ -415,7 +415,7 @@ def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, 
         with pytest.raises(train.TrainError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
             train.main([*few, "--resume"])
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-        tally("resume from a cut checkpoint", 1, 1)
+        counted("resume from a cut checkpoint", 1, 1)
     assert train.main([*few, "--resume", str(out / "best.pt")]) == 0
     (out / "last.pt").write_bytes(whole[:1000])
     (out / "best.pt").write_bytes(whole[:1000])
@@ -423,7 +423,7 @@ def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, 
         train.main([*few, "--resume"])
 
 
-def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, tally):
+def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, counted):
     """Cut, with a changed head, or of another set of the same names and sizes."""
     few = ("--epochs", "1", "--val_split", "none", "--cache", str(tmp_path / "c"))
     assert train.main(one_thread(root, tmp_path / "whole", *few)) == 0
@@ -445,7 +445,7 @@ def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, tally):
         assert "packed anew" in capsys.readouterr().out
         assert pack.read_bytes() == whole
         same_run(tmp_path / "whole", out)
-        tally("cache cut, altered or of another set", 1, 1)
+        counted("cache cut, altered or of another set", 1, 1)
 
 
 # ------------------------------------------------------------------------------- threads, processes
@@ -457,7 +457,7 @@ def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, tally):
      ZeroDivisionError("by design")],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
-def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, tally):
+def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, counted):
     """In the second epoch's second batch: the run ends, and is saved as it stands."""
     few = one_thread(root, tmp_path / "run", "--epochs", "3")
     real = data.Loader._make
@@ -480,7 +480,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, tally):
     assert train.main([*few, "--resume"]) == 0
     assert train.main(one_thread(root, tmp_path / "whole", "--epochs", "3")) == 0
     same_run(tmp_path / "whole", tmp_path / "run")
-    tally("loader thread that throws", 1, 1)
+    counted("loader thread that throws", 1, 1)
 
 
 def test_a_loader_that_throws_at_once_saves_nothing(root, tmp_path, monkeypatch):
@@ -549,7 +549,7 @@ def torchrun(tmp_path: Path, what: str, args: list[str]) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_dies(root, tmp_path, victim, tally):
+def test_a_rank_that_dies(root, tmp_path, victim, counted):
     """torchrun: the other one ends with an error that says so, in seconds, not after a timeout."""
     out = tmp_path / "run"
     args = one_thread(root, out, "--epochs", "400", "--val_split", "none")
@@ -564,10 +564,10 @@ def test_a_rank_that_dies(root, tmp_path, victim, tally):
     assert f"process {1 - victim} of 2 ends, because another one of this run has ended" in told
     assert "go on with --resume" in told
     assert all_readable(out) == 1
-    tally("rank killed under torchrun: the other ends with an error", 1, 1)
+    counted("rank killed under torchrun: the other ends with an error", 1, 1)
 
 
-def test_a_rank_whose_loader_throws(root, tmp_path, tally):
+def test_a_rank_whose_loader_throws(root, tmp_path, counted):
     args = one_thread(root, tmp_path / "run", "--epochs", "4", "--val_split", "none")
     process = torchrun(tmp_path, "throw", args)
     told, _ = process.communicate(timeout=120)
@@ -575,7 +575,7 @@ def test_a_rank_whose_loader_throws(root, tmp_path, tally):
     assert "rank 1's picture is gone" in told
     assert "process 0 of 2 ends, because another one" in told
     assert content(tmp_path / "run/last.pt")["epoch"] == 1
-    tally("rank whose loader throws: the other ends with an error", 1, 1)
+    counted("rank whose loader throws: the other ends with an error", 1, 1)
 
 
 # -------------------------------------------------------------------------------------- not finite
@@ -605,7 +605,7 @@ def poison(monkeypatch, when: Callable[[dict], bool], how: str = "loss") -> list
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 @pytest.mark.parametrize("how", ["loss", "gradient", "input"])
 def test_a_step_that_is_not_finite_changes_nothing(
-    root, tmp_path, monkeypatch, capsys, how, optimizer, tally
+    root, tmp_path, monkeypatch, capsys, how, optimizer, counted
 ):
     """Stopped after step 4, with and without a bad fourth step: all but its number is as after
     step 3, the running statistics and Adam's step count too; the epoch's mean is of the others."""
@@ -640,10 +640,10 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert [r["skipped_steps"] for r in log] == [0, 1, 0, 0]
     assert all(np.isfinite(v) for r in log for k, v in r.items() if v is not None)
     assert "epoch 2: 1 of 3 steps skipped" in capsys.readouterr().err
-    tally("step with a loss or gradient that is not finite", 1, 1)
+    counted("step with a loss or gradient that is not finite", 1, 1)
 
 
-def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkeypatch, tally):
+def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkeypatch, counted):
     """Pair 5 is rotten; from epoch 2 on it is made to be in every batch."""
     few = one_thread(root, tmp_path / "run", "--epochs", "9", "--max_skipped", "2")
     real = data.Loader.order
@@ -663,7 +663,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
     assert "last.pt holds the run without them" in str(told.value)
     state = content(tmp_path / "run/last.pt")
     assert state["step"] == 3 and all(v.isfinite().all() for v in state["model"].values())
-    tally("K steps in a row not finite: the run ends and names the pair", 1, 1)
+    counted("K steps in a row not finite: the run ends and names the pair", 1, 1)
 
 
 def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, monkeypatch):
@@ -674,7 +674,7 @@ def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, mon
     assert not (tmp_path / "run/last.pt").exists()
 
 
-def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, tally):
+def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, counted):
     args = one_thread(root, tmp_path / "run", "--epochs", "4", "--val_split", "none")
     process = torchrun(tmp_path, "nan", args)
     told, _ = process.communicate(timeout=180)
@@ -685,10 +685,10 @@ def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, tally):
         if "running" not in name:  # each rank's own, as released
             assert torch.equal(value, two[name]), name
     assert [r["skipped_steps"] for r in rows(tmp_path / "run")] == [1, 0, 1, 0]
-    tally("step not finite on one of two ranks: skipped on both", 2, 2)
+    counted("step not finite on one of two ranks: skipped on both", 2, 2)
 
 
-def test_ranks_give_up_together(root, tmp_path, tally):
+def test_ranks_give_up_together(root, tmp_path, counted):
     args = one_thread(root, tmp_path / "run", "--epochs", "9", "--val_split", "none")
     process = torchrun(tmp_path, "nans", [*args, "--max_skipped", "4"])
     told, _ = process.communicate(timeout=180)
@@ -697,7 +697,7 @@ def test_ranks_give_up_together(root, tmp_path, tally):
     state = content(tmp_path / "run/last.pt")
     # Step 5 and 6 were epoch 2's last, of 7 and 8 nothing is to be kept.
     assert state["step"] == 6 and all(v.isfinite().all() for v in state["model"].values())
-    tally("K steps not finite on one of two ranks: both end", 1, 1)
+    counted("K steps not finite on one of two ranks: both end", 1, 1)
 
 
 # ------------------------------------------------------------------------------------ saved in time

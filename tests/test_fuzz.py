@@ -34,7 +34,7 @@ from data import DataError
 from model import CheckpointError
 
 
-def test_every_mutation_is_refused_or_valid(pytestconfig, tmp_path):
+def test_every_mutation_is_refused_or_valid(pytestconfig, tmp_path, counted):
     """10,000 damaged files by default, in two processes with a watchdog."""
     count = pytestconfig.getoption("--mutations")
     tallies = fuzz.run(count, seed=0, kernels=True, keep=tmp_path / "failed")
@@ -45,6 +45,9 @@ def test_every_mutation_is_refused_or_valid(pytestconfig, tmp_path):
     for name, tally in tallies.items():
         if tally.count >= 200:  # one that never gets past the first check tests nothing
             assert tally.refused > 10 and tally.valid > 10, (name, tally)
+    refused, valid = (sum(getattr(t, k) for t in tallies.values()) for k in ("refused", "valid"))
+    counted("damaged files read: refused or valid", sum(t.count for t in tallies.values()),
+            refused + valid)  # fmt: skip
 
 
 BAD_READER = """

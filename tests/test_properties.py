@@ -437,7 +437,7 @@ def expected(name: str, seed: int, dtype: str) -> float:
 
 
 @every_form
-def test_equals_the_reference(name, dtype):
+def test_equals_the_reference(name, dtype, counted):
     """On all cases, each with other numbers in its holes as well."""
     loss, wrong, told = LOSSES[name], [], 0
     plain = {"L_silog_cells": "L_silog", "L_robust_cells": "L_robust", "CellLoss": "DepthLoss"}
@@ -454,6 +454,7 @@ def test_equals_the_reference(name, dtype):
         told += L != 0
     assert not wrong, f"{len(wrong)} of {2 * CASES}: {wrong[:5]}"
     assert told > CASES * (0.4 if name == "L_vnl" else 0.6)  # a few maps are too small for a plane
+    counted("random cases with holes equal to the numpy reference", 2 * CASES, 2 * CASES)
 
 
 def test_the_cases_cover_what_they_should():
@@ -908,7 +909,7 @@ def alike(name: str, got: float, wanted: float) -> bool:
 
 @every_distance
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_distance_equals_the_reference(name, dtype):
+def test_distance_equals_the_reference(name, dtype, counted):
     wrong, told = [], 0
     tolerance = {"rel": FEATURES[name].digits, "abs": 1e-13}
     if dtype == "float32":
@@ -923,6 +924,7 @@ def test_distance_equals_the_reference(name, dtype):
         told += wanted > 1e-3
     assert not wrong, f"{len(wrong)} of {CASES}: {wrong[:5]}"
     assert told > CASES / 2
+    counted("random cases with holes equal to the numpy reference", CASES, CASES)
 
 
 @every_distance
@@ -1132,7 +1134,7 @@ def off(name: str, got: float, wanted: float, log_scale: float = 5.0) -> bool:
     return got != pytest.approx(wanted, rel=1e-9, abs=min(slack, 1e-7))
 
 
-def test_metrics_equal_the_reference():
+def test_metrics_equal_the_reference(counted):
     wrong, empty, rows = [], 0, []
     tally = evaluate.Tally(40)
     for seed in range(CASES):
@@ -1158,6 +1160,7 @@ def test_metrics_equal_the_reference():
     assert all(not off(k, ours[k], whole[k]) for k in METRICS)
     assert ours["images"] == sum(math.isfinite(row["rel"]) for row in rows)
     assert tally.empty == CASES - ours["images"]
+    counted("random cases with holes equal to the numpy reference", CASES, CASES)
 
 
 def test_a_millimetre_is_a_hole_in_every_dtype():

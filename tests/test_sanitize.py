@@ -85,7 +85,7 @@ def test_the_installed_kernels_are_not_sanitized() -> None:
 
 
 @pytest.mark.skipif(bool(FOLDER), reason="builds what this process runs")
-def test_the_kernels_tests_pass_without_a_report(sanitized: dict[str, str]) -> None:
+def test_the_kernels_tests_pass_without_a_report(sanitized: dict[str, str], counted) -> None:
     def passed(names: list[str]) -> int:
         tests = [f"tests/{name}" for name in names]
         done = run(
@@ -99,7 +99,7 @@ def test_the_kernels_tests_pass_without_a_report(sanitized: dict[str, str]) -> N
     with ThreadPoolExecutor(len(HALVES)) as pool:
         counts = list(pool.map(passed, HALVES))
     assert sum(counts) >= 700, counts
-    print(f"{sum(counts)} tests passed under AddressSanitizer and UBSan")
+    counted("kernel tests under AddressSanitizer and UBSan: no report", sum(counts), sum(counts))
 
 
 # A view that lies about its size takes a kernel out of its array; no plain check can see that.
@@ -136,8 +136,9 @@ print("survived")
 
 @pytest.mark.skipif(bool(FOLDER), reason="builds what this process runs")
 @pytest.mark.parametrize("fault", PLANTED)
-def test_a_planted_fault_is_reported(sanitized: dict[str, str], fault: str) -> None:
+def test_a_planted_fault_is_reported(sanitized: dict[str, str], fault: str, counted) -> None:
     statement, *reports = PLANTED[fault]
     done = run(sanitized, "-c", PLANT.format(statement))
     assert done.returncode == 99 and done.stdout == "planted\n", done.stdout + done.stderr
     assert all(text in done.stderr for text in reports), done.stderr
+    counted("faults planted in the kernels: reported by the sanitizers", 1, 1)
