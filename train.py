@@ -24,7 +24,6 @@ import signal
 import sys
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -174,6 +173,9 @@ def fit(
             cuda_rng=torch.cuda.get_rng_state() if device.type == "cuda" else None, **(state or {}),
         )  # fmt: skip
 
+    def save_here() -> None:
+        checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
+
     stop, saved = _StopSignals(), time.monotonic()
     quiet = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines: logs are read later
     bar = tqdm(total=total, initial=step, unit="step", disable=out is None, mininterval=quiet)
@@ -181,7 +183,7 @@ def fit(
     # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
     dead, bad = torch.zeros((2,), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
-    seen_last: deque[tuple[int, Tensor]] = deque(maxlen=max_skipped)  # step, pair numbers
+    taken = 1  # steps of the last epoch that were not skipped
     with bar, stop:
         while epoch < epochs:
             objective.train()
@@ -213,7 +215,6 @@ def fit(
                     step, seen, done = step + 1, seen + len(batch["image"]), done + 1
                     dead = (dead + 1) * terms.pop("dead", torch.zeros_like(dead))
                     bad = (bad + 1) * skip
-                    seen_last.append((step, batch["index"].clone()))
                     for k, v in {"loss": loss.detach(), **terms, "grad_norm": norm}.items():
                         meter[k] = meter.get(k, 0.0) + torch.where(skip > 0, 0.0, v)
                     meter["skipped_steps"] += skip
@@ -223,42 +224,34 @@ def fit(
                         _check_alive(dead, step)
                         if in_a_row >= max_skipped:
                             if int(meter["skipped_steps"]) < done:
-                                sums = {k: float(v) for k, v in meter.items()}
-                                checkpoint("last.pt", epoch, done, sums)
-                            raise TrainError(_not_finite_message(
-                                plain, batch, loader.pairs, list(seen_last)[-in_a_row:], out
-                            ))  # fmt: skip
+                                save_here()
+                            why = _not_finite_message(plain, batch, loader.pairs, step, in_a_row)
+                            raise TrainError(why + _kept(out))
                     if step % CHECK_EVERY == 0 or done == len(loader):
                         bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
                     if (_world() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
-                        sums = {k: float(v) for k, v in meter.items()}
-                        checkpoint("last.pt", epoch, done, sums)
+                        save_here()
                         raise Stopped(128 + stop.signal)
                     if save_minutes and time.monotonic() - saved > 60 * save_minutes:
-                        checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
+                        save_here()
             except LoaderFailed as failed:
-                where = "nothing was trained yet"
-                if out is not None and step > 0:
-                    checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
-                    where = f"saved {out / 'last.pt'} after step {step}: mend it, then --resume"
-                raise TrainError(f"{failed}; {where}") from failed
+                if step > 0:
+                    save_here()
+                raise TrainError(f"{failed} (after step {step}).{_kept(out)}") from failed
             seconds = time.perf_counter() - started
             sums = {k: float(v) for k, v in meter.items()}
             skipped = int(sums["skipped_steps"])
-            if skipped == len(loader):
-                raise TrainError(
-                    _not_finite_message(plain, batch, loader.pairs, list(seen_last), out)
-                )
+            taken = len(loader) - skipped
             if skipped:
                 data.notice(
                     f"epoch {epoch + 1}: {skipped} of {len(loader)} steps skipped, because their "
                     "loss or gradient was not finite"
                 )
-            due = validate and ((epoch + 1) % val_every == 0 or epoch + 1 == epochs)
+            due = validate and taken and ((epoch + 1) % val_every == 0 or epoch + 1 == epochs)
             if due:  # which takes a while, and may fail on a file
                 checkpoint("last.pt", epoch, len(loader), sums)
             row = {"epoch": epoch + 1, "step": step, "lr": rate}
-            row |= {k: v / (len(loader) - skipped) for k, v in sums.items()}
+            row |= {k: v / taken if taken else math.nan for k, v in sums.items()}
             row["images_per_s"] = seen * _world() / seconds if seen else None
             row |= {"skipped_steps": skipped, "skipped_pairs": len(loader.failed)}
             epoch, first, sums = epoch + 1, 0, {}
@@ -277,10 +270,24 @@ def fit(
             # Killed between the two, the epoch's end is done once more, and its row written anew.
             log.append(row)
             _write_log(out, log[-1:], append=True)
-            checkpoint("last.pt", epoch, 0, {})
+            if taken:
+                checkpoint("last.pt", epoch, 0, {})
             if stop.agreed(device):
                 raise Stopped(128 + stop.signal)
+    if not taken:
+        raise TrainError(
+            f"the loss or its gradient is not finite in any step of the last epoch.{_kept(out)}"
+        )
     return log
+
+
+def _kept(out: Path | None) -> str:
+    """What is left of a run that ends, for its message."""
+    if out is None:
+        return ""
+    if not (out / "last.pt").exists():
+        return " Nothing was trained yet, and nothing is saved."
+    return f" {out / 'last.pt'} holds the run up to there: --resume goes on when it is mended."
 
 
 class LoaderFailed(RuntimeError):
@@ -334,11 +341,10 @@ class _RunningStatistics:
 
 
 def _not_finite_message(
-    objective: nn.Module, batch: dict[str, Tensor], pairs: list[data.Pair],
-    last: list[tuple[int, Tensor]], out: Path | None,
-) -> str:  # fmt: skip
-    """What ends a run: the steps, and the pairs whose own loss is not finite, each by itself in
-    evaluation mode; where that singles out none, the pairs of the last batch."""
+    objective: nn.Module, batch: dict[str, Tensor], pairs: list[data.Pair], step: int, in_a_row: int
+) -> str:
+    """What ends a run: the steps, and the pairs of the last one whose own loss is not finite, each
+    by itself in evaluation mode; where that singles out none, all of them."""
     names = [str(pairs[i].rgb) for i in batch["index"].tolist()]
     training = objective.training
     objective.eval()
@@ -349,19 +355,17 @@ def _not_finite_message(
             if not math.isfinite(float(objective(one)[0])):
                 bad.append(name)
     objective.train(training)
-    which = "of each of its pairs alone the loss is not finite: the weights or the flags, not the "
-    which += "data, are to blame"
-    if len(bad) < len(names):
-        chosen, which = (bad, "not finite by themselves") if bad else (names, "its pairs")
-        which += f": {', '.join(chosen[:8])}" + (f" and {len(chosen) - 8} more" * (len(chosen) > 8))
-    steps = f"steps {last[0][0]} to {last[-1][0]}" if len(last) > 1 else f"step {last[-1][0]}"
-    kept = ""
-    if out is not None and (out / "last.pt").exists():
-        kept = f" {out / 'last.pt'} holds the run without them."
+    if len(bad) == len(names):
+        which = "no pair alone has a finite loss: the weights or the flags are to blame, not a pair"
+    else:
+        which = "not finite by themselves are " if bad else "none alone is to blame; its pairs are "
+        shown = bad or names
+        which += ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if shown[8:] else "")
+    steps = f"steps {step - in_a_row + 1} to {step}" if in_a_row > 1 else f"step {step}"
     return (
         f"the loss or its gradient is not finite in {steps}, which were skipped. In the last one "
-        f"{which}.{kept} Lower --lr or --clip, and look at the data with --dry_run and "
-        "python data.py --check"
+        f"{which}. Lower --lr or --clip, and look at the data with --dry_run and "
+        "python data.py --check."
     )
 
 

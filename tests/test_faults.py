@@ -469,7 +469,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, counted
 
     with monkeypatch.context() as patch:
         patch.setattr(data.Loader, "_make", fail)
-        with pytest.raises(train.TrainError, match="last.pt after step 4") as told:
+        with pytest.raises(train.TrainError, match=r"\(after step 4\)\. .*last.pt holds") as told:
             train.main(few)
     for word in (str(error) or type(error).__name__, "--resume"):
         assert word in str(told.value)
@@ -488,7 +488,7 @@ def test_a_loader_that_throws_at_once_saves_nothing(root, tmp_path, monkeypatch)
         raise data.DataError("all gone")
 
     monkeypatch.setattr(data.Loader, "_make", fail)
-    with pytest.raises(train.TrainError, match="all gone; nothing was trained yet"):
+    with pytest.raises(train.TrainError, match="all gone.*Nothing was trained yet"):
         train.main(one_thread(root, tmp_path / "run", "--epochs", "1"))
     assert not list((tmp_path / "run").glob("*.pt"))
 
@@ -659,8 +659,8 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
     poison(monkeypatch, lambda batch: bool((batch["index"] == 5).any()))
     with pytest.raises(train.TrainError, match="steps 4 to 5, which were skipped") as told:
         train.main(few)
-    assert f"not finite by themselves: {root / 'train/rgb/5.png'}." in str(told.value)
-    assert "last.pt holds the run without them" in str(told.value)
+    assert f"not finite by themselves are {root / 'train/rgb/5.png'}." in str(told.value)
+    assert "last.pt holds the run up to there" in str(told.value)
     state = content(tmp_path / "run/last.pt")
     assert state["step"] == 3 and all(v.isfinite().all() for v in state["model"].values())
     counted("K steps in a row not finite: the run ends and names the pair", 1, 1)
@@ -669,9 +669,26 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
 def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, monkeypatch):
     few = one_thread(root, tmp_path / "run", "--epochs", "9", "--max_skipped", "2")
     poison(monkeypatch, lambda batch: True)
-    with pytest.raises(train.TrainError, match="steps 1 to 2.*of each of its pairs alone.*not the"):
+    with pytest.raises(train.TrainError, match="steps 1 to 2.*no pair alone has a finite loss"):
         train.main(few)
     assert not (tmp_path / "run/last.pt").exists()
+
+
+def test_an_epoch_of_skipped_steps_ends_no_run_but_the_last(root, tmp_path, monkeypatch):
+    """One batch an epoch: K counts over epochs. What was skipped is neither validated nor saved."""
+    few = ("--epochs", "4", "--batch_size", "12", "--max_skipped", "3")
+    count: list[int] = []
+    with monkeypatch.context() as patch:
+        poison(patch, lambda batch: (count.append(1), len(count) in (2, 3))[1])
+        assert train.main(one_thread(root, tmp_path / "run", *few)) == 0
+    assert [r["skipped_steps"] for r in rows(tmp_path / "run")] == [0, 1, 1, 0]
+    assert [r["loss"] is None for r in rows(tmp_path / "run")] == [False, True, True, False]
+    assert ["si_rmse" in r for r in rows(tmp_path / "run")] == [True, False, False, True]
+    count.clear()
+    poison(monkeypatch, lambda batch: (count.append(1), len(count) > 3)[1])
+    with pytest.raises(train.TrainError, match="not finite in any step of the last epoch.*last.pt"):
+        train.main(one_thread(root, tmp_path / "end", *few))
+    assert content(tmp_path / "end/last.pt")["epoch"] == 3
 
 
 def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, counted):
