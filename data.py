@@ -5,6 +5,7 @@
     draw(seed, epoch, indices) -> r2_batch: r2_crop, gt_down, masked_gradient     Sec. 3.2, Fig. 4
     Loader.plan, Loader.epoch(n) -> batches
     open_teacher -> open_reader(teacher=...)     depths of another model where the truth has holes
+    python data.py --check ROOT                  the data doctor, doctor.py: look before you train
 
 Depth on disk is a 16-bit PNG, `depth_scale` units per metre, 0 = hole (no measurement). In a batch
 it is float32 metres, 0 = hole. No hole is ever blended into a depth.
@@ -213,7 +214,7 @@ def _from_folders(folder: Path, split: str, complain: Complain) -> list[Pair]:
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], complain: Complain) -> dict[str, Path]:
     if not folder.is_dir():
-        complain("no partner", f"{folder}: no such folder; rgb/ and depth/ belong side by side",
+        complain("no folder", f"{folder}: no such folder; rgb/ and depth/ belong side by side",
                  [folder])  # fmt: skip
         return {}
     found: dict[str, Path] = {}

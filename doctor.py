@@ -110,7 +110,7 @@ def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[
     by: dict[str, list[object]] = defaultdict(list)
 
     def collect(check: str, what: str, about: Sequence[object]) -> None:
-        by[check] += about or [what]
+        by[check] += about
 
     pairs = data.list_pairs(root, name, collect)
     for check, about in by.items():
@@ -137,6 +137,7 @@ LIST_CHECKS = {  # data.list_pairs' complaints -> what, cure ("" = layout's)
         "the list names files that are not there",
         "paths are relative to the set's folder; remove the lines or copy the files",
     ),
+    "no folder": ("a scene lacks rgb/ or depth/", "the two belong side by side"),
     "no partner": (
         "files without a partner of the same name in rgb/ and depth/",
         "rename or remove them, or list the pairs in {split}.txt, one 'rgb depth' a line",
