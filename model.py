@@ -717,21 +717,22 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
     """Writes a checkpoint that `load` can rebuild; atomic: a reader sees the old file or the new.
 
     `state` (optimizer, epoch, ...) goes beside the weights; plain containers and tensors only.
-    Raises ValueError for a state that would take the place of the weights; OSError where it cannot
-    be written (disk full, read-only): what stood at `path` is as it was.
+    Raises ValueError for a state that would take the place of the weights or that `load` would
+    refuse; OSError where it cannot be written (disk full, read-only): what stood at `path` is as it
+    was.
     """
     path = Path(path)
     content = {"format": FORMAT, "model_args": model.model_args, "model": model.state_dict()}
     if taken := sorted(content.keys() & state.keys()):
         raise ValueError(f"these names in a checkpoint are the network's: {', '.join(taken)}")
     content |= state
+    _check_plain(content, "it")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
-        read_weights(part)  # refuse now what `load` would refuse later
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer answers a full disk with a RuntimeError of its own; the system's word
@@ -749,6 +750,22 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _check_plain(thing: object, name: str) -> None:
+    """Raises ValueError for what no checkpoint can hold; name: what `thing` is, for the message."""
+    if isinstance(thing, dict):
+        for key, value in thing.items():
+            _check_plain(key, f"a name in {name}")
+            _check_plain(value, str(key))
+    elif isinstance(thing, list | tuple):
+        for value in thing:
+            _check_plain(value, name)
+    # type, not isinstance: a numpy.float64 is a float
+    elif not isinstance(thing, Tensor) and type(thing) not in (str, int, float, bool, type(None)):
+        raise ValueError(
+            f"a checkpoint holds tensors and plain values, but {name} is a {type(thing).__name__}"
+        )
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
