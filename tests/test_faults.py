@@ -106,6 +106,22 @@ def zygote(tmp_path_factory) -> Iterator[Zygote]:
     z.process.wait(timeout=30)
 
 
+@pytest.fixture(scope="module")
+def alone(root, zygote, tmp_path_factory) -> Callable[..., Path]:
+    """alone(flags ...): the folder of a run that is left alone; each is made once. Look only."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*more: str) -> Path:
+        if more not in made:
+            out = tmp_path_factory.mktemp("alone") / "run"
+            code, told = zygote.run(one_thread(root, out, *more))
+            assert code == 0, told
+            made[more] = out
+        return made[more]
+
+    return run
+
+
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A real file system of that size, mounted on `folder`; skips where this may not be done."""
@@ -140,12 +156,12 @@ def all_readable(out: Path) -> int:
 # ------------------------------------------------------------------------------------------ killed
 
 
-def test_kill_9_at_random_moments(root, tmp_path, zygote, request, counted):
+def test_kill_9_at_random_moments(root, tmp_path, zygote, alone, request, counted):
     """Within half a second of its start, packing included, or of its first save: while it trains,
     saves, validates or logs. A round ends when the run does."""
     kills, rng = request.config.getoption("--kills"), random.Random(6)
     more = ("--epochs", "24", "--save_minutes", "0.001", "--dynamic_weights")
-    assert zygote.run(one_thread(root, tmp_path / "whole", *more))[0] == 0
+    whole = alone(*more)
     done = seen = rounds = 0
     while done < kills:
         out, code = tmp_path / f"run{rounds}", None
@@ -165,7 +181,7 @@ def test_kill_9_at_random_moments(root, tmp_path, zygote, request, counted):
             done += code == -9
             seen += all_readable(out)
             assert (out / "last.pt").exists() or not (out / "log.jsonl").exists()
-        same_run(tmp_path / "whole", out)
+        same_run(whole, out)
         assert {p.name for p in out.iterdir()} == set(train.FILES)  # nothing half written is left
         rounds += 1
     assert seen >= kills / 2  # checkpoints of killed runs that were looked at
@@ -177,11 +193,10 @@ def age(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_sigterm_at_random_moments(root, tmp_path, zygote, counted):
+def test_sigterm_at_random_moments(root, tmp_path, zygote, alone, counted):
     rng = random.Random(7)
     more = ("--epochs", "12")
-    assert zygote.run(one_thread(root, tmp_path / "whole", *more))[0] == 0
-    out, done, code = tmp_path / "run", 0, None
+    whole, out, done, code = alone(*more), tmp_path / "run", 0, None
     while code != 0:
         pid = zygote.start([*one_thread(root, out, *more), "--resume"])
         if done < 4:
@@ -192,14 +207,14 @@ def test_sigterm_at_random_moments(root, tmp_path, zygote, counted):
         assert code != 143 or "to go on" in told
         done += code != 0
         all_readable(out)
-    same_run(tmp_path / "whole", out)
+    same_run(whole, out)
     counted("SIGTERM: saved in mid-epoch, resume bit-identical", done, done)
 
 
 @pytest.mark.parametrize("where", ["after the steps", "after best.pt", "after the log"])
-def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, counted):
+def test_killed_between_two_files(root, tmp_path, alone, monkeypatch, where, counted):
     """At an epoch's end four files are written one after the other."""
-    assert train.main(one_thread(root, tmp_path / "whole", "--epochs", "3")) == 0
+    whole = alone("--epochs", "3")
 
     class Killed(Exception):
         pass
@@ -232,10 +247,10 @@ def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, co
     assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
     if where == "after best.pt":  # its scores are made up
         assert [r["epoch"] for r in rows(out)] == [1, 2, 3]
-        whole, ours = (content(p / "last.pt")["model"] for p in (tmp_path / "whole", out))
-        assert all(torch.equal(v, ours[k]) for k, v in whole.items())
+        theirs, ours = (content(p / "last.pt")["model"] for p in (whole, out))
+        assert all(torch.equal(v, ours[k]) for k, v in theirs.items())
     else:
-        same_run(tmp_path / "whole", out)
+        same_run(whole, out)
     counted("stopped between two files of an epoch's end", 1, 1)
 
 
@@ -243,24 +258,25 @@ def test_killed_between_two_files(root, tmp_path, zygote, monkeypatch, where, co
 
 
 @pytest.mark.parametrize("limit", [100_000, 1_000_000, 3_000_000, 4_700_000])
-def test_no_room_for_a_checkpoint(root, tmp_path, zygote, limit, counted):
+def test_no_room_for_a_checkpoint(root, tmp_path, zygote, alone, limit, counted):
     """No file may grow beyond `limit`: the checkpoint of 4.9 MB breaks off there."""
-    out = tmp_path / "run"
-    for same in (out, tmp_path / "whole"):
-        assert zygote.run(one_thread(root, same, "--epochs", "1"))[0] == 0
+    out, more = tmp_path / "run", ("--epochs", "2")
+    shutil.copytree(alone("--epochs", "1"), out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    code, told = zygote.run(one_thread(root, out, "--epochs", "2", "--resume"), limit)
+    code, told = zygote.run(one_thread(root, out, *more, "--resume"), limit)
     assert code == 2 and is_one_clear_line(told, "last.pt: cannot be written", "whole"), told
     for name in ("last.pt", "best.pt", "log.jsonl"):
         assert (out / name).read_bytes() == before[name]
-    for same in (out, tmp_path / "whole"):
-        assert zygote.run(one_thread(root, same, "--epochs", "2", "--resume"))[0] == 0
-    same_run(tmp_path / "whole", out)
+    assert zygote.run(one_thread(root, out, *more, "--resume"))[0] == 0
+    last = str(alone("--epochs", "1") / "last.pt")
+    theirs, ours = (content(p / "last.pt") for p in (alone(*more, "--resume", last), out))
+    assert ours["step"] == 6 == theirs["step"]
+    assert all(torch.equal(v, ours["model"][k]) for k, v in theirs["model"].items())
     counted("disk full while a checkpoint is saved", 1, 1)
 
 
 @pytest.mark.parametrize("size", ["40k", "2m", "6m", "12m"])
-def test_a_full_disk(root, tmp_path, zygote, size, counted):
+def test_a_full_disk(root, tmp_path, zygote, alone, size, counted):
     """A real one, too small for args.json, for last.pt, for its successor, for best.pt as well."""
     with small_disk(tmp_path / "disk", size) as disk:
         out = disk / "run"
@@ -272,8 +288,7 @@ def test_a_full_disk(root, tmp_path, zygote, size, counted):
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         (disk / "full").unlink(missing_ok=True)
         assert zygote.run(one_thread(root, out, "--epochs", "3", "--resume"))[0] == 0
-        assert zygote.run(one_thread(root, tmp_path / "whole", "--epochs", "3"))[0] == 0
-        same_run(tmp_path / "whole", out)
+        same_run(alone("--epochs", "3"), out)
     counted("disk full while a run writes (real file system)", 1, 1)
 
 
@@ -311,10 +326,10 @@ def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, counted):
     counted("read-only or impossible output folder", 2, 2)
 
 
-def test_two_runs_into_one_folder(root, tmp_path, zygote, counted):
+def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
     """The second is refused, whatever it wants there; the first does not notice."""
     out, few = tmp_path / "run", ("--epochs", "12")
-    assert zygote.run(one_thread(root, tmp_path / "whole", *few))[0] == 0
+    whole = alone(*few)
     zygote.start(one_thread(root, out, *few))
     deadline = time.time() + 60
     while not (out / "last.pt").exists() and time.time() < deadline:
@@ -324,7 +339,7 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, counted):
             train.main(one_thread(root, out, *few, *more))
     code, told = zygote.end()
     assert code == 0, told
-    same_run(tmp_path / "whole", out)
+    same_run(whole, out)
     assert not list(tmp_path.glob("run.*"))  # was not moved aside
     counted("second run into a folder in use", 2, 2)
 
@@ -457,7 +472,7 @@ def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, counted
      ZeroDivisionError("by design")],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
-def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, counted):
+def test_a_loader_thread_that_throws(root, tmp_path, alone, monkeypatch, error, counted):
     """In the second epoch's second batch: the run ends, and is saved as it stands."""
     few = one_thread(root, tmp_path / "run", "--epochs", "3")
     real = data.Loader._make
@@ -478,8 +493,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, monkeypatch, error, counted
     state = content(tmp_path / "run/last.pt")
     assert (state["epoch"], state["batch"]) == (1, 1)
     assert train.main([*few, "--resume"]) == 0
-    assert train.main(one_thread(root, tmp_path / "whole", "--epochs", "3")) == 0
-    same_run(tmp_path / "whole", tmp_path / "run")
+    same_run(alone("--epochs", "3"), tmp_path / "run")
     counted("loader thread that throws", 1, 1)
 
 
@@ -735,10 +749,10 @@ def test_save_minutes_saves_in_mid_epoch(root, tmp_path, monkeypatch):
     same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_an_epochs_steps_outlive_a_validation_that_fails(root, tmp_path, monkeypatch):
+def test_an_epochs_steps_outlive_a_validation_that_fails(root, tmp_path, alone, monkeypatch):
     """Resuming repeats the validation, not the steps: row and best.pt are those of a run that was
     left alone."""
-    few = one_thread(root, tmp_path / "run", "--epochs", "2")
+    few = one_thread(root, tmp_path / "run", "--epochs", "3")
     with monkeypatch.context() as patch:
 
         def fail(self: train.Validator, epoch: int) -> dict:
@@ -750,8 +764,7 @@ def test_an_epochs_steps_outlive_a_validation_that_fails(root, tmp_path, monkeyp
     state = content(tmp_path / "run/last.pt")
     assert (state["epoch"], state["batch"], state["step"]) == (0, 3, 3)
     assert train.main([*few, "--resume"]) == 0
-    assert train.main(one_thread(root, tmp_path / "whole", "--epochs", "2")) == 0
-    same_run(tmp_path / "whole", tmp_path / "run")
+    same_run(alone("--epochs", "3"), tmp_path / "run")
 
 
 def test_losses_are_not_asked_twice(root, tmp_path, monkeypatch):
