@@ -163,6 +163,8 @@ def layout(root: Path, split: str) -> str:
     here = shlex.quote(str(root))
     want = f"make {split}.txt with one 'rgb depth' pair of paths a line, relative to {here}, or "
     want += f"the folders {split}/rgb and {split}/depth with equal file names"
+    if (root / f"{split}.txt").is_file():  # which wins over folders
+        return f"mend {split}.txt: one 'rgb depth' pair of paths a line, relative to {here}"
     for folder in (root, root / split, *sorted(root.glob("*/"), key=data.natural)[:50]):
         try:
             names = sorted(p.name for p in folder.iterdir() if p.is_dir())
@@ -173,6 +175,8 @@ def layout(root: Path, split: str) -> str:
         if not rgb or not depth:
             continue
         if (rgb, depth) == ("rgb", "depth") and folder.parent == root:
+            if folder.name == split:  # as it should be: what it lacks is told by itself
+                continue
             return f"{folder.name}/ is laid out as a split: --split {folder.name}; or {want}"
         to = root / split
         moves = [f"mv {shlex.quote(str(folder / a))} {shlex.quote(str(to / b))}"
@@ -205,10 +209,8 @@ def look(pair: data.Pair) -> Look:
     headers, digests, contents = [], [], []
     for path in (pair.rgb, pair.depth):
         try:
-            content = path.read_bytes()
+            content = data._bytes(path)
             headers.append(data.read_header(content, path))
-        except OSError as error:
-            return Look(("unreadable", f"{path}: cannot be read ({error.strerror})"))
         except data.DataError as error:
             return Look(("unreadable", str(error)))
         # Of a PNG the pixels alone: a time or a text before them may differ.
@@ -319,7 +321,7 @@ def check_intrinsics(pairs, looks: list[Look], split: str, found: Findings) -> d
             K = data.stored_intrinsics(pair, seen.size if min(seen.size) else (480, 640), known)
         except data.DataError as error:
             bad.setdefault(str(error), pair)
-            if path not in known:  # not one frame's: the file itself, which is read only once
+            if pair.folder not in known:  # the file itself, which is read once
                 broken.add(path)
             continue
         if K is None:
