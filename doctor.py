@@ -223,6 +223,7 @@ def look(pair: data.Pair) -> Look:
         seen.resized = data.check_headers(rgb, depth, pair)
     except data.DataError as error:
         why = {
+            "depth for a picture": (rgb.bits, rgb.channels) == (16, 1),
             "coloured depth": depth.channels != 1, "8-bit depth": depth.bits != 16,
             "too small": min(*rgb.size, *depth.size) < 32, "another aspect": True,
         }  # fmt: skip
@@ -243,6 +244,10 @@ def look(pair: data.Pair) -> Look:
 HEADER_CHECKS = {  # check -> what, cure. Training does not start with any of these
     "unreadable": (
         "files that are empty, cut short or no JPEG or PNG", "copy them anew, or remove their pairs"
+    ),
+    "depth for a picture": (
+        "pictures that are 16-bit grayscale, as depth maps are",
+        "swap the two, where they are; a thermal or infrared camera's: write them anew as 8 bit",
     ),
     "coloured depth": (
         "depth of several channels: a picture of depth, which holds no metres",

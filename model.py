@@ -843,8 +843,13 @@ def read_weights(path: Path) -> object:
         with open_regular(path) as f:
             if zipfile.is_zipfile(f):
                 if broken := _broken_member(f):
-                    raise CheckpointError(f"{path}: damaged ({broken}); copy it anew")
+                    raise CheckpointError(
+                        f"{path}: damaged, or no file of torch.save ({broken}); copy it anew"
+                    )
             else:  # PyTorch before 1.6: magic number, protocol, system, content, storages' names
+                f.seek(0)
+                if f.read(4) == b"PK\3\4":
+                    raise ValueError("the end of its archive is missing")
                 f.seek(0)
                 for _ in range(5):
                     _check_pickle(f)

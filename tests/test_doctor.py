@@ -301,6 +301,18 @@ def test_depth_that_holds_no_metres(make, check, kind):
     assert sum(f["count"] for f in told.report["findings"] if f["check"] == kind) == 26
 
 
+def test_depth_in_the_place_of_the_picture(make, check):
+    """Columns of a list that are swapped, and a depth that stands in both."""
+    root = make()
+    lines = ["train/depth/000000.png train/rgb/000000.jpg"]
+    lines += ["train/depth/000001.png train/depth/000001.png"]
+    lines += [f"train/rgb/{k:06d}.jpg train/depth/{k:06d}.png" for k in range(2, 20)]
+    (root / "train.txt").write_text("\n".join(lines))
+    told = check(root)
+    assert told.found - {("warning", "intrinsics")} == {("error", "depth for a picture"), FEW}
+    assert told.finding("depth for a picture")["count"] == 2
+
+
 @pytest.mark.parametrize("step", [256, 257, 1000])
 def test_8_bits_blown_up_to_16(make, check, step):
     told = check(make(lambda k, rgb, depth: (rgb, (depth // 400 * step).astype(np.uint16))))

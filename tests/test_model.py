@@ -673,7 +673,8 @@ def test_checkpoint_flipped_byte_passes_torch_load(tmp_path, saved):
 def test_checkpoint_cut_file(tmp_path, saved, part):
     content = saved.read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(part * len(content))])
-    with pytest.raises(CheckpointError, match=r"cut\.pt: not a readable.*cut short"):
+    reason = ".*the end of its archive is missing" if part else ""
+    with pytest.raises(CheckpointError, match=rf"cut\.pt: not a readable.*cut short{reason}"):
         M.load(tmp_path / "cut.pt")
 
 
