@@ -731,7 +731,7 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
             torch.save(content, f)
             f.flush()
             os.fsync(f.fileno())
-        read_weights(part)  # refuse now what `load` would refuse later
+        read_checkpoint(part)  # refuse now what `load` would refuse later
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer answers a full disk with a RuntimeError of its own; the system's word
@@ -777,6 +777,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 SIDE = 1 << 13  # no picture that a checkpoint names, and no network, is larger
+WINDOW = 64  # no Swin's is larger
 
 
 def load(path: str | os.PathLike) -> DepthNetwork:
@@ -813,7 +814,8 @@ def _check_args(model_args: object) -> None:
         elif name in ("mean", "std"):
             fine = _numbers(value, 3)
         elif name in ("window", "drop_path"):
-            fine = _numbers([value], 1) and value <= 64 and (name != "window" or type(value) is int)
+            fine = _numbers([value], 1) and value <= WINDOW
+            fine = fine and (name != "window" or type(value) is int)
         elif name == "merged":
             fine = type(value) is bool
         else:
@@ -1170,9 +1172,9 @@ def parse_share(text: str) -> float:
 
 
 def parse_window(text: str) -> int:
-    """argparse type: a whole number, 2 or more."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 2 or more")
+    """argparse type: a whole number, 2 to 64."""
+    if not text.isdecimal() or not 2 <= int(text) <= WINDOW:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 to {WINDOW}")
     return int(text)
 
 
