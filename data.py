@@ -85,6 +85,8 @@ def resolve(data: str) -> Path:
     root = Path(data)
     if not root.is_dir():
         raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
+    if not os.access(root, os.X_OK):
+        raise DataError(f"--data {data}: the folder may not be looked into: see its permissions")
     return root
 
 
@@ -281,6 +283,11 @@ def _jpeg_header(data: bytes, path: Path) -> Header:
 
 def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:
     """Raises DataError where a pair cannot be one; True when its sizes differ (same aspect)."""
+    if (rgb.bits, rgb.channels) == (16, 1):
+        raise DataError(
+            f"{pair.rgb}: the picture is 16-bit grayscale, a depth map; are the two swapped, or is "
+            "one file listed twice?"
+        )
     if depth.channels != 1:
         raise DataError(
             f"{pair.depth}: depth has {depth.channels} channels; it must be a 16-bit grayscale PNG "

@@ -164,6 +164,8 @@ def layout(root: Path, split: str) -> str:
     here = shlex.quote(str(root))
     want = f"make {split}.txt with one 'rgb depth' pair of paths a line, relative to {here}, or "
     want += f"the folders {split}/rgb and {split}/depth with equal file names"
+    if (root / f"{split}.txt").is_file():  # which wins over folders
+        return f"mend {split}.txt: one 'rgb depth' pair of paths a line, relative to {here}"
     for folder in (root, root / split, *sorted(root.glob("*/"), key=data.natural)[:50]):
         try:
             names = sorted(p.name for p in folder.iterdir() if p.is_dir())
@@ -174,6 +176,8 @@ def layout(root: Path, split: str) -> str:
         if not rgb or not depth:
             continue
         if (rgb, depth) == ("rgb", "depth") and folder.parent == root:
+            if folder.name == split:  # as it should be: what it lacks is told by itself
+                continue
             return f"{folder.name}/ is laid out as a split: --split {folder.name}; or {want}"
         to = root / split
         moves = [f"mv {shlex.quote(str(folder / a))} {shlex.quote(str(to / b))}"
@@ -206,10 +210,8 @@ def look(pair: data.Pair) -> Look:
     headers, digests, contents = [], [], []
     for path in (pair.rgb, pair.depth):
         try:
-            content = path.read_bytes()
+            content = data._bytes(path)
             headers.append(data.read_header(content, path))
-        except OSError as error:
-            return Look(("unreadable", f"{path}: cannot be read ({error.strerror})"))
         except data.DataError as error:
             return Look(("unreadable", str(error)))
         # Of a PNG the pixels alone: a time or a text before them may differ.
@@ -222,6 +224,7 @@ def look(pair: data.Pair) -> Look:
         seen.resized = data.check_headers(rgb, depth, pair)
     except data.DataError as error:
         why = {
+            "depth for a picture": (rgb.bits, rgb.channels) == (16, 1),
             "coloured depth": depth.channels != 1, "8-bit depth": depth.bits != 16,
             "too small": min(*rgb.size, *depth.size) < 32, "another aspect": True,
         }  # fmt: skip
@@ -242,6 +245,10 @@ def look(pair: data.Pair) -> Look:
 HEADER_CHECKS = {  # check -> what, cure. Training does not start with any of these
     "unreadable": (
         "files that are empty, cut short or no JPEG or PNG", "copy them anew, or remove their pairs"
+    ),
+    "depth for a picture": (
+        "pictures that are 16-bit grayscale, as depth maps are",
+        "swap the two, where they are; a thermal or infrared camera's: write them anew as 8 bit",
     ),
     "coloured depth": (
         "depth of several channels: a picture of depth, which holds no metres",
@@ -320,7 +327,7 @@ def check_intrinsics(pairs, looks: list[Look], split: str, found: Findings) -> d
             K = data.stored_intrinsics(pair, seen.size if min(seen.size) else (480, 640), known)
         except data.DataError as error:
             bad.setdefault(str(error), pair)
-            if path not in known:  # not one frame's: the file itself, which is read only once
+            if pair.folder not in known:  # the file itself, which is read once
                 broken.add(path)
             continue
         if K is None:

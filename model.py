@@ -726,7 +726,8 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
     if taken := sorted(content.keys() & state.keys()):
         raise ValueError(f"these names in a checkpoint are the network's: {', '.join(taken)}")
     content |= state
-    _check_plain(content, "it")
+    _check_plain(content, "it")  # refuse now what `load` would refuse later
+    _check_facts(content, path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -781,6 +782,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
             f"{path}: not a LiteDepth checkpoint (no {FORMAT!r} mark). A file of backbone weights "
             "goes to train.py --pretrained FILE"
         )
+    _check_facts(content, path)
+    return content
+
+
+def _check_facts(content: dict, path: str | os.PathLike) -> None:
+    """Raises CheckpointError for counts, sizes and flags that cannot be."""
     for name in ("epoch", "batch", "step"):
         count = content.get(name, 0)
         if type(count) is not int or not 0 <= count < 1 << 62:
@@ -790,10 +797,10 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise CheckpointError(f"{path}: image_size {reprlib.repr(size)} cannot be")
     if not isinstance(content.get("flags", {}), dict):
         raise CheckpointError(f"{path}: its flags are none")
-    return content
 
 
 SIDE = 1 << 13  # no picture that a checkpoint names, and no network, is larger
+WINDOW = 64  # no Swin's is larger
 
 
 def load(path: str | os.PathLike) -> DepthNetwork:
@@ -830,7 +837,8 @@ def _check_args(model_args: object) -> None:
         elif name in ("mean", "std"):
             fine = _numbers(value, 3)
         elif name in ("window", "drop_path"):
-            fine = _numbers([value], 1) and value <= 64 and (name != "window" or type(value) is int)
+            fine = _numbers([value], 1) and value <= WINDOW
+            fine = fine and (name != "window" or type(value) is int)
         elif name == "merged":
             fine = type(value) is bool
         else:
@@ -860,8 +868,13 @@ def read_weights(path: Path) -> object:
         with open_regular(path) as f:
             if zipfile.is_zipfile(f):
                 if broken := _broken_member(f):
-                    raise CheckpointError(f"{path}: damaged ({broken}); copy it anew")
+                    raise CheckpointError(
+                        f"{path}: damaged, or no file of torch.save ({broken}); copy it anew"
+                    )
             else:  # PyTorch before 1.6: magic number, protocol, system, content, storages' names
+                f.seek(0)
+                if f.read(4) == b"PK\3\4":
+                    raise ValueError("the end of its archive is missing")
                 f.seek(0)
                 for _ in range(5):
                     _check_pickle(f)
@@ -1182,9 +1195,9 @@ def parse_share(text: str) -> float:
 
 
 def parse_window(text: str) -> int:
-    """argparse type: a whole number, 2 or more."""
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 2 or more")
+    """argparse type: a whole number, 2 to 64."""
+    if not text.isdecimal() or not 2 <= int(text) <= WINDOW:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 to {WINDOW}")
     return int(text)
 
 

@@ -156,6 +156,8 @@ def fit(
                 "give the run's own --data and --batch_size"
             )
         best, sums = resume["best"], resume["sums"]
+        if first == len(loader) == sums.get("skipped_steps"):
+            first, step, sums = 0, step - first, {}  # to go on from: it is done anew
         if out is not None and not (out / "best.pt").exists():  # resumed into another folder
             best = math.inf
         log = [row for row in _read_log(out) if row["epoch"] <= epoch]
@@ -527,16 +529,21 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
 
     def taken() -> None:
         who = ""
-        with suppress(OSError):
-            (file,) = [f for f in out.glob(".run.*") if f.suffix in (".lock", ".held")]
-            who = f" ({file.read_text()})"
+        for file in (out / ".run.lock", out / ".run.held"):
+            with suppress(OSError):  # it goes with its holder
+                who = f" ({told})" if (told := file.read_text()) else who
         raise TrainError(f"--out {out}: another run{who} writes there; take another folder")
 
     with ExitStack() as held:
         try:
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(packed.locked(out, "run", taken))
-            if (out / "last.pt").exists() and not keep:
+            if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
+                if not out.name:
+                    raise TrainError(
+                        f"--out {out}: holds an earlier run and cannot be moved aside; take "
+                        "another folder (to go on with it: --resume)"
+                    )
                 number = 1
                 while (aside := out.with_name(f"{out.name}.{number}")).exists():
                     number += 1
@@ -551,9 +558,8 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
             for name in FILES:
                 for part in out.glob(f".{name}*.part"):
                     part.unlink()
-            if not keep:
-                for stale in ("log.jsonl", "best.pt"):  # of a run that never saved
-                    (out / stale).unlink(missing_ok=True)
+            if not keep:  # of a run that never saved
+                (out / "log.jsonl").unlink(missing_ok=True)
         except OSError as error:
             raise TrainError(
                 f"--out {out}: cannot be written ({error.strerror}); take another folder"
@@ -917,6 +923,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
     if args.resume == "auto" and not path.exists():
         data.notice(f"nothing to resume in {args.out}: starting afresh")
         return None
+    written = path.stat().st_mtime_ns if path.exists() else 0
     try:
         checkpoint = model.read_checkpoint(path)
     except model.CheckpointError as error:
@@ -946,7 +953,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
         raise TrainError(f"--resume: {path} is another network ({', '.join(network)}); give that")
     if changed:
         data.notice(f"resuming with other flags than the run had: {', '.join(changed)}")
-    return {**checkpoint, "path": path}
+    return {**checkpoint, "path": path, "written": written}
 
 
 def open_data(
@@ -1014,9 +1021,11 @@ def launch(args: argparse.Namespace, **how: object) -> int:
             raise
         saved = args.out / "last.pt"
         kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
+        reason = " ".join(str(error).split())[:300]
         raise TrainError(
             f"process {rank} of {world} ends, because another one of this run has ended (what that "
-            f"one says comes first; killed, it says nothing); {kept}"
+            f"one says comes first; killed, it says nothing) or cannot be reached; {kept}. "
+            f"PyTorch says: {reason}"
         ) from error
     finally:
         if world > 1:
@@ -1101,6 +1110,11 @@ def _train(
                 args.out.resolve()
             )
             held.enter_context(run_folder(args.out, keep=same_folder))
+            if same_folder and resume["written"] != resume["path"].stat().st_mtime_ns:
+                raise TrainError(
+                    f"--resume: {resume['path']} is newer than what was read of it: another run "
+                    "was about to end there; start this one again"
+                )
             facts = describe(
                 args, device_name=name, kernels_in_use=kernels,
                 torch_threads=torch.get_num_threads(), processes=world, initial_weights=weights,

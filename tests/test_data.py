@@ -406,6 +406,7 @@ BAD_FILES = {
     "16-bit colour depth": (
         lambda r: write(r / DEPTH, np.dstack([U16] * 3)), "depth/sample_4.png.*3 channels.*raw",
     ),
+    "depth as rgb": (lambda r: write(r / RGB, U16), "rgb/sample_4.png.*16-bit gray.*swapped"),
     "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
     "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
     "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file; "),
@@ -435,6 +436,11 @@ BAD_FILES = {
         lambda r: (r / "train.txt").write_text(RGB), "train.txt:1: expected 'rgb depth'",
     ),
 }  # fmt: skip
+
+
+def test_a_folder_without_rights_is_not_told_to_be_empty(tmp_path, rgbd, monkeypatch, capsys):
+    monkeypatch.setattr(data.os, "access", lambda path, mode: False)  # root may do anything
+    assert "the folder may not be looked into" in refusal(flags(rgbd, tmp_path / "out"), capsys)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -209,6 +209,19 @@ def test_a_list_with_every_kind_of_line(make, check):
     assert check(root).found == {("error", "list"), ("error", "empty split")}
 
 
+def test_the_cure_of_a_list_that_holds_nothing_is_the_list(make, check):
+    """It wins over the folders beside it, which are laid out well."""
+    root = make()
+    (root / "train.txt").write_text("# nothing yet\n")
+    cure = check(root).finding("empty split")["cure"]
+    assert cure.startswith("mend train.txt") and "--split" not in cure
+    (root / "train.txt").unlink()
+    for kind in ("rgb", "depth"):
+        for path in (root / "train" / kind).iterdir():
+            path.unlink()
+    assert "--split train" not in check(root).finding("empty split")["cure"]
+
+
 def test_names_of_any_bytes(make, tmp_path, capsys):
     """They are told and drawn as far as letters go, without a traceback."""
     root = make()
@@ -288,6 +301,18 @@ def test_depth_that_holds_no_metres(make, check, kind):
     assert sum(f["count"] for f in told.report["findings"] if f["check"] == kind) == 26
 
 
+def test_depth_in_the_place_of_the_picture(make, check):
+    """Columns of a list that are swapped, and a depth that stands in both."""
+    root = make()
+    lines = ["train/depth/000000.png train/rgb/000000.jpg"]
+    lines += ["train/depth/000001.png train/depth/000001.png"]
+    lines += [f"train/rgb/{k:06d}.jpg train/depth/{k:06d}.png" for k in range(2, 20)]
+    (root / "train.txt").write_text("\n".join(lines))
+    told = check(root)
+    assert told.found - {("warning", "intrinsics")} == {("error", "depth for a picture"), FEW}
+    assert told.finding("depth for a picture")["count"] == 2
+
+
 @pytest.mark.parametrize("step", [256, 257, 1000])
 def test_8_bits_blown_up_to_16(make, check, step):
     told = check(make(lambda k, rgb, depth: (rgb, (depth // 400 * step).astype(np.uint16))))
@@ -318,6 +343,19 @@ def test_unreadable_files_are_all_named(make, check):
     for k, word in enumerate(["an empty file", "an empty file", "cut short", "cut short"]):
         assert re.search(rf"00000{k}.*{word}", texts), texts
     assert "000006.jpg: not a JPEG or PNG" in texts
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_what_is_no_file_is_named_and_not_waited_for(make, check):
+    """Nobody writes into the pipe, and a device may have no end."""
+    root = make()
+    for k, put in enumerate((os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir)):
+        path = root / f"train/depth/{k:06d}.png"
+        path.unlink()
+        put(path)
+    told = check(root)
+    assert told.found == {("error", "unreadable"), FEW}
+    assert told.finding("unreadable")["count"] == 3
 
 
 def test_a_picture_damaged_inside_is_left_out_by_training(make, check):
@@ -366,6 +404,17 @@ def test_a_broken_camera_file_is_read_once(make, check, monkeypatch):
     told = check(root)
     assert told.finding("intrinsics")["count"] == 1
     assert read == [root / "train/intrinsics.json", root / "val/intrinsics.json"]
+
+
+def test_every_frame_whose_camera_cannot_be_is_told(make, check):
+    root = make()
+    frames = json.loads((root / "train/intrinsics.json").read_text())["frames"]
+    for k in (3, 7, 11):
+        frames[f"{k:06d}"] = frames[f"{k:06d}"] | {"fx": -k}
+    (root / "train/intrinsics.json").write_text(json.dumps({"frames": frames}))
+    told = check(root)
+    assert told.found == {("error", "intrinsics"), FEW}
+    assert told.finding("intrinsics")["count"] == 3
 
 
 # -------------------------------------------------------------------------------- unit and content

@@ -360,6 +360,58 @@ def test_the_folder_is_held_while_an_earlier_run_is_moved_aside(tmp_path, monkey
     assert {p.name for p in out.iterdir()} == {"last.pt"}
 
 
+def test_who_holds_a_folder_need_not_be_known(tmp_path, monkeypatch):
+    """The holder may be gone, and its file with it, before it is read."""
+
+    def locked(where: Path, name: str, waiting: Callable[[], None]) -> None:
+        waiting()
+
+    monkeypatch.setattr(packed, "locked", locked)
+    for names in ([], [".run.lock"], [".run.lock", ".run.held"]):
+        for name in names:
+            (tmp_path / name).touch()
+        with pytest.raises(train.TrainError, match="another run writes there"):
+            train.run_folder(tmp_path, True).__enter__()
+
+
+def test_what_another_run_saved_meanwhile_is_not_undone(root, tmp_path, monkeypatch, counted):
+    """A run that is just ending saves after the second one has read, and before it may write."""
+    out = tmp_path / "run"
+    assert train.main(one_thread(root, out, "--epochs", "2")) == 0
+    newer = (out / "last.pt").read_bytes()
+    assert train.main(one_thread(root, out, "--epochs", "2", "--resume", str(out / "best.pt"))) == 0
+    real = train.open_data
+
+    def late(*args: object) -> tuple[list, list]:
+        (out / "last.pt").write_bytes(newer)
+        return real(*args)
+
+    before = (out / "log.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "open_data", late)
+        with pytest.raises(train.TrainError, match="last.pt is newer than what was read"):
+            train.main(one_thread(root, out, "--epochs", "3", "--resume"))
+    assert (out / "last.pt").read_bytes() == newer and (out / "log.jsonl").read_bytes() == before
+    assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
+    counted("second run that read before the first one ended", 1, 1)
+
+
+def test_a_best_that_is_alone_is_moved_aside_too(root, tmp_path):
+    out, few = tmp_path / "run", ("--epochs", "1", "--val_split", "none")
+    out.mkdir()
+    (out / "best.pt").write_text("kept")
+    assert train.main(one_thread(root, out, *few)) == 0
+    assert (tmp_path / "run.1/best.pt").read_text() == "kept"
+
+
+def test_the_folder_one_stands_in_is_not_moved_aside(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ("--epochs", "1", "--val_split", "none", "--cache", "none")
+    assert train.main(one_thread(root, Path("."), *few)) == 0
+    with pytest.raises(train.TrainError, match="--out .: holds an earlier run and cannot be moved"):
+        train.main(one_thread(root, Path("."), *few))
+
+
 def test_a_lock_that_is_taken_away_excludes_all_the_same(tmp_path):
     """Eight processes add to a number forty times each; every holder takes its file away."""
     script = (
@@ -562,6 +614,20 @@ def torchrun(tmp_path: Path, what: str, args: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
+def test_what_pytorch_says_of_other_processes_is_not_lost(tmp_path, monkeypatch):
+    """Two processes on one GPU, say: nobody has ended."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(train.dist, name, lambda *_: None)
+
+    def fail(*_: object, **__: object) -> int:
+        raise RuntimeError("NCCL error:\nDuplicate GPU detected")
+
+    monkeypatch.setattr(train, "train", fail)
+    with pytest.raises(train.TrainError, match="PyTorch says: NCCL error: Duplicate GPU detected$"):
+        train.main(["--device", "cpu", "--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_dies(root, tmp_path, victim, counted):
     """torchrun: the other one ends with an error that says so, in seconds, not after a timeout."""
@@ -586,7 +652,7 @@ def test_a_rank_whose_loader_throws(root, tmp_path, counted):
     process = torchrun(tmp_path, "throw", args)
     told, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "rank 1's picture is gone" in told
+    assert "rank 1's picture is gone" in told and "nothing was trained" not in told
     assert "process 0 of 2 ends, because another one" in told
     assert content(tmp_path / "run/last.pt")["epoch"] == 1
     counted("rank whose loader throws: the other ends with an error", 1, 1)
@@ -703,6 +769,26 @@ def test_an_epoch_of_skipped_steps_ends_no_run_but_the_last(root, tmp_path, monk
     with pytest.raises(train.TrainError, match="not finite in any step of the last epoch.*last.pt"):
         train.main(one_thread(root, tmp_path / "end", *few))
     assert content(tmp_path / "end/last.pt")["epoch"] == 3
+
+
+def test_an_epoch_of_skipped_steps_alone_is_done_anew(root, tmp_path, monkeypatch):
+    """Stopped after its last step: resuming finds no step of it to go on from."""
+    few = one_thread(root, tmp_path / "run", "--epochs", "2", "--val_split", "none")
+    count: list[int] = []
+
+    def when(batch: dict) -> bool:
+        count.append(1)
+        if len(count) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return len(count) > 3
+
+    with monkeypatch.context() as patch:
+        poison(patch, when)
+        assert train.main(few) == 143
+    state = content(tmp_path / "run/last.pt")
+    assert (state["epoch"], state["batch"], state["sums"]["skipped_steps"]) == (1, 3, 3)
+    assert train.main([*few, "--resume"]) == 0
+    assert [(r["step"], r["skipped_steps"]) for r in rows(tmp_path / "run")] == [(3, 0), (6, 0)]
 
 
 def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, counted):
