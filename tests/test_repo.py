@@ -103,6 +103,8 @@ def test_readme_flags_and_tests_exist():
     others |= {"--graph", "--num_threads", "--num_runs", "--warmup_runs", "--use_gpu"}  # TFLite's
     for bench in (ROOT / "tests").glob("bench_*.py"):
         others |= set(re.findall(r'add_argument\("(--\w+)"', bench.read_text()))
+    conftest = (ROOT / "tests/conftest.py").read_text()  # pytest's, ours
+    others |= set(re.findall(r'addoption\(\s*"(--\w+)"', conftest))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z_0-9]*", readme, re.I))
     assert named - others <= known, named - others - known
     for test in set(re.findall(r"`(tests/\w+\.py)`", readme)):
