@@ -538,6 +538,7 @@ def locked(where: Path, name: str, waiting: Callable[[], None]) -> Iterator[None
 
 def _flock(path: Path, waiting: Callable[[], None]) -> int | None:
     """A file descriptor that holds the lock; None where the file system knows no locks."""
+    told = False
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -547,7 +548,9 @@ def _flock(path: Path, waiting: Callable[[], None]) -> int | None:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                waiting()
+                if not told:
+                    waiting()
+                told = True
                 fcntl.flock(fd, fcntl.LOCK_EX)
             # Its holder may have taken the file away since it was opened: then others have a lock
             # on another file of that name, and this one is worth nothing.

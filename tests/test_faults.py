@@ -419,7 +419,9 @@ def test_a_lock_that_is_taken_away_excludes_all_the_same(tmp_path):
         "from pathlib import Path; import packed\n"
         "where = Path(sys.argv[2]); number = where / 'number'\n"
         "for _ in range(40):\n"
-        "    with packed.locked(where, 'x', lambda: None):\n"
+        "    told = []\n"
+        "    with packed.locked(where, 'x', lambda: told.append(1)):\n"
+        "        assert len(told) <= 1\n"
         "        number.write_text(str(int(number.read_text()) + 1))\n"
     )
     (tmp_path / "number").write_text("0")
