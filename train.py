@@ -698,7 +698,8 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     g.add_argument(
         "--max_skipped", type=data.whole, default=10, metavar="K",
         help="a step whose loss or gradient is not finite is skipped and counted; after this many "
-        "in a row the run ends and names the pairs (default 10)",
+        "in a row (looked at every 20 steps on a GPU) the run ends and names the pairs (default "
+        "10)",
     )  # fmt: skip
     g.add_argument(
         "--amp", action="store_true",

@@ -185,7 +185,7 @@ def test_kill_9_at_random_moments(root, tmp_path, zygote, alone, request, counte
         assert {p.name for p in out.iterdir()} == set(train.FILES)  # nothing half written is left
         rounds += 1
     assert seen >= kills / 2  # checkpoints of killed runs that were looked at
-    counted("kill -9: no checkpoint unreadable, resume bit-identical", done, done)
+    counted("kill -9: no checkpoint unreadable, resume bit-identical", done)
 
 
 def age(path: Path) -> int:
@@ -208,7 +208,7 @@ def test_sigterm_at_random_moments(root, tmp_path, zygote, alone, counted):
         done += code != 0
         all_readable(out)
     same_run(whole, out)
-    counted("SIGTERM: saved in mid-epoch, resume bit-identical", done, done)
+    counted("SIGTERM: saved in mid-epoch, resume bit-identical", done)
 
 
 @pytest.mark.parametrize("where", ["after the steps", "after best.pt", "after the log"])
@@ -251,7 +251,7 @@ def test_killed_between_two_files(root, tmp_path, alone, monkeypatch, where, cou
         assert all(torch.equal(v, ours[k]) for k, v in theirs.items())
     else:
         same_run(whole, out)
-    counted("stopped between two files of an epoch's end", 1, 1)
+    counted("stopped between two files of an epoch's end", 1)
 
 
 # ------------------------------------------------------------------------------------- disk, folder
@@ -272,7 +272,7 @@ def test_no_room_for_a_checkpoint(root, tmp_path, zygote, alone, limit, counted)
     theirs, ours = (content(p / "last.pt") for p in (alone(*more, "--resume", last), out))
     assert ours["step"] == 6 == theirs["step"]
     assert all(torch.equal(v, ours["model"][k]) for k, v in theirs["model"].items())
-    counted("disk full while a checkpoint is saved", 1, 1)
+    counted("disk full while a checkpoint is saved", 1)
 
 
 @pytest.mark.parametrize("size", ["40k", "2m", "6m", "12m"])
@@ -289,7 +289,7 @@ def test_a_full_disk(root, tmp_path, zygote, alone, size, counted):
         (disk / "full").unlink(missing_ok=True)
         assert zygote.run(one_thread(root, out, "--epochs", "3", "--resume"))[0] == 0
         same_run(alone("--epochs", "3"), out)
-    counted("disk full while a run writes (real file system)", 1, 1)
+    counted("disk full while a run writes (real file system)", 1)
 
 
 def test_a_full_disk_for_the_cache(root, tmp_path, zygote, counted):
@@ -303,7 +303,7 @@ def test_a_full_disk_for_the_cache(root, tmp_path, zygote, counted):
     )
     assert code == 2 and is_one_clear_line(told, "no room for the decoded pairs", "--cache")
     assert list((tmp_path / "c").iterdir()) == []
-    counted("disk full while the cache is packed", 2, 2)
+    counted("disk full while the cache is packed", 2)
 
 
 def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, counted):
@@ -314,7 +314,7 @@ def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, counted):
         assert code == 2 and is_one_clear_line(told, f"--out {out}: cannot be written"), told
         assert "packing" not in told and "cache:" not in told  # before any work
         count += 1
-    counted("read-only or impossible output folder", count, count)
+    counted("read-only or impossible output folder", count)
     with small_disk(tmp_path / "disk", "64m") as disk:
         assert zygote.run(one_thread(root, disk / "run", "--epochs", "1"))[0] == 0
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_written(root, tmp_path, zygote, counted):
             assert code == 2 and is_one_clear_line(told, "cannot be written (Read-only"), told
             count += 1
         assert all_readable(disk / "run") == 2
-    counted("read-only or impossible output folder", 2, 2)
+    counted("read-only or impossible output folder", 2)
 
 
 def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
@@ -341,7 +341,7 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
     assert code == 0, told
     same_run(whole, out)
     assert not list(tmp_path.glob("run.*"))  # was not moved aside
-    counted("second run into a folder in use", 2, 2)
+    counted("second run into a folder in use", 2)
 
 
 def test_the_folder_is_held_while_an_earlier_run_is_moved_aside(tmp_path, monkeypatch):
@@ -393,7 +393,7 @@ def test_what_another_run_saved_meanwhile_is_not_undone(root, tmp_path, monkeypa
             train.main(one_thread(root, out, "--epochs", "3", "--resume"))
     assert (out / "last.pt").read_bytes() == newer and (out / "log.jsonl").read_bytes() == before
     assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
-    counted("second run that read before the first one ended", 1, 1)
+    counted("second run that read before the first one ended", 1)
 
 
 def test_a_best_that_is_alone_is_moved_aside_too(root, tmp_path):
@@ -470,7 +470,7 @@ def test_damaged_checkpoints(root, trained, tmp_path, counted):
             assert "cut" not in what
             assert all(torch.equal(v, loaded[k]) for k, v in weights.items()), what
     assert refused >= count - 10
-    counted("checkpoint cut or with a flipped bit", count, count)
+    counted("checkpoint cut or with a flipped bit", count)
 
 
 def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, tmp_path, counted):
@@ -484,7 +484,7 @@ def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, 
         with pytest.raises(train.TrainError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
             train.main([*few, "--resume"])
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
-        counted("resume from a cut checkpoint", 1, 1)
+        counted("resume from a cut checkpoint", 1)
     assert train.main([*few, "--resume", str(out / "best.pt")]) == 0
     (out / "last.pt").write_bytes(whole[:1000])
     (out / "best.pt").write_bytes(whole[:1000])
@@ -514,7 +514,7 @@ def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, counted
         assert "packed anew" in capsys.readouterr().out
         assert pack.read_bytes() == whole
         same_run(tmp_path / "whole", out)
-        counted("cache cut, altered or of another set", 1, 1)
+        counted("cache cut, altered or of another set", 1)
 
 
 # ------------------------------------------------------------------------------- threads, processes
@@ -548,7 +548,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, alone, monkeypatch, error, 
     assert (state["epoch"], state["batch"]) == (1, 1)
     assert train.main([*few, "--resume"]) == 0
     same_run(alone("--epochs", "3"), tmp_path / "run")
-    counted("loader thread that throws", 1, 1)
+    counted("loader thread that throws", 1)
 
 
 def test_a_loader_that_throws_at_once_saves_nothing(root, tmp_path, monkeypatch):
@@ -646,7 +646,7 @@ def test_a_rank_that_dies(root, tmp_path, victim, counted):
     assert f"process {1 - victim} of 2 ends, because another one of this run has ended" in told
     assert "go on with --resume" in told
     assert all_readable(out) == 1
-    counted("rank killed under torchrun: the other ends with an error", 1, 1)
+    counted("rank killed under torchrun: the other ends with an error", 1)
 
 
 def test_a_rank_whose_loader_throws(root, tmp_path, counted):
@@ -657,7 +657,7 @@ def test_a_rank_whose_loader_throws(root, tmp_path, counted):
     assert "rank 1's picture is gone" in told and "nothing was trained" not in told
     assert "process 0 of 2 ends, because another one" in told
     assert content(tmp_path / "run/last.pt")["epoch"] == 1
-    counted("rank whose loader throws: the other ends with an error", 1, 1)
+    counted("rank whose loader throws: the other ends with an error", 1)
 
 
 # -------------------------------------------------------------------------------------- not finite
@@ -722,7 +722,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert [r["skipped_steps"] for r in log] == [0, 1, 0, 0]
     assert all(np.isfinite(v) for r in log for k, v in r.items() if v is not None)
     assert "epoch 2: 1 of 3 steps skipped" in capsys.readouterr().err
-    counted("step with a loss or gradient that is not finite", 1, 1)
+    counted("step with a loss or gradient that is not finite", 1)
 
 
 def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkeypatch, counted):
@@ -745,7 +745,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
     assert "last.pt holds the run up to there" in str(told.value)
     state = content(tmp_path / "run/last.pt")
     assert state["step"] == 3 and all(v.isfinite().all() for v in state["model"].values())
-    counted("K steps in a row not finite: the run ends and names the pair", 1, 1)
+    counted("K steps in a row not finite: the run ends and names the pair", 1)
 
 
 def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, monkeypatch):
@@ -804,7 +804,7 @@ def test_a_rank_with_a_bad_step_skips_it_on_all(root, tmp_path, counted):
         if "running" not in name:  # each rank's own, as released
             assert torch.equal(value, two[name]), name
     assert [r["skipped_steps"] for r in rows(tmp_path / "run")] == [1, 0, 1, 0]
-    counted("step not finite on one of two ranks: skipped on both", 2, 2)
+    counted("step not finite on one of two ranks: skipped on both", 2)
 
 
 def test_ranks_give_up_together(root, tmp_path, counted):
@@ -816,7 +816,7 @@ def test_ranks_give_up_together(root, tmp_path, counted):
     state = content(tmp_path / "run/last.pt")
     # Step 5 and 6 were epoch 2's last, of 7 and 8 nothing is to be kept.
     assert state["step"] == 6 and all(v.isfinite().all() for v in state["model"].values())
-    counted("K steps not finite on one of two ranks: both end", 1, 1)
+    counted("K steps not finite on one of two ranks: both end", 1)
 
 
 # ------------------------------------------------------------------------------------ saved in time
