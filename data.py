@@ -268,7 +268,7 @@ def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
     if min(header.size) < 1 or header.channels == 0:
         raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
-    if reason := predict.overstated(data, len(data) if length is None else length):
+    if reason := predict.overstated(data, length):
         raise DataError(f"{path}: impossible header: {reason}")
     return header
 

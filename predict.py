@@ -751,7 +751,7 @@ def read_picture(path: Path) -> np.ndarray:
         raise PredictError(str(error)) from error
     if is_cut(data):
         raise PredictError("cut short (its end mark is missing); copy it anew")
-    if reason := overstated(data, len(data)):
+    if reason := overstated(data):
         raise PredictError(f"impossible header: {reason}")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise PredictError("16-bit grey PNG: a depth map, not a picture")
@@ -794,9 +794,11 @@ def walk_jpeg(data: bytes) -> tuple[int, int | None]:
 FILL = re.compile(rb"\xff+")
 
 
-def overstated(data: bytes, length: int) -> str:
-    """What a PNG or JPEG of `length` bytes that begins with `data` claims but cannot hold; "" where
-    all can be, and for other kinds of files. Decoding such a file takes gigabytes and minutes.
+def overstated(data: bytes, length: int | None = None) -> str:
+    """What a PNG or JPEG claims but cannot hold; "" where all can be, and for other kinds of files.
+    Decoding such a file takes gigabytes and minutes. data: all of it, or what a file of `length`
+    bytes begins with: then its head alone is judged, for one that is damaged further on has a
+    place of its own in a count of pictures that could not be decoded.
 
     A PNG is packed by deflate: a match gives 258 bytes at most and costs two bits at least, one for
     its length and one for its distance, so that a byte holds 4 * 258 = 1032. In a JPEG each block
@@ -806,12 +808,14 @@ def overstated(data: bytes, length: int) -> str:
     two bytes that look like one stand by chance in every 64 kB of a preview or colour profile.
     OpenCV clears as much memory as a PNG's chunk says it is long before it looks for its bytes.
     """
+    whole = length is None
+    length = len(data) if whole else length
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
         w, h = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
         bits = data[24] * {2: 3, 4: 2, 6: 4}.get(data[25], 1)
         possible = h * (-(-w * bits // 8)) <= 1032 * length
-        at, seen = 8, len(data) - 64 * (len(data) < length)  # what is not all ends with the tail
-        while at + 8 <= seen and data[at + 4 : at + 8] != b"IEND":
+        at = 8
+        while whole and at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
             n = int.from_bytes(data[at : at + 4], "big")
             at += 12 + n
             if at > length:
@@ -822,7 +826,7 @@ def overstated(data: bytes, length: int) -> str:
             return ""
         h, w = (int.from_bytes(data[k : k + 2], "big") for k in (at + 5, at + 7))
         possible = data[at + 1] >= 0xC9 or h * w <= 512 * length
-        scans = data.count(b"\xff\xda")
+        scans = data.count(b"\xff\xda") if whole else 0
         if scans > 256 + length // 4096:
             return f"{scans} scans in {length} bytes"
     else:
