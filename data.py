@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -124,10 +125,11 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
     split = find_split(root, split)
     listing = root / f"{split}.txt"
     try:
-        if listing.is_file():
-            pairs = _from_list(root, listing, complain)
-        else:
-            pairs = _from_folders(root / split, split, complain)
+        with _without_collecting():
+            if listing.is_file():
+                pairs = _from_list(root, listing, complain)
+            else:
+                pairs = _from_folders(root / split, split, complain)
     except OSError as error:
         complain("unreadable", f"{error.filename}: cannot be listed ({error.strerror})",
                  [error.filename])  # fmt: skip
@@ -135,6 +137,18 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
     if not pairs:
         complain("empty split", f"{root}: split {split!r} holds no pair of pictures", ())
     return pairs
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Pairs hold no cycles: looking for some takes as long as making 100,000 of them does."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
