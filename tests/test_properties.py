@@ -24,6 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
+import test_distill
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,13 +45,7 @@ seeds = st.integers(0, 2**32 - 1)
 factors = st.floats(0.05, 20.0)  # of scale; depths of 0.3 to 80 m stay within 1 cm and 1.6 km
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Maps this small take longer on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = test_distill.one_thread  # fixture: maps this small take longer on two
 
 
 # --------------------------------------------------------------------------------------- the cases
