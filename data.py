@@ -14,802 +14,43 @@ it is float32 metres, 0 = hole. No hole is ever blended into a depth.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import gc
-import hashlib
-import json
 import math
-import os
-import re
-import struct
 import sys
-import threading
-import tokenize
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import index as as_index
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import losses
-import packed
-import predict
-import synthetic
-from losses import nonnegative, positive, probability, whole
-from predict import cv2
+from plumbing.batches import Reader, ahead
+from plumbing.files import notice
+from plumbing.flags import nonnegative, parse_size, positive, probability, whole
+from plumbing.pairs import DataError, Sample
+from plumbing.pictures import HOLE, auto_range, colorize, cv2
 
 try:
     import litedepth_kernels
 except ImportError as error:
     sys.exit(f"the C++ kernels are not there ({error}): in the root, run pip install ./csrc")
 
-RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
-CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
-SAMPLED_FILES = 2_000
-TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
-
-
-class DataError(ValueError):
-    """Pictures or lists that cannot be used; the message names the file and the cure."""
-
-
-def notice(text: str) -> None:
-    """One line for the user, beside the progress bar."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
-
-
 # ------------------------------------------------------------------------- Sec. 4.1, finding pairs
-
-
-class Pair(NamedTuple):
-    """One RGB-D pair: its files, the scene it belongs to, and where its intrinsics may stand."""
-
-    rgb: Path
-    depth: Path
-    scene: str
-    folder: Path
-
-
-def resolve(data: str) -> Path:
-    """The folder behind `--data`: itself, or the rendered set of "synthetic:N"."""
-    if data.startswith("synthetic:"):
-        count = data.removeprefix("synthetic:")
-        if not re.fullmatch(r"0*[1-9][0-9]{0,8}", count):
-            raise DataError(f"--data {data}: give a positive number of scenes, as in synthetic:512")
-        return synthetic.ensure(int(count))
-    root = Path(data)
-    if not root.is_dir():
-        raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
-    if not os.access(root, os.X_OK):
-        raise DataError(f"--data {data}: the folder may not be looked into: see its permissions")
-    return root
-
-
-def find_split(root: Path, name: str) -> str:
-    """`name`, or the challenge's own "local_val" where "val" is asked for and only that exists."""
-    for split in (name, "local_val") if name == "val" else (name,):
-        with contextlib.suppress(OSError):  # a name that no file system takes
-            if (root / f"{split}.txt").is_file() or (root / split).is_dir():
-                return split
-    name = name[:99]
-    raise DataError(
-        f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
-        f"the folders {name}/rgb and {name}/depth with equal file names (training can do without "
-        "validation: --val_split none)"
-    )
-
-
-Complain = Callable[[str, str, Sequence[object]], None]
-
-
-def refuse(check: str, what: str, about: Sequence[object] = ()) -> None:
-    """What training does about a complaint: the first one ends it."""
-    raise DataError(what)
-
-
-def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair]:
-    """All pairs of a split, in natural order (sample_2 before sample_10).
-
-    `<root>/<split>.txt` wins: one "rgb depth" a line, relative to root. Else folders named rgb and
-    depth, in `<root>/<split>` or one level below it (a scene each), paired by stem, never by
-    position. Raises DataError: nothing found, a file without its partner, a stem that occurs twice.
-    complain(check, what, about): is told instead, once for each fault, of which kind it is and
-    which files it is about; what is in order is returned all the same.
-    """
-    split = find_split(root, split)
-    listing = root / f"{split}.txt"
-    try:
-        with _without_collecting():
-            if listing.is_file():
-                pairs = _from_list(root, listing, complain)
-            else:
-                pairs = _from_folders(root / split, split, complain)
-    except OSError as error:
-        complain("unreadable", f"{error.filename}: cannot be listed ({error.strerror})",
-                 [error.filename])  # fmt: skip
-        pairs = []
-    if not pairs:
-        complain("empty split", f"{root}: split {split!r} holds no pair of pictures", ())
-    return pairs
-
-
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Pairs hold no cycles: looking for some takes as long as making 100,000 of them does."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
-
-
-def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
-    pairs = []
-    homes: dict[str, tuple[Path, set[str], Path]] = {}
-    try:
-        lines = predict.read_regular(listing).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        complain("list", f"{listing}: not a readable text file ({error})", [listing])
-        return []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        names = line.strip().split("\t") if "\t" in line else line.split()
-        place = f"{listing}:{number}"
-        if len(names) != 2:
-            complain(
-                "list", f"{place}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
-                "spaces: put a tab between the two)", [f"{place}: {line.strip()[:80]!r}"],
-            )  # fmt: skip
-            continue
-        files, folders = [], []
-        for above, name in (os.path.split(name.strip()) for name in names):
-            if above not in homes:
-                home = root / above
-                # <scene>/rgb/name.jpg or <scene>/name.jpg
-                folder = home.parent if home.name in ("rgb", "image", "images") else home
-                homes[above] = home, _files_in(home), folder
-            home, listed, folder = homes[above]
-            path, reason = home / name, "no such file"
-            try:
-                there = name in listed or path.is_file()
-            except OSError as error:  # too long a name, or a folder that may not be looked into
-                there, reason = False, error.strerror
-            if not there:
-                shown = f"{path}"[:200]
-                complain("missing file", f"{place}: {reason}: {shown}", [f"{place}: {shown}"])
-                continue
-            files.append(path)
-            folders.append(folder)
-        if len(files) == 2:
-            pairs.append(Pair(*files, folders[0].name, folders[0]))
-    return pairs
-
-
-def _files_in(folder: Path) -> set[str]:
-    """The names of a folder's files, in one look: a look for each of a long list takes several
-    times as long. What is missing here may still be there: under another case or another form of
-    its letters, or where a folder can be used but not listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):  # ValueError: no path at all, such as one with a zero in it
-        return set()
-
-
-def _from_folders(folder: Path, split: str, complain: Complain) -> list[Pair]:
-    scenes = [folder] if (folder / "rgb").is_dir() else sorted(folder.iterdir(), key=natural)
-    pairs = []
-    for scene in scenes:
-        if not (scene / "rgb").is_dir() and not (scene / "depth").is_dir():
-            continue
-        rgb = _by_stem(scene / "rgb", RGB_SUFFIXES, complain)
-        depth = _by_stem(scene / "depth", (".png",), complain)
-        lonely = sorted(rgb.keys() ^ depth.keys(), key=natural)
-        if lonely:
-            names = ", ".join(lonely[:5]) + (", ..." if lonely[5:] else "")
-            complain(
-                "no partner",
-                f"{scene}: {len(lonely)} file(s) without a partner of the same name in rgb/ and "
-                f"depth/ ({', '.join(RGB_SUFFIXES)} and .png are read): {names}. Rename or remove "
-                f"them, or list the pairs in {split}.txt", [(rgb | depth)[s] for s in lonely],
-            )  # fmt: skip
-        name = split if scene == folder else scene.name
-        both = sorted(rgb.keys() & depth.keys(), key=natural)
-        pairs += [Pair(rgb[s], depth[s], name, scene) for s in both]
-    return pairs
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...], complain: Complain) -> dict[str, Path]:
-    if not folder.is_dir():
-        complain("no folder", f"{folder}: no such folder; rgb/ and depth/ belong side by side",
-                 [folder])  # fmt: skip
-        return {}
-    found: dict[str, Path] = {}
-    for name in os.listdir(folder):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes and not name.startswith("."):
-            if stem in found:
-                both = f"{folder / name} and {found[stem].name}"
-                complain("name twice", f"{both}: two files of one name", [both])
-                continue
-            found[stem] = folder / name
-    return found
-
-
-def natural(name: object) -> tuple:
-    """Sort key that reads numbers as numbers; 01 and 1 keep one order on every file system."""
-    parts = re.split(r"([0-9]+)", str(name))
-    return [int(p) if k % 2 else p for k, p in enumerate(parts)], str(name)
 
 
 # ----------------------------------------------------------------------- Sec. 4.1, looking at files
 
 
-class Header(NamedTuple):
-    """What a picture's first bytes say: (H, W), bits per sample, channels."""
-
-    size: tuple[int, int]
-    bits: int
-    channels: int
-
-
-def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
-    """Header of a whole JPEG or PNG file. Raises DataError for another kind, one cut short, or one
-    that claims more pixels than it can hold.
-
-    data: all of it, or (of a file of `length` bytes) its two ends. The end mark is looked at as
-    well: cv2.imread decodes a JPEG cut short into a full, partly grey picture, so decoding alone
-    does not tell.
-    """
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
-        w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
-        header = Header((h, w), bits, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0))
-    elif data[:2] == b"\xff\xd8":
-        header = _jpeg_header(data, path)
-    else:
-        what = "an empty file" if not data else "not a JPEG or PNG file"
-        raise DataError(f"{path}: {what}; convert it or remove the pair")
-    if predict.is_cut(data):
-        raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
-    if min(header.size) < 1 or header.channels == 0:
-        raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
-    if reason := predict.overstated(data, length):
-        raise DataError(f"{path}: impossible header: {reason}")
-    return header
-
-
-def _jpeg_header(data: bytes, path: Path) -> Header:
-    _, at = predict.walk_jpeg(data)
-    if at is not None and at + 10 <= len(data):
-        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-        return Header((h, w), bits, channels)
-    raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
-
-
-def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:
-    """Raises DataError where a pair cannot be one; True when its sizes differ (same aspect)."""
-    if (rgb.bits, rgb.channels) == (16, 1):
-        raise DataError(
-            f"{pair.rgb}: the picture is 16-bit grayscale, a depth map; are the two swapped, or is "
-            "one file listed twice?"
-        )
-    if depth.channels != 1:
-        raise DataError(
-            f"{pair.depth}: depth has {depth.channels} channels; it must be a 16-bit grayscale PNG "
-            "(a coloured depth picture holds no metres: export the raw depth)"
-        )
-    if depth.bits != 16:
-        raise DataError(
-            f"{pair.depth}: depth is {depth.bits}-bit; it must be 16-bit, --depth_scale units per "
-            "metre (8 bits hold 256 depths: export the raw depth)"
-        )
-    (h, w), (H, W) = depth.size, rgb.size
-    if min(h, w, H, W) < 32:
-        raise DataError(f"{pair.rgb}: {H}x{W} with depth {h}x{w}: too small, 32 pixels at least")
-    if abs(h * W - w * H) > 0.01 * h * W:
-        raise DataError(
-            f"{pair.depth}: depth is {h}x{w}, its picture {pair.rgb.name} {H}x{W}: another aspect, "
-            "so they cannot be the same view; register the depth to the picture first"
-        )
-    return (h, w) != (H, W)
-
-
-def check_files(pairs: list[Pair], seed: int = 0) -> None:
-    """Reads header and end mark of every pair before any training starts. Raises DataError.
-
-    Of more than CHECKED_FILES pairs a seeded SAMPLED_FILES are read.
-    """
-    if len(pairs) > CHECKED_FILES:
-        pick = np.random.default_rng(seed).choice(len(pairs), SAMPLED_FILES, replace=False)
-        pairs = [pairs[i] for i in sorted(pick)]
-
-    def check(pair: Pair) -> bool:
-        return check_headers(_header(pair.rgb), _header(pair.depth), pair)
-
-    with ThreadPoolExecutor(8) as pool:
-        differ = [pair for pair, differs in zip(pairs, pool.map(check, pairs)) if differs]
-    if differ:
-        notice(
-            f"{len(differ)} depth map(s) differ in size from their picture ({differ[0].depth} is "
-            "the first): each is brought to --image_size by itself"
-        )
-
-
-def _header(path: Path) -> Header:
-    try:
-        return read_header(*_edges(path))
-    except DataError:  # or a preview and a colour profile fill the first 64 kB
-        return read_header(_bytes(path), path)
-
-
-def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
-    """The first 64 kB and the last 64 bytes of a file, where header and end mark stand; its path
-    and its length."""
-    try:
-        with predict.open_regular(path) as f:
-            first = f.read(head)
-            size = f.seek(0, 2)
-            f.seek(min(size, max(head, size - 64)))
-            return first + f.read(64), path, size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return predict.read_regular(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 # ----------------------------------------------------------------------- Sec. 4.1, reading one pair
-
-
-class Sample(NamedTuple):
-    """One decoded pair at image_size: RGB u8 (H,W,3), depth u16 (H,W) in file units with 0 = hole,
-    K = (fx, fy, cx, cy) float64 in pixels of that size. teacher: as depth, by another model, 0
-    where depth is not; None = there is none."""
-
-    rgb: np.ndarray
-    depth: np.ndarray
-    K: np.ndarray
-    teacher: np.ndarray | None = None
-
-
-def read_pair(
-    pair: Pair, image_size: tuple[int, int], intrinsics: tuple[float, ...] | None, known: dict
-) -> Sample:
-    """Decodes a pair and brings it to image_size (centre crop to the aspect, then resize).
-
-    intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json; None = the
-    Kinect's. known: a cache of those files, shared by the calls. Raises DataError.
-    """
-    rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    if depth.dtype != np.uint16 or depth.ndim != 2:
-        raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
-    check_headers(Header(rgb.shape[:2], 8, 3), Header(depth.shape, 16, 1), pair)
-    K = stored_intrinsics(pair, rgb.shape[:2], known)
-    if rgb.shape[:2] != image_size:
-        top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
-        rgb = predict.resize_picture(rgb[top : top + h, left : left + w], image_size)
-        if K is not None:
-            fx, fy, cx, cy = K
-            sy, sx = image_size[0] / h, image_size[1] / w
-            K = fx * sx, fy * sy, (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5
-    if depth.shape != image_size:
-        top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
-        depth = predict.resize_depth(depth, image_size, "nearest")
-    rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
-    K = K or intrinsics or kinect_intrinsics(image_size)
-    return Sample(rgb, np.ascontiguousarray(depth), np.array(K, np.float64))
-
-
-def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy that the released code takes for every picture, scaled to image_size."""
-    H, W = image_size
-    return 518.85790117450188 * W / 640, 519.46961112127485 * H / 480, W / 2, H / 2
-
-
-def _decode(path: Path, flags: int) -> np.ndarray:
-    data = _bytes(path)
-    read_header(data, path)
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
-    if picture is None:
-        raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
-    return picture
-
-
-def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
-    (h, w), (H, W) = size, to
-    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
-    return (h - ch) // 2, (w - cw) // 2, ch, cw
-
-
-def stored_intrinsics(
-    pair: Pair, size: tuple[int, int], known: dict
-) -> tuple[float, float, float, float] | None:
-    """fx, fy, cx, cy of the picture as stored (H, W) = size, from the scene's intrinsics.json.
-
-    The file holds {"fx", "fy", "cx", "cy", "width", "height"} or {"frames": {stem: {...}}}; None
-    where there is no file or it gives no focal length. Raises DataError.
-    """
-    path = pair.folder / "intrinsics.json"
-    if pair.folder not in known:
-        known[pair.folder] = _read_intrinsics(path)
-    entry = known[pair.folder]
-    if "frames" in entry:
-        entry = entry["frames"].get(pair.rgb.stem)
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: no frame {pair.rgb.stem!r}, which {pair.rgb} needs")
-    if "fx" not in entry:
-        return None
-    try:
-        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
-        sy = size[0] / float(entry.get("height", size[0]))
-        sx = size[1] / float(entry.get("width", size[1]))
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise DataError(
-            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r:.200})"
-        ) from error
-    K = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
-    # Rather far from float32's own ends, for Eq. 9 divides by focal lengths and squares the rest.
-    if not all(abs(k) < 1e9 for k in K) or min(K[:2]) < 1e-3:  # False for NaN, so refused
-        raise DataError(f"{path}: impossible intrinsics fx={fx} fy={fy} cx={cx} cy={cy}")
-    return K
-
-
-def _read_intrinsics(path: Path) -> dict:
-    try:
-        if not path.is_file():
-            return {}
-        entry = json.loads(predict.read_regular(path).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
-        raise DataError(f"{path}: expected an object with fx, fy, cx, cy or with frames")
-    return entry
-
-
-def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
-    """list_pairs + check_files + a look for valid depth at a plausible scale. Raises DataError."""
-    pairs = list_pairs(root, split)
-    check_files(pairs)
-    known: dict = {}
-    without: set[str] = set()
-    one_camera: set[Path] = set()  # folders where one entry stands for all pictures
-    for pair in pairs:
-        if pair.folder in one_camera:
-            continue
-        # The picture's size decides how K is scaled, not whether the file is in order.
-        if stored_intrinsics(pair, (480, 640), known) is None:
-            without.add(pair.scene)
-        if "frames" not in known[pair.folder]:
-            one_camera.add(pair.folder)
-    without = sorted(without, key=natural)
-    if without:
-        notice(
-            f"{split}: no focal length given for {', '.join(without[:4])}"
-            f"{', ...' if without[4:] else ''}: --intrinsics is used there (Eq. 9)"
-        )
-    order = np.random.default_rng(0).permutation(len(pairs))
-    for tried, i in enumerate(order, 1):
-        depth = _decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
-        if depth.any():
-            far = np.percentile(depth[depth > 0], 99) / depth_scale
-            if not 0.05 < far < 500:
-                notice(
-                    f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
-                    f"{depth_scale:g} (units per metre) right?"
-                )
-            return pairs
-        if tried == len(order):
-            raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
-    return pairs
 
 
 # ----------------------------------------------------------- depths of another model, in the holes
 
 
-def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
-    """The depth map that another model made of each pair's picture; None where there is none.
-
-    Looked for by the rgb file's stem (TEACHER_NAMES), in `<folder>/<scene>`, then in `folder`.
-    Raises DataError: no folder, no map at all, two maps of one picture, one map of two pictures.
-    """
-    if not folder.is_dir():
-        raise DataError(f"--teacher_depth {folder}: no such folder")
-    listed: dict[Path, set[str]] = {}  # each folder once: asking the disk per name is slow
-    owner: dict[Path, Pair] = {}
-    maps = [_teacher_map(pair, folder, listed) for pair in pairs]
-    for pair, path in zip(pairs, maps):
-        other = owner.setdefault(path, pair) if path else pair
-        if other.rgb != pair.rgb:  # a list may name one picture twice
-            cure = (
-                f"use one sub-folder per scene ({folder / other.scene}, {folder / pair.scene})"
-                if other.scene != pair.scene
-                else f"both are of scene {pair.scene!r}: rename a picture or its scene's folder"
-            )
-            raise DataError(f"{other.rgb} and {pair.rgb} would both take {path}: {cure}")
-    missing = maps.count(None)
-    if missing == len(pairs):
-        names = ", ".join(name.format(pairs[0].rgb.stem) for name in TEACHER_NAMES)
-        raise DataError(
-            f"--teacher_depth {folder}: no map for any of {len(pairs)} pairs; looked for {names} "
-            f"in {folder / pairs[0].scene} and {folder}, and so on"
-        )
-    if missing:
-        notice(
-            f"teacher_depth: {missing} of {len(pairs)} pairs have no map in {folder}: taught by "
-            "the ground truth alone"
-        )
-    return maps
-
-
-def _teacher_map(pair: Pair, folder: Path, listed: dict[Path, set[str]]) -> Path | None:
-    for home in (folder / pair.scene, folder):
-        if home not in listed:
-            try:
-                listed[home] = set(os.listdir(home)) if home.is_dir() else set()
-            except OSError as error:
-                raise DataError(f"{home}: cannot be listed ({error.strerror})") from error
-        names = [name.format(pair.rgb.stem) for name in TEACHER_NAMES]
-        found = [name for name in names if name in listed[home]]
-        if len(found) > 1:
-            raise DataError(f"{home}: {' and '.join(found)} for one picture, {pair.rgb}: keep one")
-        if found:
-            return home / found[0]
-    return None
-
-
-def read_teacher(
-    path: Path, image_size: tuple[int, int], depth_scale: float,
-    picture: tuple[int, int] | None = None,
-) -> np.ndarray:  # fmt: skip
-    """A teacher's map at image_size as u16 (H, W) in file units (depth_scale a metre), 0 = hole.
-
-    .png: 16 bit, in those units; .npy: floats in metres, or uint16 in those units. What is not
-    finite, not above 0 or beyond 16 bits is a hole. It is brought to image_size as read_pair does
-    with depth; picture: (H, W) of the picture as stored, which must have its aspect (None: that of
-    image_size). Raises DataError.
-    """
-    depth = _load_npy(path) if path.suffix == ".npy" else _decode(path, cv2.IMREAD_UNCHANGED)
-    floats = depth.dtype.kind == "f" and depth.dtype.itemsize <= 8 and path.suffix == ".npy"
-    if not floats and (depth.dtype.kind, depth.dtype.itemsize) != ("u", 2):
-        raise DataError(
-            f"{path}: a teacher's depth as {depth.dtype}: save metres as a float32 .npy, or "
-            "--depth_scale units per metre as a 16-bit grayscale PNG"
-        )
-    if depth.ndim > 2 and path.suffix == ".npy":
-        depth = depth.squeeze()
-    if depth.ndim != 2 or not depth.size:
-        raise DataError(
-            f"{path}: a teacher's depth of shape {depth.shape}: one depth map (H, W) a file (a "
-            "coloured depth picture holds no metres)"
-        )
-    (h, w), (H, W) = depth.shape, picture or image_size
-    if abs(h * W - w * H) > 0.01 * h * W:
-        raise DataError(
-            f"{path}: a teacher's depth is {h}x{w}, its picture {H}x{W}: another aspect; bring the "
-            "map to the picture's size"
-        )
-    if depth.shape != image_size:
-        top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
-        depth = predict.resize_depth(depth, image_size, "nearest")
-    if floats:
-        with np.errstate(over="ignore", invalid="ignore"):
-            units = np.rint(depth.astype(np.float64) * depth_scale)
-        depth = np.where((units > 0) & (units <= 65535), units, 0)  # False for NaN
-    return np.ascontiguousarray(depth, np.uint16)
-
-
-_npy_lock = threading.Lock()
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
-        # several threads are in it.
-        with _npy_lock, predict.open_regular(path) as f:
-            array = np.lib.format.read_array(f, allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError,
-            RecursionError, tokenize.TokenError) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
-    return array
-
-
-def open_teacher(
-    pairs: list[Pair], folder: Path, image_size: tuple[int, int], depth_scale: float
-) -> list[Path | None]:
-    """teacher_maps + a look into 16 of them beside their truth. Raises DataError, and remarks on
-    maps that cannot be metres in file units."""
-    maps = teacher_maps(pairs, folder)
-    there = [i for i, path in enumerate(maps) if path]
-    ratios = []
-    for i in np.random.default_rng(0).permutation(there)[:16]:
-        teacher = read_teacher(maps[i], image_size, depth_scale, _header(pairs[i].rgb).size)
-        try:
-            truth = read_pair(pairs[i], image_size, None, {}).depth
-        except DataError:
-            continue  # the Loader names it, and takes another pair
-        both = (teacher > 0) & (truth > 0)
-        if both.any():
-            ratios.append(np.median(teacher[both] / truth[both]))
-    if ratios and not 0.5 < (ratio := float(np.median(ratios))) < 2:
-        notice(
-            f"teacher_depth: the maps in {folder} are {ratio:.3g} times the ground truth; a .npy "
-            f"holds metres, a .png --depth_scale ({depth_scale:g}) units per metre"
-        )
-    return maps
-
-
 # ------------------------------------------------------------------------------ all decoded pairs
-
-
-class Reader:
-    """The decoded pairs of one split at image_size: out of `pack`, the packed cache, or from their
-    files by `threads` threads, kept in memory while `ram_cache` (GB) has room.
-
-    teacher: the file of another model's depth for each pair or None (see read_teacher); its map is
-    a hole wherever the pair has a truth. A file that cannot be read is named once.
-    """
-
-    def __init__(
-        self, pairs: list[Pair], *, image_size: tuple[int, int],
-        intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
-        teacher: list[Path | None] | None = None,
-    ) -> None:  # fmt: skip
-        if teacher is not None and len(teacher) != len(pairs):
-            raise ValueError(f"teacher: {len(teacher)} maps for {len(pairs)} pairs")
-        self.pairs, self.image_size, self.intrinsics = pairs, image_size, intrinsics
-        self.depth_scale, self.teacher, self.taught = depth_scale, teacher, teacher is not None
-        self.failed: dict[str, str] = {}
-        self._unread: dict[Path, object] = {}  # teacher's files that were named
-        self._known: dict = {}
-        self._kept: dict[int, Sample] = {}
-        pair_bytes = (5 if teacher is None else 7) * image_size[0] * image_size[1]
-        self._room = int(ram_cache * 1e9 / pair_bytes)
-        self._pool = ThreadPoolExecutor(max(1, threads), "reader")
-        self.pack: packed.Pack | None = None
-        cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
-
-    def take(self, indices: Iterable[int]) -> tuple[np.ndarray, list[Sample]]:
-        """Which pairs stand for those asked for, each the first readable one from it on, and their
-        samples. Raises DataError when not one can be read."""
-        # Out of a pack there is nothing to wait for.
-        each = map if self.pack is not None else self._pool.map
-        found = list(each(self._readable, map(int, indices)))
-        return np.array([i for i, _ in found], np.int64), [sample for _, sample in found]
-
-    def _readable(self, index: int) -> tuple[int, Sample]:
-        last = None
-        for other in range(index, index + len(self.pairs)):
-            other %= len(self.pairs)
-            try:
-                return other, self.sample(other)
-            except DataError as error:
-                last = str(error)  # setdefault, because two threads may meet the same pair
-                if self.failed.setdefault(str(self.pairs[other].rgb), last) is last:
-                    notice(f"skipped: {last}")
-        raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
-
-    def sample(self, index: int) -> Sample:
-        """Pair number `index`; read-only. Raises DataError."""
-        pack = self.pack
-        if pack is not None:
-            if index in pack.failed:
-                raise DataError(pack.failed[index])
-            teacher = pack.teacher[index] if self.taught and pack.taught[index] else None
-            return Sample(pack.rgb[index], pack.depth[index], pack.K[index], teacher)
-        sample = self._kept.get(index)
-        if sample is None:
-            sample = self.decode(index)
-            if len(self._kept) < self._room:
-                self._kept[index] = sample
-        return sample
-
-    def decode(self, index: int) -> Sample:
-        """Pair number `index` from its files. Raises DataError."""
-        sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
-        if self.teacher is not None:
-            sample = sample._replace(teacher=self._taught(index, sample.depth))
-        return sample
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self.pack is not None:
-            self.pack.close()
-
-    def _taught(self, index: int, truth: np.ndarray) -> np.ndarray | None:
-        """The teacher's map of a pair, a hole where `truth` is not; None = no map to be read."""
-        path = self.teacher[index]
-        if path is None:
-            return None
-        try:
-            size = _header(self.pairs[index].rgb).size
-            depth = read_teacher(path, self.image_size, self.depth_scale, size)
-        except DataError as error:
-            if self._unread.setdefault(path, error) is error:  # as in _readable
-                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
-            return None
-        depth[truth > 0] = 0
-        return depth
-
-
-def open_reader(
-    pairs: list[Pair], *, cache: str, root: Path, name: str, image_size: tuple[int, int],
-    intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
-    teacher: list[Path | None] | None = None, quiet: bool = False,
-) -> Reader:  # fmt: skip
-    """A Reader over the packed cache of `pairs`, which is built where it is not up to date.
-
-    cache: "auto" (beside the set in `root`), a folder, or "none": no pack. name: begins the file's
-    name. Raises DataError: no pair can be read, no room, a folder that cannot be written.
-    """
-    reader = Reader(
-        pairs, image_size=image_size, intrinsics=intrinsics, depth_scale=depth_scale,
-        threads=threads, ram_cache=ram_cache, teacher=teacher,
-    )  # fmt: skip
-    try:
-        where = packed.place(cache, root)
-        if where is None:
-            return reader
-        cameras = {folder: folder / "intrinsics.json" for folder in {p.folder for p in pairs}}
-        cameras = {folder: [path] for folder, path in cameras.items() if path.is_file()}
-        files = [[p.rgb, p.depth, *cameras.get(p.folder, [])] for p in pairs]
-        for row, path in zip(files, teacher or ()):
-            row += [path] if path else []
-        # Sets that are mixed differently lie side by side; a set that was moved keeps its pack.
-        names = "\n".join(_relative([p.rgb for p in pairs], root))
-        digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
-        name = f"{name}-{image_size[0]}x{image_size[1]}-{digest}{'-taught' if teacher else ''}"
-        reader.pack = packed.open_pack(
-            where, name, files, image_size, reader.decode, threads=threads,
-            settings={
-                "reader": 1,  # raise it when read_pair or read_teacher decode differently
-                "intrinsics": intrinsics, "depth_scale": depth_scale if teacher else None,
-            },
-            teacher=teacher is not None, quiet=quiet,
-        )  # fmt: skip
-    except packed.PackError as error:
-        reader.close()
-        raise DataError(str(error)) from error
-    pack = reader.pack
-    asked = [i for i, path in enumerate(teacher or ()) if path and i not in pack.failed]
-    lost = len(asked) - int(pack.taught[asked].sum())
-    if lost and not reader._unread and not quiet:  # named when the pack was made, not since
-        notice(f"teacher_depth: {lost} map(s) could not be read when {name}.pack was made")
-    return reader
-
-
-def _relative(files: list[Path], root: Path) -> list[str]:
-    """os.path.relpath of each, with the work done once a folder."""
-    homes: dict[str, str] = {}
-    names = []
-    for folder, name in (os.path.split(file) for file in files):
-        if folder not in homes:
-            home = os.path.relpath(folder or os.curdir, root)
-            homes[folder] = "" if home == os.curdir else os.path.join(home, "")
-        names.append(homes[folder] + name)
-    return names
 
 
 # ------------------------------------------------------------------------------------- Sec. 3.2
@@ -1496,30 +737,6 @@ class Loader:
         )  # fmt: skip
 
 
-def ahead(
-    maker: Executor, ring: Sequence[Any], make: Callable[[Any, int], Any], numbers: Iterable[int]
-) -> Iterator[tuple[Any, Any]]:
-    """Yields (slot, make(slot, number)) for every number, made by `maker` while earlier ones are in
-    use: as many ahead as `ring` has slots beside that of the one in use. Raises what make does."""
-    waiting: deque[tuple[Any, Future]] = deque()
-    try:
-        for turn, number in enumerate(numbers):
-            slot = ring[turn % len(ring)]
-            waiting.append((slot, maker.submit(make, slot, number)))
-            if len(waiting) == len(ring):
-                slot, made = waiting.popleft()
-                yield slot, made.result()
-        while waiting:
-            slot, made = waiting.popleft()
-            yield slot, made.result()
-    finally:  # left early: nothing may go on writing into slots that are used again
-        for _, made in waiting:
-            made.cancel()
-        for _, made in waiting:
-            if not made.cancelled():
-                made.exception()
-
-
 class Slot:
     """One batch's memory, allocated once for the largest canvas; smaller ones use its front."""
 
@@ -1591,12 +808,12 @@ def batch_picture(
     rows = []
     taught = "teacher_depth_low" in batch
     depths = ["depth_low", "teacher_depth_low"][: 1 + taught]
-    near, far = predict.auto_range([batch[k].numpy() for k in depths])
+    near, far = auto_range([batch[k].numpy() for k in depths])
     for i in range(min(shown, len(batch["image"]))):
         image = (batch["image"][i].permute(1, 2, 0) * std + mean).numpy()
         size = (2 * image.shape[1], 2 * image.shape[0])
         tiles = [cv2.cvtColor(image.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2BGR)]
-        tiles.append(predict.colorize(batch["depth_low"][i, 0].numpy(), near, far))
+        tiles.append(colorize(batch["depth_low"][i, 0].numpy(), near, far))
         M_x = batch["M_x"][i, 0].numpy()
         # signed, on a log scale: half a metre and five metres both show
         slope = batch["grad_x"][i, 0].numpy()
@@ -1604,10 +821,10 @@ def batch_picture(
         color = cv2.applyColorMap(
             np.clip(127.5 + 127.5 * bent, 0, 255).astype(np.uint8), cv2.COLORMAP_TWILIGHT_SHIFTED
         )
-        color[~M_x] = predict.HOLE
+        color[~M_x] = HOLE
         tiles += [color, cv2.cvtColor(M_x.astype(np.uint8) * 255, cv2.COLOR_GRAY2BGR)]
         if taught:
-            tiles.append(predict.colorize(batch["teacher_depth_low"][i, 0].numpy(), near, far))
+            tiles.append(colorize(batch["teacher_depth_low"][i, 0].numpy(), near, far))
         tiles = [cv2.resize(t, size, interpolation=cv2.INTER_NEAREST) for t in tiles]
         rows.append(np.concatenate(tiles, 1))
     names = ["image", f"depth {near:g}..{far:g} m", "grad_x, grey = masked", "M_x, black = masked"]
@@ -1635,7 +852,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, split: str) -> argparse.
         "--split", default=split, help=f"which split of the data to use (default {split})"
     )
     g.add_argument(
-        "--image_size", default="480x640", type=predict.parse_size, metavar="HxW",
+        "--image_size", default="480x640", type=parse_size, metavar="HxW",
         help="every pair is brought to this size when read: centre crop to the aspect, RGB "
         "area/bilinear, depth nearest, intrinsics follow (default 480x640)",
     )  # fmt: skip
@@ -1746,7 +963,7 @@ def parse_intrinsics(text: str) -> tuple[float, ...]:
 
 def parse_crops(text: str) -> tuple[tuple[int, int], ...]:
     """ "240x384,480x640" -> ((240, 384), (480, 640)); "none" -> ()."""
-    return () if text == "none" else tuple(predict.parse_size(part) for part in text.split(","))
+    return () if text == "none" else tuple(parse_size(part) for part in text.split(","))
 
 
 if __name__ == "__main__":  # python data.py --check ROOT

@@ -28,6 +28,11 @@ import data
 import losses
 import model
 import train
+from plumbing.checkpoints import CHECKPOINT_FORMAT, CheckpointError, read_weights
+from plumbing.files import notice
+from plumbing.run import TrainError
+from plumbing.swin import recognize
+from plumbing.weights import backbone_weights
 
 LEVELS = ("DeFeat2", "DeFeat3", "DeFeat4")
 STUDENT = Path("runs/student/best.pt")
@@ -206,19 +211,19 @@ def own_normalization(
 def load_teacher(path: str) -> model.DepthNetwork:
     """The trained teacher of a checkpoint. Raises CheckpointError; for a bare backbone its message
     is the command that makes a teacher of it."""
-    content = model.read_weights(Path(path))
-    if not isinstance(content, dict) or content.get("format") != model.FORMAT:
-        weights = model.backbone_weights(content, Path(path))
-        name = model.recognize(weights)
+    content = read_weights(Path(path))
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        weights = backbone_weights(content, Path(path))
+        name = recognize(weights)
         if name is None:
-            raise model.CheckpointError(f"{path}: neither a checkpoint of train.py nor a Swin")
-        raise model.CheckpointError(
+            raise CheckpointError(f"{path}: neither a checkpoint of train.py nor a Swin")
+        raise CheckpointError(
             f"{path}: a bare {name} backbone: it knows ImageNet but no depth. Train the teacher "
             f"first: python train.py --model {name} --pretrained {path} --data ROOT"
         )
     teacher = model.build(content, path).eval()
     if isinstance(teacher, model.LiteDepth):
-        data.notice(f"{path} holds a student; it teaches all the same")
+        notice(f"{path} holds a student; it teaches all the same")
     return teacher
 
 
@@ -314,10 +319,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
     args = parser.parse_args(argv)
     other = [f"--{k}" for k, v in own.items() if getattr(args, k) != v]
     if other:
-        raise train.TrainError(f"{args.student} is another network than {', '.join(other)} asks")
+        raise TrainError(f"{args.student} is another network than {', '.join(other)} asks")
     if teacher is not None and teacher.size != tuple(args.size):
         sizes = ["x".join(map(str, size)) for size in (teacher.size, args.size)]
-        raise train.TrainError(
+        raise TrainError(
             f"{args.teacher} works at {sizes[0]}, the student at {sizes[1]}: Eq. 12 compares maps "
             f"of one size; train the teacher with --size {sizes[1]}"
         )
@@ -327,13 +332,13 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
 def student_flags(path: str, place: str) -> dict:
     """Network flags of a stage-1 student's checkpoint; place: --data, for the message."""
     if not Path(path).is_file():
-        raise train.TrainError(
+        raise TrainError(
             f"--student {path}: no such file. Train stage 1 first (python train.py --data {place}),"
             " name another student, or start from scratch with --student none"
         )
     stage_1 = model.load(path)
     if not isinstance(stage_1, model.LiteDepth):
-        raise train.TrainError(f"--student {path} is a teacher: give it as --teacher")
+        raise TrainError(f"--student {path} is a teacher: give it as --teacher")
     flags = {k: v for k, v in stage_1.model_args.items() if k in train.NETWORK_FLAGS}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
 

@@ -15,19 +15,23 @@ network was not trained on, and writes calibration.json for export.py --calibrat
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 from tqdm import tqdm
 
 import data
 import predict
-from model import CALIBRATION, CheckpointError, read_calibration
+from plumbing.checkpoints import CALIBRATION, CheckpointError, read_calibration
+from plumbing.files import natural, notice, sha256, write_json
+from plumbing.flags import Parser
+from plumbing.pairs import DataError, Pair, Sample, find_split, open_split, read_pair, resolve
+from plumbing.pictures import PredictError, auto_range, panel, write_picture
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
 FEW = 20  # a calibration on fewer pictures comes with a warning
@@ -131,7 +135,7 @@ class Tally:
 
     def report(self) -> dict:
         """Everything as plain values, ready for JSON."""
-        scenes = sorted({r[1] for r in self.rows}, key=data.natural)
+        scenes = sorted({r[1] for r in self.rows}, key=natural)
         by_distance = [
             {
                 "from": BINS[i], "to": BINS[i + 1] if np.isfinite(BINS[i + 1]) else None,
@@ -152,7 +156,7 @@ class Tally:
 
 
 def run(
-    predictor: Predictor, samples: Iterable[tuple[data.Pair, data.Sample]], *,
+    predictor: Predictor, samples: Iterable[tuple[Pair, Sample]], *,
     depth_scale: float, max_depth: float,
 ) -> Tally:  # fmt: skip
     """Scores a predictor on decoded samples."""
@@ -164,9 +168,9 @@ def run(
 
 
 def read_all(
-    pairs: list[data.Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...] | None,
+    pairs: list[Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...] | None,
     progress: str | None = None,
-) -> Iterable[tuple[data.Pair, data.Sample]]:  # fmt: skip
+) -> Iterable[tuple[Pair, Sample]]:  # fmt: skip
     """Decodes pairs one after the other; `progress` names the bar (None: no bar).
 
     A pair that cannot be read is named and skipped. Raises DataError when none can be.
@@ -175,14 +179,14 @@ def read_all(
     skipped = 0
     for pair in tqdm(pairs, desc=progress, unit="image", disable=progress is None):
         try:
-            sample = data.read_pair(pair, image_size, intrinsics, known)
-        except data.DataError as error:
-            data.notice(f"skipped: {error}")
+            sample = read_pair(pair, image_size, intrinsics, known)
+        except DataError as error:
+            notice(f"skipped: {error}")
             skipped += 1
             continue
         yield pair, sample
     if skipped and skipped == len(pairs):
-        raise data.DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
+        raise DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
 
 
 # -------------------------------------------------------------------- calibration, ours (no Eq.)
@@ -227,7 +231,7 @@ def fit_calibration(
     x, y = (np.concatenate([s[i] for s in samples] or [np.empty(0)]) for i in (0, 1))
     if not x.size or x.max() <= 1e-3:
         what = "predicted as 0" if x.size else "without valid depth, or predicted as NaN"
-        raise data.DataError(f"no picture to calibrate on: all are {what}")
+        raise DataError(f"no picture to calibrate on: all are {what}")
     w = np.concatenate([np.full(s[0].size, 1 / s[0].size) for s in samples]) / len(samples)
 
     def errors(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -263,7 +267,7 @@ def fit_calibration(
         else:
             damping *= 10
         if p[0] < lowest:
-            raise data.DataError(
+            raise DataError(
                 "no calibration: this network's depths do not grow with the true ones here (the "
                 "best scale falls to 0); look at its predictions, and at --depth_scale"
             )
@@ -278,25 +282,25 @@ def calibrated(predictor: Predictor, scale: float, shift: float) -> Predictor:
 
 
 def check_apart(
-    root: Path, split: str, pairs: list[data.Pair], reported: str, others: list[data.Pair]
+    root: Path, split: str, pairs: list[Pair], reported: str, others: list[Pair]
 ) -> None:
     """Raises DataError where the split of the fit is the reported one, or shares pictures with it:
     a fit on the pictures that it is judged by only flatters itself."""
-    if data.find_split(root, split) == data.find_split(root, reported):
-        raise data.DataError(
+    if find_split(root, split) == find_split(root, reported):
+        raise DataError(
             f"--calibrate {split} is the split that is reported: name another one (train, or "
             f"better one that was held out of training), or report another with --split"
         )
     shared = {pair.rgb.resolve() for pair in pairs} & {pair.rgb.resolve() for pair in others}
     if shared:
-        raise data.DataError(
+        raise DataError(
             f"--calibrate {split}: {len(shared)} of its pictures are in --split {reported} too "
             f"(one is {min(shared)}): take them out of one of the two lists"
         )
 
 
 def calibrate(
-    predictor: Predictor, read: Callable[[str], Iterable[tuple[data.Pair, data.Sample]]],
+    predictor: Predictor, read: Callable[[str], Iterable[tuple[Pair, Sample]]],
     count: int, *, depth_scale: float, max_depth: float,
 ) -> dict:  # fmt: skip
     """Fits a calibration. read(what): the `count` pictures, read twice; `what` names the pass.
@@ -321,7 +325,7 @@ def calibrate(
 
 
 def trivial_predictors(
-    samples: Iterable[tuple[data.Pair, data.Sample]], *, depth_scale: float
+    samples: Iterable[tuple[Pair, Sample]], *, depth_scale: float
 ) -> dict[str, Predictor]:
     """Two predictors that never look at the picture, fitted on `samples` (the training split):
     the geometric mean of all depths, and that of each pixel."""
@@ -416,7 +420,7 @@ def calibration_table(
     return "\n".join(lines)
 
 
-def measure(predictor: predict.Predictor, warmup: int, runs: int) -> dict:
+def measure(predictor: Predictor, warmup: int, runs: int) -> dict:
     """Seconds per picture on this machine, from float RGB to metres (the network alone)."""
     rgb = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3), dtype=np.uint8)
     for _ in range(warmup + runs):
@@ -431,34 +435,14 @@ def measure(predictor: predict.Predictor, warmup: int, runs: int) -> dict:
 # -------------------------------------------------------------------------------------------- main
 
 
-def plain(value: object) -> object:
-    """The same without NaN and infinity, which JSON does not know: they become None."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes it whole or not at all; missing folders are made. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-    predict.write_file(path, text.encode())
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def spread(pairs: list[data.Pair], count: int) -> list[data.Pair]:
+def spread(pairs: list[Pair], count: int) -> list[Pair]:
     """At most `count` of them, evenly spread."""
     chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
     return [pairs[i] for i in chosen]
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = predict.Parser(
+    p = Parser(
         prog="evaluate.py", description="Score a network: the metrics of Sec. 4.1 and Eq. 14.",
         epilog="--image_size: unlike in training, the default here is the model file's own: a "
         ".tflite takes one size only, a .pt keeps that of its training (480x640 where it does not "
@@ -535,20 +519,20 @@ def main(argv: list[str] | None = None) -> int:
         path, image_size=args.image_size, threads=args.threads, device=args.device
     )
     if calibrates and predictor.calibration:
-        raise data.DataError(
+        raise DataError(
             f"{path} holds a calibration already, and a second would apply on top: name the .pt "
             "that it was exported from with --model"
         )
-    root = data.resolve(args.data)
-    pairs = data.open_split(root, args.split, args.depth_scale)
+    root = resolve(args.data)
+    pairs = open_split(root, args.split, args.depth_scale)
     options = {"depth_scale": args.depth_scale, "max_depth": args.max_depth}
 
-    def read(some: list[data.Pair], name: str | None):
+    def read(some: list[Pair], name: str | None):
         return read_all(some, predictor.size, args.intrinsics, name)
 
     calibration, file = None, args.calibration or path.with_name("calibration.json")
     if args.calibrate:
-        fit = data.open_split(root, args.calibrate, args.depth_scale)
+        fit = open_split(root, args.calibrate, args.depth_scale)
         check_apart(root, args.calibrate, fit, args.split, pairs)
         fit = spread(fit, args.calibrate_pictures or len(fit))
         calibration = {
@@ -559,9 +543,9 @@ def main(argv: list[str] | None = None) -> int:
     elif args.calibration:
         calibration = read_calibration(file)
         if calibration.get("model_sha256") != sha256(path):
-            data.notice(f"{file} was fitted for another model file: {calibration.get('model')}")
+            notice(f"{file} was fitted for another model file: {calibration.get('model')}")
         if (calibration.get("data"), calibration.get("split")) == (args.data, args.split):
-            data.notice(f"{file} was fitted on this very split: the figures after it flatter it")
+            notice(f"{file} was fitted on this very split: the figures after it flatter it")
     tally = run(predictor, read(pairs, "evaluate"), **options)
     report = tally.report() | {"unreadable": len(pairs) - len(tally.rows)}
     timing = measure(predictor, args.warmup, max(1, args.runs))
@@ -594,7 +578,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + calibration_table(calibration, fitted, file, *both, args.split))
         report["calibration"], report["calibrated"] = calibration, after
     if args.baselines:
-        fit = data.open_split(root, args.fit_split, args.depth_scale)
+        fit = open_split(root, args.fit_split, args.depth_scale)
         fit_samples = read(fit, f"fit on {args.fit_split}")
         rows = {}
         for name, trivial in trivial_predictors(fit_samples, depth_scale=args.depth_scale).items():
@@ -609,8 +593,61 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (data.DataError, predict.PredictError, CheckpointError, OSError) as error:
+    except (DataError, PredictError, CheckpointError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class Validator:
+    """Scores the network on the validation split (Sec. 4.1) and draws out/preview.png."""
+
+    SHOWN = 6
+
+    def __init__(
+        self, network: nn.Module, pairs: list[Pair], *, image_size: tuple[int, int],
+        intrinsics: tuple[float, ...] | None, depth_scale: float, max_depth: float,
+        device: torch.device, out: Path, ram_cache: float,
+    ) -> None:  # fmt: skip
+        self.network, self.device, self.out = network, device, out
+        self.scale = {"depth_scale": depth_scale, "max_depth": max_depth}
+        self._read = lambda: read_all(pairs, image_size, intrinsics)
+        fits = len(pairs) * 5e-9 * image_size[0] * image_size[1] <= ram_cache
+        self._kept = list(self._read()) if fits else None
+        # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
+        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
+        self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
+        # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
+        ranges = [auto_range([s.depth / np.float32(depth_scale)]) for _, s in self._shown]
+        self._range = min(r[0] for r in ranges), max(r[1] for r in ranges)
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """-> mean metrics over the split; `epoch` is written on the picture."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            report = run(self.predict, self._kept or self._read(), **self.scale).report()
+            self._draw(epoch)
+        finally:
+            self.network.train(training)
+        if report["not_finite"]:
+            notice(f"epoch {epoch}: {report['not_finite']} prediction(s) are not finite")
+            report["metric"]["si_rmse"] = math.nan  # never the best
+        per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
+        return {k: report["metric"][k] for k in METRICS} | per_scene
+
+    @torch.inference_mode()
+    def predict(self, rgb: np.ndarray) -> np.ndarray:
+        """RGB u8 (H,W,3) -> metres (H,W)."""
+        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
+        return self.network(image)[0, 0].float().cpu().numpy()
+
+    def _draw(self, epoch: int) -> None:
+        panels = []
+        for pair, sample in self._shown:
+            truth = sample.depth / np.float32(self.scale["depth_scale"])
+            title = f"{pair.scene}/{pair.rgb.stem}, epoch {epoch}"
+            prediction = self.predict(sample.rgb)
+            panels.append(panel(sample.rgb, truth, prediction, *self._range, title))
+        write_picture(self.out / "preview.png", np.concatenate(panels))

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from plumbing.flags import above_0_to_1, any_number, below_1, from_0_to_1, nonnegative, positive
+
 TERMS = ("silog", "grad", "vnl", "robust")
 
 
@@ -562,55 +564,3 @@ def parse_weights(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not four weights >= 0: 1,0.25,2.5,0.6")
     return weights
 
-
-def number(text: str, low: float, high: float, what: str) -> float:
-    """argparse type, once the bounds are given: a number in low..high; NaN never is."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
-def positive(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    return number(text, 1e-12, 1e12, "a positive number")
-
-
-def nonnegative(text: str) -> float:
-    """argparse type: a finite number, 0 or more."""
-    return number(text, 0.0, 1e12, "a number of 0 or more")
-
-
-def probability(text: str) -> float:
-    """argparse type: a number in 0..1."""
-    return number(text, 0.0, 1.0, "a probability between 0 and 1")
-
-
-def from_0_to_1(text: str) -> float:
-    """argparse type: the same for what is no probability."""
-    return number(text, 0.0, 1.0, "a number from 0 to 1")
-
-
-def above_0_to_1(text: str) -> float:
-    """argparse type: a number in 0..1, but not 0."""
-    return number(text, 1e-12, 1.0, "a number above 0, at most 1")
-
-
-def below_1(text: str) -> float:
-    """argparse type: a number in 0..1, but not 1."""
-    return number(text, 0.0, math.nextafter(1.0, 0.0), "a number of 0 or more, below 1")
-
-
-def any_number(text: str) -> float:
-    """argparse type: any number, infinite ones too, but not NaN."""
-    return number(text, -math.inf, math.inf, "a number, inf or -inf")
-
-
-def whole(text: str) -> int:
-    """argparse type: a whole number, 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)

@@ -13,41 +13,37 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
-import hashlib
-import json
 import math
 import os
-import pickletools
 import re
-import reprlib
-import subprocess
-import threading
 import urllib.request
-import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from predict import open_regular, parse_size, read_regular
+from plumbing.checkpoints import (
+    CHECKPOINT_FORMAT,
+    WINDOW,
+    CheckpointError,
+    check_args,
+    check_facts,
+    check_plain,
+    read_checkpoint,
+    read_weights,
+)
+from plumbing.flags import parse_size
+from plumbing.swin import SWIN, Swin, resize_bias_table
+from plumbing.weights import backbone_weights, fetch
 
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
     "tf_mobilenetv3_small_minimal_100-922a7843.pth"
 )
 SWIN_URL = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-FORMAT = "litedepth-1"  # written into every checkpoint; raised when an old file could be misread
-CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
-
-
-class CheckpointError(ValueError):
-    """A weights or calibration file that cannot be used; the message names the file, the keys and
-    the cure."""
 
 
 # ------------------------------------------------------------------------------- Sec. 3.1, encoder
@@ -399,228 +395,7 @@ def calibrate(model: LiteDepth, scale: float, shift: float) -> LiteDepth:
     return calibrated
 
 
-def read_calibration(path: str | os.PathLike) -> dict:
-    """What evaluate.py --calibrate wrote: "scale", "shift_m" (metres) and how they were found.
-
-    Raises CheckpointError for a file that is missing, of another kind, or impossible.
-    """
-    path, cure = Path(path), "make one with evaluate.py --calibrate SPLIT"
-    if not _is_file(path):
-        raise CheckpointError(f"{path}: no such calibration file; {cure}")
-    try:
-        content = json.loads(read_regular(path).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise CheckpointError(f"{path}: not readable as JSON ({reason}); {cure}") from error
-    if not isinstance(content, dict) or content.get("format") != CALIBRATION:
-        raise CheckpointError(f"{path}: not a calibration (no {CALIBRATION!r} mark); {cure}")
-    for name in ("scale", "shift_m"):
-        value = content.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and abs(value) < 1e9 and (name != "scale" or value > 0)):  # NaN fails too
-            raise CheckpointError(f"{path}: {name} {reprlib.repr(value)} cannot be; {cure}")
-    words, pairs = ("split", "data", "model", "model_sha256"), content.get("pairs", 0)
-    strange = [name for name in words if not isinstance(content.get(name, ""), str)]
-    strange += ["pairs"] * (type(pairs) is not int or not 0 <= pairs < 1e9)
-    if strange:
-        shown = reprlib.repr(content[strange[0]])
-        raise CheckpointError(f"{path}: {strange[0]} {shown} cannot be; {cure}")
-    try:
-        json.dumps(content, allow_nan=False)  # a .tflite takes it over
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: a value in it cannot be ({error}); {cure}") from error
-    return content
-
-
 # ------------------------------------------------------------------------------- Sec. 3.4, Fig. 5
-
-# name: embedding width, blocks and attention heads of the four stages, public ImageNet weights
-SWIN = {
-    "swin_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), "swin_large_patch4_window7_224_22k.pth"),
-    "swin_b": (128, (2, 2, 18, 2), (4, 8, 16, 32), "swin_base_patch4_window7_224_22k.pth"),
-    "swin_s": (96, (2, 2, 18, 2), (3, 6, 12, 24), "swin_small_patch4_window7_224.pth"),
-    "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), "swin_tiny_patch4_window7_224.pth"),
-    "swin_nano": (48, (2, 2, 2, 2), (2, 4, 8, 16), None),  # ours, for a CPU
-}
-
-
-class WindowAttention(nn.Module):
-    """Self-attention among the window x window tokens of a window, with a learned bias for every
-    relative position. In and out: (windows, window^2, C)."""
-
-    def __init__(self, dim: int, window: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        table = torch.empty((2 * window - 1) ** 2, heads)
-        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        at = torch.cartesian_prod(torch.arange(window), torch.arange(window))  # (window^2, 2)
-        apart = at[:, None] - at[None] + window - 1  # 0 .. 2 window - 2 down and across
-        row = (apart[..., 0] * (2 * window - 1) + apart[..., 1]).flatten()
-        self.register_buffer("row", row, persistent=False)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """mask (windows of one picture, window^2, window^2), added to the attention's logits."""
-        n, t, dim = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        # gather, as in Eq. 9: its backward adds in one order on any CPU threads
-        rows = self.row[:, None].expand(-1, self.heads)
-        bias = self.relative_position_bias_table.gather(0, rows).T.reshape(1, self.heads, t, t)
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(n // len(mask), 1, 1, 1)
-        logits = q @ k.transpose(-2, -1) * (dim // self.heads) ** -0.5 + bias
-        x = logits.softmax(-1) @ v
-        return self.proj(x.transpose(1, 2).reshape(n, t, dim))
-
-
-@functools.lru_cache(maxsize=32)
-def shift_mask(size: tuple[int, int], window: int) -> Tensor:
-    """-100 between tokens that only the cyclic shift by window // 2 brought into one window, else
-    0: (windows, window^2, window^2) for a map of `size`, multiples of window."""
-    regions = []
-    for length in size:  # rolled: what was there | the other end
-        regions.append((torch.arange(length) >= length - window // 2).long())
-    label = 2 * regions[0][:, None] + regions[1]
-    label = to_windows(label[None, ..., None], window).squeeze(-1)
-    return (label[:, :, None] != label[:, None]) * -100.0
-
-
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """(N, H, W, C), H and W multiples of window -> (N * windows, window^2, C)."""
-    n, h, w, c = x.shape
-    x = x.view(n, h // window, window, w // window, window, c).transpose(2, 3)
-    return x.reshape(-1, window * window, c)
-
-
-def from_windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """The inverse of `to_windows`; size: (H, W)."""
-    (h, w), c = size, x.shape[-1]
-    x = x.view(-1, h // window, w // window, window, window, c).transpose(2, 3)
-    return x.reshape(-1, h, w, c)
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class SwinBlock(nn.Module):
-    """Window attention and an MLP, each after a LayerNorm and beside a skip; windows are shifted by
-    half in every second block. Any map (N, H, W, C) is padded with zeros to whole windows."""
-
-    def __init__(self, dim: int, window: int, heads: int, shifted: bool, drop_path: float) -> None:
-        super().__init__()
-        self.window, self.shift = window, window // 2 if shifted else 0
-        self.drop_path = drop_path
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, heads)
-        self.mlp = Mlp(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self._attend(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        _, h, w, _ = x.shape
-        x = F.pad(x, (0, 0, 0, -w % self.window, 0, -h % self.window))
-        whole, s, mask = tuple(x.shape[1:3]), self.shift, None
-        if s:
-            x = x.roll((-s, -s), (1, 2))
-            mask = shift_mask(whole, self.window).to(x.device)
-        x = self.attn(to_windows(x, self.window), mask)
-        x = from_windows(x, self.window, whole)
-        return (x.roll((s, s), (1, 2)) if s else x)[:, :h, :w]
-
-    def _drop(self, x: Tensor) -> Tensor:
-        """Stochastic depth: in training this branch is left out for a share of the samples."""
-        if not self.training or not self.drop_path:
-            return x
-        keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
-        return x * (keep.to(x.dtype) / (1 - self.drop_path))
-
-
-class PatchMerging(nn.Module):
-    """2x2 tokens of C channels -> one of 2C. An odd map is padded with zeros."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, h, w, _ = x.shape
-        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
-        quarters = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        return self.reduction(self.norm(torch.cat(quarters, -1)))
-
-
-class PatchEmbed(nn.Module):
-    """4x4 pixels -> a token: (N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C); zeros fill the last."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, 4, 4)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
-
-
-class SwinStage(nn.Module):
-    """Blocks at one resolution, and the merging that follows (none after the last stage)."""
-
-    def __init__(self, dim: int, window: int, heads: int, drop: list[float], last: bool) -> None:
-        super().__init__()
-        blocks = [SwinBlock(dim, window, heads, i % 2 == 1, rate) for i, rate in enumerate(drop)]
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = None if last else PatchMerging(dim)
-
-
-class Swin(nn.Module):
-    """Swin Transformer (Liu et al., ICCV 2021) as a backbone, named as its authors name it.
-
-    In: (N, 3, H, W), normalised, of any size. Out: four maps of `channels` = embed * (1, 2, 4, 8)
-    at 1/4 .. 1/32 (rounded up), each after a LayerNorm of its own. drop_path grows linearly over
-    the blocks up to this rate. Patch 4, MLP ratio 4, no absolute position embedding.
-    """
-
-    def __init__(
-        self, embed: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7,
-        drop_path: float = 0.0,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.window = window
-        self.channels = tuple(embed * 2**i for i in range(4))
-        self.patch_embed = PatchEmbed(embed)
-        total, self.layers = sum(depths), nn.ModuleList()
-        for i, dim in enumerate(self.channels):
-            before = sum(depths[:i])
-            rates = [drop_path * (before + j) / (total - 1) for j in range(depths[i])]
-            self.layers.append(SwinStage(dim, window, heads[i], rates, last=i == 3))
-        for i, dim in enumerate(self.channels):
-            self.add_module(f"norm{i}", nn.LayerNorm(dim))
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.xavier_uniform_(m.weight)
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x, taps = self.patch_embed(x), []
-        for i, stage in enumerate(self.layers):
-            for block in stage.blocks:
-                x = block(x)
-            taps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
-            if stage.downsample is not None:
-                x = stage.downsample(x)
-        return taps
-
 
 class Teacher(DepthNetwork):
     """The teacher (Fig. 5): Swin `model` (a name in SWIN) and the student's decoder, wider.
@@ -678,39 +453,12 @@ class Teacher(DepthNetwork):
         return fits
 
 
-def resize_bias_table(table: Tensor, window: int) -> Tensor:
-    """((2a-1)^2, heads), windows a x a -> ((2 window - 1)^2, heads); not such a table: as it is."""
-    a, b = math.isqrt(len(table)) if table.ndim else 0, 2 * window - 1
-    if table.ndim != 2 or a * a != len(table) or a % 2 == 0 or a == b:
-        return table
-    grid = table.float().T.view(1, -1, a, a)
-    grid = F.interpolate(grid, size=(b, b), mode="bicubic", align_corners=False)
-    return grid.view(-1, b * b).T.contiguous()
-
-
 def create(model: str = "student", **model_args: object) -> DepthNetwork:
     """The network of that name: "student" or a teacher of SWIN. Raises ValueError."""
     return LiteDepth(**model_args) if model == "student" else Teacher(model, **model_args)
 
 
 # ------------------------------------------------------------------- checkpoints and public weights
-
-
-def git_state() -> dict[str, str | bool | None]:
-    """{"commit", "dirty"} of these files' repository; None where git or the repository is not."""
-
-    def git(*command: str) -> str | None:
-        here = Path(__file__).resolve().parent
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> None:
@@ -722,12 +470,12 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
     was.
     """
     path = Path(path)
-    content = {"format": FORMAT, "model_args": model.model_args, "model": model.state_dict()}
+    content = {"format": CHECKPOINT_FORMAT, "model_args": model.model_args, "model": model.state_dict()}
     if taken := sorted(content.keys() & state.keys()):
         raise ValueError(f"these names in a checkpoint are the network's: {', '.join(taken)}")
     content |= state
-    _check_plain(content, "it")  # refuse now what `load` would refuse later
-    _check_facts(content, path)
+    check_plain(content, "it")  # refuse now what `load` would refuse later
+    check_facts(content, path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -753,56 +501,6 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
             part.unlink(missing_ok=True)
 
 
-def _check_plain(thing: object, name: str) -> None:
-    """Raises ValueError for what no checkpoint can hold; name: what `thing` is, for the message."""
-    if isinstance(thing, dict):
-        for key, value in thing.items():
-            _check_plain(key, f"a name in {name}")
-            _check_plain(value, str(key))
-    elif isinstance(thing, list | tuple):
-        for value in thing:
-            _check_plain(value, name)
-    # type, not isinstance: a numpy.float64 is a float
-    elif not isinstance(thing, Tensor) and type(thing) not in (str, int, float, bool, type(None)):
-        raise ValueError(
-            f"a checkpoint holds tensors and plain values, but {name} is a {type(thing).__name__}"
-        )
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The dictionary written by `save`, on the CPU; tensors and plain values only, never code.
-
-    Raises CheckpointError for a file that is missing, cut, altered or of another kind, and for one
-    that says of itself what cannot be. The archive's own checksums are verified first: torch.load
-    does not notice flipped bytes.
-    """
-    content = read_weights(Path(path))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: not a LiteDepth checkpoint (no {FORMAT!r} mark). A file of backbone weights "
-            "goes to train.py --pretrained FILE"
-        )
-    _check_facts(content, path)
-    return content
-
-
-def _check_facts(content: dict, path: str | os.PathLike) -> None:
-    """Raises CheckpointError for counts, sizes and flags that cannot be."""
-    for name in ("epoch", "batch", "step"):
-        count = content.get(name, 0)
-        if type(count) is not int or not 0 <= count < 1 << 62:
-            raise CheckpointError(f"{path}: {name} {reprlib.repr(count)} cannot be")
-    size = content.get("image_size", [1, 1])
-    if not (_numbers(size, 2) and all(type(n) is int and 0 < n <= SIDE for n in size)):
-        raise CheckpointError(f"{path}: image_size {reprlib.repr(size)} cannot be")
-    if not isinstance(content.get("flags", {}), dict):
-        raise CheckpointError(f"{path}: its flags are none")
-
-
-SIDE = 1 << 13  # no picture that a checkpoint names, and no network, is larger
-WINDOW = 64  # no Swin's is larger
-
-
 def load(path: str | os.PathLike) -> DepthNetwork:
     """Rebuilds any saved network, in eval mode on the CPU. Raises CheckpointError."""
     return build(read_checkpoint(path), path).eval()
@@ -813,7 +511,7 @@ def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
     CheckpointError."""
     model_args, weights = checkpoint.get("model_args"), checkpoint.get("model")
     try:
-        _check_args(model_args)
+        check_args(model_args)
         # Shapes first, which cost no memory: a few bytes can ask for the largest network there is.
         with torch.device("meta"):
             shapes = create(**model_args)
@@ -825,162 +523,6 @@ def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
         raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
     _load_matching(model, weights, path)
     return model
-
-
-def _check_args(model_args: object) -> None:
-    """Raises ValueError unless these are names and plain values that `create` may be asked for."""
-    if not isinstance(model_args, dict) or not all(type(k) is str for k in model_args):
-        raise ValueError(f"its model_args are none: {reprlib.repr(model_args)}")
-    for name, value in model_args.items():
-        if name == "size":
-            fine = _numbers(value, 2) and all(type(n) is int and n <= SIDE for n in value)
-        elif name in ("mean", "std"):
-            fine = _numbers(value, 3)
-        elif name in ("window", "drop_path"):
-            fine = _numbers([value], 1) and value <= WINDOW
-            fine = fine and (name != "window" or type(value) is int)
-        elif name == "merged":
-            fine = type(value) is bool
-        else:
-            fine = type(value) is str and len(value) < 40
-        if not fine:
-            raise ValueError(f"model_args: {name[:40]} {reprlib.repr(value)} cannot be")
-
-
-def _numbers(values: object, count: int) -> bool:
-    """Whether these are `count` plain numbers, none of them huge or not finite."""
-    return (
-        type(values) in (list, tuple) and len(values) == count
-        and all(type(v) in (int, float) and abs(v) < 1e9 for v in values)
-    )  # fmt: skip
-
-
-def read_weights(path: Path) -> object:
-    """What a file of tensors and plain values holds, on the CPU: dictionaries, lists and tuples of
-    them; tensors are dense and own what they show. Raises CheckpointError.
-
-    torch.load(weights_only=True) runs no code. What it lets pass beyond that, a few bytes that
-    unpack to gigabytes or that take hours to hash or print, is refused here.
-    """
-    if not _is_file(path):
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    try:
-        with open_regular(path) as f:
-            if zipfile.is_zipfile(f):
-                if broken := _broken_member(f):
-                    raise CheckpointError(
-                        f"{path}: damaged, or no file of torch.save ({broken}); copy it anew"
-                    )
-            else:  # PyTorch before 1.6: magic number, protocol, system, content, storages' names
-                f.seek(0)
-                if f.read(4) == b"PK\3\4":
-                    raise ValueError("the end of its archive is missing")
-                f.seek(0)
-                for _ in range(5):
-                    _check_pickle(f)
-        return _plain(torch.load(path, map_location="cpu", weights_only=True), [MOST], 0)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for a bad file
-        # torch's weights-only message begins with advice on how to load code after all
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-        raise CheckpointError(
-            f"{path}: not a readable weights file (cut short, damaged, or holding code): "
-            f"{reason[0][:200] if reason and ' ' in reason[0] else type(error).__name__}"
-        ) from error
-
-
-MOST = 200_000  # things in a checkpoint; the largest teacher's, with its optimizer, has 10,000
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long a name, or a folder that may not be looked into
-        return False
-
-
-def _broken_member(file: BinaryIO) -> str:
-    """What is wrong with a checkpoint's archive, checksums included; "" = nothing.
-
-    PyTorch packs nothing and writes each name once. Members that are packed, or that share bytes,
-    can be a million times as long as the file.
-    """
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            return "its archive is compressed"
-        if sum(member.file_size for member in members) > file.seek(0, os.SEEK_END):
-            return "its archive claims more than there is"
-        if len(set(names)) < len(names):
-            return "its archive holds one name twice"
-        folders = [m.filename for m in members if m.external_attr & 0x10]
-        if broken := archive.testzip() or next(iter(folders), None):  # torch skips a "folder"
-            return f"wrong checksum: {broken[:99]}"
-        for name in names:
-            if name.endswith("data.pkl"):
-                with archive.open(name) as member:
-                    _check_pickle(member)
-    return ""
-
-
-def _check_pickle(file: BinaryIO) -> None:
-    """Raises ValueError for a pickle whose tuples, taken apart, are more than MOST things.
-
-    A pair of twice the same pair, forty times over, is two hundred bytes: as a dictionary's key it
-    is hashed in 2^40 steps, inside torch.load. Each operation here takes the sizes of what it needs
-    off a stack and leaves their sum, as the things themselves come and go in unpickling.
-    """
-    stack: list[int | None] = []  # None: a mark
-    memo: dict[int, int] = {}
-    for operation, argument, _ in pickletools.genops(file):
-        name = operation.name
-        if "PUT" in name or name == "MEMOIZE":
-            memo[len(memo) if argument is None else int(argument)] = stack[-1]
-        elif "GET" in name:
-            stack.append(memo[int(argument)])
-        elif name == "DUP":
-            stack.append(stack[-1])
-        elif name == "MARK":
-            stack.append(None)
-        else:
-            size = 1
-            for kind in reversed(operation.stack_before):
-                if kind is pickletools.stackslice:
-                    while stack[-1] is not None:
-                        size += stack.pop()
-                else:  # one thing, or the mark
-                    size += stack.pop() or 0
-            if size > MOST:
-                raise ValueError("it unpacks to more than a checkpoint can hold")
-            stack += [size] * len(operation.stack_after)
-
-
-def _plain(thing: object, left: list[int], depth: int) -> object:
-    """A copy of what torch.load returned: bare dictionaries, lists, tuples and tensors, for a file
-    may give any of them attributes that hide its methods. left: how many things it may be yet.
-    Raises ValueError for more of them, and for what no checkpoint holds."""
-    left[0] -= 1
-    if left[0] < 0 or depth > 50:
-        raise ValueError("it unpacks to more than a checkpoint can hold")
-    if isinstance(thing, dict):
-        if any(type(k) not in (str, int, float, bool, type(None)) for k in dict.keys(thing)):
-            raise ValueError("a name in it is no word or number")
-        return {k: _plain(v, left, depth + 1) for k, v in dict.items(thing)}
-    if isinstance(thing, list):
-        return [_plain(v, left, depth + 1) for v in list.__iter__(thing)]
-    if isinstance(thing, tuple):
-        return tuple(_plain(v, left, depth + 1) for v in tuple.__iter__(thing))
-    if isinstance(thing, Tensor):
-        bare = Tensor.detach(thing)  # without attributes
-        dense = type(bare) is Tensor and bare.layout == torch.strided and not bare.is_nested
-        if not dense or bare.device.type != "cpu" or bare.is_quantized or bare.is_complex():
-            raise ValueError("a tensor in it is sparse, quantised, complex or of no memory")
-        if bare.numel() * bare.element_size() > bare.untyped_storage().nbytes():
-            raise ValueError("a tensor in it shows more than it holds")
-        return bare
-    return thing
 
 
 def _load_matching(module: nn.Module, weights: object, path: object) -> None:
@@ -1038,101 +580,13 @@ def load_pretrained(model: DepthNetwork, source: str) -> tuple[str, bool]:
     else:
         path = Path(source)
     weights = read_weights(path)
-    if isinstance(weights, dict) and weights.get("format") == FORMAT:
+    if isinstance(weights, dict) and weights.get("format") == CHECKPOINT_FORMAT:
         _load_matching(model, weights.get("model"), path)
         model.model_args |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
         return f"whole network from {path.name}", False
     weights = backbone_weights(weights, path)
     _load_matching(model.encoder, model.pretrained_encoder(weights), path)
     return f"encoder from {path.name}", False
-
-
-def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a public file's content, out of the usual wrappers. Raises
-    CheckpointError."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(
-        type(k) is str and isinstance(v, Tensor) for k, v in content.items()
-    ):
-        raise CheckpointError(f"{path}: holds no dictionary of weights")
-    return {k.removeprefix("module."): v for k, v in content.items()}
-
-
-def recognize(weights: dict[str, Tensor]) -> str | None:
-    """The name in SWIN of a bare backbone's weights, by its width and its blocks; None for what is
-    no Swin, or one of another shape."""
-    blocks = {m[0] for k in weights if (m := re.search(r"layers\.\d+\.blocks\.\d+\.", k))}
-    width = next(iter(weights.get("patch_embed.proj.weight", torch.empty(0)).shape), 0)
-    for name, (embed, depths, _, _) in SWIN.items():
-        if (embed, sum(depths)) == (width, len(blocks)):
-            return name
-    return None
-
-
-def fetch(url: str, timeout: float) -> Path:
-    """The file behind `url`, from torch.hub's cache or downloaded there within `timeout` seconds.
-
-    A name like NAME-1a2b3c4d.pth promises the first digits of its SHA-256 (torch.hub's custom):
-    they are checked, in the cache too. Any other file is cached by its address: delete it to have
-    a newer one. Raises CheckpointError, also where the cache cannot be written or read.
-    """
-    name = Path(urlparse(url).path).name
-    promised = re.search(r"-([0-9a-f]{8,})\.", name)
-    if not promised:  # any server may have a best.pth: the cache's name holds the address too
-        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{name}"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    part = path.with_name(f".{name}.{os.getpid()}.part")
-    try:
-        cached = path.is_file()
-        if cached and not promised:
-            return path
-        content = path.read_bytes() if cached else _download(url, timeout, path.parent)
-        digest = hashlib.sha256(content).hexdigest()
-        if promised and not digest.startswith(promised[1]):
-            raise CheckpointError(
-                f"{path if cached else url}: SHA-256 begins {digest[:8]}, its name promises "
-                f"{promised[1]}" + ("; delete it" if cached else "")
-            )
-        if not cached:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(content)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot keep {url} in the cache: {error}. Set TORCH_HOME to a folder that can be "
-            "written, or download it elsewhere and pass its path to --pretrained"
-        ) from error
-    return path
-
-
-def _download(url: str, timeout: float, cache: Path) -> bytes:
-    """What `url` holds; `cache` is for the message."""
-    result: list[bytes | Exception] = []
-
-    def download() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:
-                result.append(response.read())
-        except Exception as error:  # handed to the caller's thread
-            result.append(error)
-
-    # A thread, because name resolution ignores urlopen's timeout. It writes no file: one that ends
-    # too late leaves nothing behind.
-    thread = threading.Thread(target=download, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    answer = result[0] if result else f"no answer within {timeout:.0f} s"
-    if not isinstance(answer, bytes):
-        raise CheckpointError(
-            f"could not download {url}: {answer}. Download it elsewhere and pass its path to "
-            f"--pretrained, or put it into {cache}"
-        )
-    return answer
 
 
 def add_arguments(parser: argparse.ArgumentParser, teachers: bool) -> None:

@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 import data
 import losses
+from plumbing.batches import Reader, ahead
+from plumbing.pairs import DataError
 
 SPARE = 2e9  # bytes of a GPU left to the rest; batches of 32 need 0.6 GB (seen on a CPU, float32)
 
@@ -236,18 +238,18 @@ class Resident:
         return there
 
 
-def upload(reader: data.Reader, device: torch.device) -> Resident:
+def upload(reader: Reader, device: torch.device) -> Resident:
     """The packed set of a reader on `device`. Raises DataError: no pack, no room."""
     pack = reader.pack
     if pack is None:
-        raise data.DataError("--data_device cuda uploads the packed cache: not with --cache none")
+        raise DataError("--data_device cuda uploads the packed cache: not with --cache none")
     return Resident(pack.rgb, pack.depth, pack.teacher, device)
 
 
 def check_room(need: float, free: float, whole: float) -> None:
     """Raises DataError unless a set of `need` bytes leaves SPARE of the `free` ones of a GPU."""
     if need + SPARE > free:
-        raise data.DataError(
+        raise DataError(
             f"--data_device cuda: the decoded set takes {need / 1e9:.1f} GB and the network "
             f"{SPARE / 1e9:.0f} GB, but {free / 1e9:.1f} of the GPU's {whole / 1e9:.1f} GB are "
             "free: use --data_device cpu, or a smaller --image_size"
@@ -341,7 +343,7 @@ class ResidentLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yields the batches of an epoch from number `start` on. Raises DataError."""
         plan, numbers = functools.partial(self._plan, epoch), range(start, len(self))
-        for parcel, planned in data.ahead(self._maker, self._ring, plan, numbers):
+        for parcel, planned in ahead(self._maker, self._ring, plan, numbers):
             yield self._make(parcel, *planned)
 
     def close(self) -> None:

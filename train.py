@@ -13,22 +13,16 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,12 +30,38 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import data
-import evaluate
 import losses
 import model
-import packed
-import predict
 import resident
+from evaluate import Validator
+from plumbing.batches import Reader, open_reader
+from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.files import notice, usable_cores, write_json
+from plumbing.flags import Parser
+from plumbing.pairs import DataError, Pair, open_split, open_teacher, resolve
+from plumbing.pictures import write_picture
+from plumbing.run import (
+    LoaderFailed,
+    RunningStatistics,
+    Stopped,
+    StopSignals,
+    TrainError,
+    check_alive,
+    check_writable,
+    describe,
+    device_name,
+    from_a_peer,
+    kept,
+    not_finite_anywhere,
+    not_finite_message,
+    pick_device,
+    read_log,
+    reuse_memory,
+    run_folder,
+    supplied,
+    world_size,
+    write_log,
+)
 
 # The teacher's recipe, where it differs from the student's; see `parse`.
 TEACHER = {
@@ -49,20 +69,7 @@ TEACHER = {
     "eps": 1e-8, "weight_decay": 0.01, "weights": (1.0, 0.2, 2.5, 0.6), "batch_size": 16,
     "epochs": 200, "out": Path("runs/teacher"),
 }  # fmt: skip
-DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
 CHECK_EVERY = 20  # steps between looks at values on the device, each of which waits for it
-
-
-class TrainError(RuntimeError):
-    """A run that cannot go on; the message says why and what to try."""
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM arrived and everything is saved; `code` is the exit code (130, 143)."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 # ---------------------------------------------------------------------------- Eq. 11, the objective
@@ -160,8 +167,8 @@ def fit(
             first, step, sums = 0, step - first, {}  # to go on from: it is done anew
         if out is not None and not (out / "best.pt").exists():  # resumed into another folder
             best = math.inf
-        log = [row for row in _read_log(out) if row["epoch"] <= epoch]
-        _write_log(out, log)
+        log = [row for row in read_log(out) if row["epoch"] <= epoch]
+        write_log(out, log)
 
     def checkpoint(name: str, epoch: int, batch: int, sums: dict[str, float]) -> None:
         nonlocal saved
@@ -178,10 +185,10 @@ def fit(
     def save_here() -> None:
         checkpoint("last.pt", epoch, done, {k: float(v) for k, v in meter.items()})
 
-    stop, saved = _StopSignals(), time.monotonic()
+    stop, saved = StopSignals(), time.monotonic()
     quiet = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines: logs are read later
     bar = tqdm(total=total, initial=step, unit="step", disable=out is None, mininterval=quiet)
-    statistics = _RunningStatistics(network)
+    statistics = RunningStatistics(network)
     # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
     dead, bad = torch.zeros((2,), device=device)
     look_every = CHECK_EVERY if device.type == "cuda" else 1
@@ -195,7 +202,7 @@ def fit(
             rate = schedule(max(step - 1, 0), total)
             done = first
             try:
-                for batch in _supplied(loader.epoch(epoch, first)):
+                for batch in supplied(loader.epoch(epoch, first)):
                     if device.type == "cuda":  # --compile: what the last graph gave is done with
                         torch.compiler.cudagraph_mark_step_begin()
                     batch = {k: v.to(device) for k, v in batch.items()}
@@ -209,7 +216,7 @@ def fit(
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     norm = nn.utils.clip_grad_norm_(objective.parameters(), clip or math.inf)
-                    skip = _not_finite_anywhere(loss.detach(), norm)
+                    skip = not_finite_anywhere(loss.detach(), norm)
                     optimizer.found_inf = skip  # as GradScaler does: Adam then changes nothing
                     optimizer.step()
                     statistics.restore(skip)
@@ -223,15 +230,15 @@ def fit(
                     bar.update()
                     if step % look_every == 0 or done == len(loader):
                         in_a_row = int(bad)
-                        _check_alive(dead, step)
+                        check_alive(dead, step)
                         if in_a_row >= max_skipped:
                             if int(meter["skipped_steps"]) < done:
                                 save_here()
-                            why = _not_finite_message(plain, batch, loader.pairs, step, in_a_row)
-                            raise TrainError(why + _kept(out))
+                            why = not_finite_message(plain, batch, loader.pairs, step, in_a_row)
+                            raise TrainError(why + kept(out))
                     if step % CHECK_EVERY == 0 or done == len(loader):
                         bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
-                    if (_world() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
+                    if (world_size() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
                         save_here()
                         raise Stopped(128 + stop.signal)
                     if save_minutes and time.monotonic() - saved > 60 * save_minutes:
@@ -239,13 +246,13 @@ def fit(
             except LoaderFailed as failed:
                 if step > 0:
                     save_here()
-                raise TrainError(f"{failed} (after step {step}).{_kept(out)}") from failed
+                raise TrainError(f"{failed} (after step {step}).{kept(out)}") from failed
             seconds = time.perf_counter() - started
             sums = {k: float(v) for k, v in meter.items()}
             skipped = int(sums["skipped_steps"])
             taken = len(loader) - skipped
             if skipped:
-                data.notice(
+                notice(
                     f"epoch {epoch + 1}: {skipped} of {len(loader)} steps skipped, because their "
                     "loss or gradient was not finite"
                 )
@@ -254,7 +261,7 @@ def fit(
                 checkpoint("last.pt", epoch, len(loader), sums)
             row = {"epoch": epoch + 1, "step": step, "lr": rate}
             row |= {k: v / taken if taken else math.nan for k, v in sums.items()}
-            row["images_per_s"] = seen * _world() / seconds if seen else None
+            row["images_per_s"] = seen * world_size() / seconds if seen else None
             row |= {"skipped_steps": skipped, "skipped_pairs": len(loader.failed)}
             epoch, first, sums = epoch + 1, 0, {}
             if due:
@@ -271,321 +278,22 @@ def fit(
                 )
             # Killed between the two, the epoch's end is done once more, and its row written anew.
             log.append(row)
-            _write_log(out, log[-1:], append=True)
+            write_log(out, log[-1:], append=True)
             if taken:
                 checkpoint("last.pt", epoch, 0, {})
             if stop.agreed(device):
                 raise Stopped(128 + stop.signal)
     if not taken:
         raise TrainError(
-            f"the loss or its gradient is not finite in any step of the last epoch.{_kept(out)}"
+            f"the loss or its gradient is not finite in any step of the last epoch.{kept(out)}"
         )
     return log
-
-
-def _kept(out: Path | None) -> str:
-    """What is left of a run that ends, for its message."""
-    if out is None:
-        return ""
-    if not (out / "last.pt").exists():
-        return " Nothing was trained yet, and nothing is saved."
-    return f" {out / 'last.pt'} holds the run up to there: --resume goes on when it is mended."
-
-
-class LoaderFailed(RuntimeError):
-    """What a loader's thread raised while it made a batch."""
-
-
-def _supplied(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The loader's batches; what its threads raise comes out as LoaderFailed."""
-    try:
-        yield from batches
-    except (data.DataError, OSError, MemoryError) as error:
-        raise LoaderFailed(str(error) or type(error).__name__) from error
-    except Exception as error:  # a fault of ours: say where
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise LoaderFailed(
-            f"the loader failed: {type(error).__name__}: {error} "
-            f"({Path(at.filename).name}:{at.lineno}, {at.name})"
-        ) from error
-
-
-def _not_finite_anywhere(loss: Tensor, norm: Tensor) -> Tensor:
-    """1.0 where the loss or its gradient's norm is not finite on any process, else 0.0, on the
-    device: nothing waits for it."""
-    skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
-    if _world() > 1:
-        dist.all_reduce(skip, dist.ReduceOp.MAX)
-    return skip
-
-
-class _RunningStatistics:
-    """BatchNorm's running means and variances, put back after a step that is skipped: its forward
-    pass has changed them already, and one NaN in them would stay for good."""
-
-    def __init__(self, network: nn.Module) -> None:
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self._values = [b for m in norms for b in (m.running_mean, m.running_var)]
-        self._sizes = [v.numel() for v in self._values]
-        self._counts = [m.num_batches_tracked for m in norms]
-        self._kept: Tensor | None = None
-
-    def keep(self) -> None:
-        if self._values:  # a Swin has none
-            self._kept = torch.cat(self._values)
-
-    def restore(self, skip: Tensor) -> None:
-        """Where skip is 1; does nothing where it is 0."""
-        if self._values:
-            right = torch.where(skip > 0, self._kept, torch.cat(self._values))
-            torch._foreach_copy_(self._values, list(right.split(self._sizes)))
-            torch._foreach_sub_(self._counts, [skip.long()] * len(self._counts))
-
-
-def _not_finite_message(
-    objective: nn.Module, batch: dict[str, Tensor], pairs: list[data.Pair], step: int, in_a_row: int
-) -> str:
-    """What ends a run: the steps, and the pairs of the last one whose own loss is not finite, each
-    by itself in evaluation mode; where that singles out none, all of them."""
-    names = [str(pairs[i].rgb) for i in batch["index"].tolist()]
-    training = objective.training
-    objective.eval()
-    bad = []
-    with torch.no_grad():
-        for i, name in enumerate(names):
-            one = {k: v if k == "triplets" else v[i : i + 1] for k, v in batch.items()}
-            if not math.isfinite(float(objective(one)[0])):
-                bad.append(name)
-    objective.train(training)
-    if len(bad) == len(names):
-        which = "no pair alone has a finite loss: the weights or the flags are to blame, not a pair"
-    else:
-        which = "not finite by themselves are " if bad else "none alone is to blame; its pairs are "
-        shown = bad or names
-        which += ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if shown[8:] else "")
-    steps = f"steps {step - in_a_row + 1} to {step}" if in_a_row > 1 else f"step {step}"
-    return (
-        f"the loss or its gradient is not finite in {steps}, which were skipped. In the last one "
-        f"{which}. Lower --lr or --clip, and look at the data with --dry_run and "
-        "python data.py --check."
-    )
-
-
-def _check_alive(dead: Tensor, step: int) -> None:
-    if float(dead) >= DEAD_BATCHES:
-        raise TrainError(
-            f"step {step}: the last {int(dead)} batches predicted 0 m everywhere: the last ReLU is "
-            "dead and no gradient can revive it. Try another --seed, a lower --lr or a longer "
-            "--warmup, and check --depth_scale"
-        )
-
-
-class _StopSignals:
-    """Notes SIGINT and SIGTERM, for the loop to act on between two steps; a second Ctrl-C is
-    immediate. Signals can only be caught in a process's main thread."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> None:
-        self.old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.old[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: whoever runs us handles signals
-                pass
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def agreed(self, device: torch.device) -> int:
-        """The signal that any process has got, 0 for none; all processes must ask together, or
-        one of them stops while the others wait for its gradients."""
-        if _world() > 1:
-            flag = torch.tensor(self.signal, device=device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            self.signal = int(flag)
-        return self.signal
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _read_log(out: Path | None) -> list[dict]:
-    if out is None or not (out / "log.jsonl").is_file():
-        return []
-    rows = []
-    for line in (out / "log.jsonl").read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # a last line cut by a crash
-            break
-    return rows
-
-
-def _write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
-    if out is None:
-        return
-    path, text = out / "log.jsonl", "".join(json.dumps(evaluate.plain(r)) + "\n" for r in rows)
-    if not append:
-        predict.write_file(path, text.encode())
-        return
-    try:
-        with open(path, "a") as f:
-            f.write(text)
-    except OSError as error:  # a full disk is told without a name
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 # ------------------------------------------------------------------------ validation and pictures
 
 
-class Validator:
-    """Scores the network on the validation split (Sec. 4.1) and draws out/preview.png."""
-
-    SHOWN = 6
-
-    def __init__(
-        self, network: nn.Module, pairs: list[data.Pair], *, image_size: tuple[int, int],
-        intrinsics: tuple[float, ...] | None, depth_scale: float, max_depth: float,
-        device: torch.device, out: Path, ram_cache: float,
-    ) -> None:  # fmt: skip
-        self.network, self.device, self.out = network, device, out
-        self.scale = {"depth_scale": depth_scale, "max_depth": max_depth}
-        self._read = lambda: evaluate.read_all(pairs, image_size, intrinsics)
-        fits = len(pairs) * 5e-9 * image_size[0] * image_size[1] <= ram_cache
-        self._kept = list(self._read()) if fits else None
-        # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
-        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
-        self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
-        # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
-        ranges = [predict.auto_range([s.depth / np.float32(depth_scale)]) for _, s in self._shown]
-        self._range = min(r[0] for r in ranges), max(r[1] for r in ranges)
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        """-> mean metrics over the split; `epoch` is written on the picture."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            report = evaluate.run(self.predict, self._kept or self._read(), **self.scale).report()
-            self._draw(epoch)
-        finally:
-            self.network.train(training)
-        if report["not_finite"]:
-            data.notice(f"epoch {epoch}: {report['not_finite']} prediction(s) are not finite")
-            report["metric"]["si_rmse"] = math.nan  # never the best
-        per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
-        return {k: report["metric"][k] for k in evaluate.METRICS} | per_scene
-
-    @torch.inference_mode()
-    def predict(self, rgb: np.ndarray) -> np.ndarray:
-        """RGB u8 (H,W,3) -> metres (H,W)."""
-        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
-        return self.network(image)[0, 0].float().cpu().numpy()
-
-    def _draw(self, epoch: int) -> None:
-        panels = []
-        for pair, sample in self._shown:
-            truth = sample.depth / np.float32(self.scale["depth_scale"])
-            title = f"{pair.scene}/{pair.rgb.stem}, epoch {epoch}"
-            prediction = self.predict(sample.rgb)
-            panels.append(predict.panel(sample.rgb, truth, prediction, *self._range, title))
-        predict.write_picture(self.out / "preview.png", np.concatenate(panels))
-
-
 # ------------------------------------------------------------------------------------- run folder
-
-
-FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what a run writes
-
-
-def check_writable(out: Path) -> None:
-    """Raises TrainError where a run's folder could not be made or written, before any long work.
-
-    Written to in earnest, as packed.place does; nothing is left behind."""
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    reason = packed.refusal(there) if there.is_dir() else f"{there} is no folder"
-    if reason:
-        raise TrainError(f"--out {out}: cannot be written ({reason}); take another folder")
-
-
-@contextmanager
-def run_folder(out: Path, keep: bool) -> Iterator[None]:
-    """Makes the run's folder and holds it as this process's own: a second run into it is refused.
-
-    An earlier run in it is moved aside, unless it goes on (`keep`); what a killed one left half
-    written is taken away. Raises TrainError.
-    """
-
-    def taken() -> None:
-        who = ""
-        for file in (out / ".run.lock", out / ".run.held"):
-            with suppress(OSError):  # it goes with its holder
-                who = f" ({told})" if (told := file.read_text()) else who
-        raise TrainError(f"--out {out}: another run{who} writes there; take another folder")
-
-    with ExitStack() as held:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            held.enter_context(packed.locked(out, "run", taken))
-            if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
-                if not out.name:
-                    raise TrainError(
-                        f"--out {out}: holds an earlier run and cannot be moved aside; take "
-                        "another folder (to go on with it: --resume)"
-                    )
-                number = 1
-                while (aside := out.with_name(f"{out.name}.{number}")).exists():
-                    number += 1
-                out.rename(aside)
-                out.mkdir()
-                held.enter_context(packed.locked(out, "run", taken))
-                for lock in aside.glob(".run.*"):
-                    lock.unlink()
-                data.notice(
-                    f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)"
-                )
-            for name in FILES:
-                for part in out.glob(f".{name}*.part"):
-                    part.unlink()
-            if not keep:  # of a run that never saved
-                (out / "log.jsonl").unlink(missing_ok=True)
-        except OSError as error:
-            raise TrainError(
-                f"--out {out}: cannot be written ({error.strerror}); take another folder"
-            ) from error
-        yield
-
-
-def installed(package: str) -> bool:
-    """Whether pip knows it (opencv-python may be here under another name)."""
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def describe(args: argparse.Namespace, **facts: object) -> dict:
-    """args.json: every flag, and what else decided the run."""
-    git = model.git_state()
-    packages = ("torch", "numpy", "opencv-python", "litedepth-kernels")
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in packages if installed(name)}
-    return {
-        **{k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "command": " ".join(sys.argv), "git_commit": git["commit"], "git_dirty": git["dirty"],
-        "versions": versions, **facts,
-    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -593,7 +301,7 @@ def describe(args: argparse.Namespace, **facts: object) -> dict:
 
 def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
     """All flags of training, grouped by section; distill.py extends them, without `teachers`."""
-    p = predict.Parser(
+    p = Parser(
         prog="train.py",
         description="Train the student of Sec. 3.1 (or, with --model swin_*, the teacher of Sec. "
         "3.4) with the losses of Sec. 3.3.",
@@ -752,32 +460,6 @@ def parse_betas(text: str) -> tuple[float, float]:
     return betas
 
 
-def reuse_memory() -> None:
-    """Lets freed memory be used again instead of going back to the system. Linux with glibc only.
-
-    A full-resolution map of a batch is 39 MB; fetching that afresh for every operation costs more
-    in page faults than the arithmetic does: a training step of 32 went from 35 to 92 images/s with
-    this alone when it was added (2 cores). Results do not change.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch: large pages for large tensors
-    if platform.libc_ver()[0] == "glibc":
-        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 2**28)
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """ "auto" -> CUDA when there is one. Raises TrainError when "cuda" is asked for in vain."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
 def build_loss(
     args: argparse.Namespace, device: torch.device | None = None
 ) -> losses.DepthLoss:
@@ -790,7 +472,7 @@ def build_loss(
         elif args.robust_adaptive:
             reason = "--robust_adaptive learns from single pixels"
         if reason:
-            data.notice(f"{reason}: the plain losses are used, slower by far")
+            notice(f"{reason}: the plain losses are used, slower by far")
         else:
             on_cpu = device is None or device.type == "cpu"
             ours = on_cpu and args.kernels == "cpp" and not args.compile
@@ -815,7 +497,7 @@ def augmentation(args: argparse.Namespace) -> data.Augment:
 
 
 def build_loader(
-    args: argparse.Namespace, reader: data.Reader, network: model.DepthNetwork, rank: int = 0,
+    args: argparse.Namespace, reader: Reader, network: model.DepthNetwork, rank: int = 0,
     world: int = 1,
 ) -> data.Loader:  # fmt: skip
     """The Loader of data.add_data_arguments' and add_augment_arguments' flags."""
@@ -829,13 +511,13 @@ def build_loader(
     )  # fmt: skip
 
 
-def open_reader(
-    args: argparse.Namespace, pairs: list[data.Pair], maps: list[Path | None] | None,
+def reader_of(
+    args: argparse.Namespace, pairs: list[Pair], maps: list[Path | None] | None,
     quiet: bool = False,
-) -> data.Reader:  # fmt: skip
+) -> Reader:  # fmt: skip
     """The training pairs' reader; --dry_run packs nothing."""
-    return data.open_reader(
-        pairs, cache="none" if args.dry_run else args.cache, root=data.resolve(args.data),
+    return open_reader(
+        pairs, cache="none" if args.dry_run else args.cache, root=resolve(args.data),
         name=args.split, image_size=args.image_size, intrinsics=args.intrinsics,
         depth_scale=args.depth_scale, threads=args.workers or cores(), ram_cache=args.ram_cache,
         teacher=maps, quiet=quiet,
@@ -888,13 +570,13 @@ def dry_run(
     print(f"loss before training {float(value):.3f}: {shown}")
     args.out.mkdir(parents=True, exist_ok=True)
     picture = data.batch_picture(batch, network.mean.cpu(), network.std.cpu())
-    predict.write_picture(args.out / "dry_run.png", picture)
+    write_picture(args.out / "dry_run.png", picture)
     print(f"wrote {args.out / 'dry_run.png'}")
 
 
 def cores() -> int:
     """CPU cores of this process's share: those it may use, over the processes of this machine."""
-    return max(1, predict.usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window")
@@ -922,18 +604,18 @@ def read_run(args: argparse.Namespace) -> dict | None:
         return None
     path = args.out / "last.pt" if args.resume == "auto" else Path(args.resume)
     if args.resume == "auto" and not path.exists():
-        data.notice(f"nothing to resume in {args.out}: starting afresh")
+        notice(f"nothing to resume in {args.out}: starting afresh")
         return None
     written = path.stat().st_mtime_ns if path.exists() else 0
     try:
-        checkpoint = model.read_checkpoint(path)
-    except model.CheckpointError as error:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
         other = path.with_name("best.pt")
         if not path.exists() or path.name == other.name:
             raise
         whole = {}
-        with suppress(model.CheckpointError):
-            whole = model.read_checkpoint(other)
+        with suppress(CheckpointError):
+            whole = read_checkpoint(other)
         if "optimizer" not in whole:
             raise
         raise TrainError(
@@ -941,7 +623,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
         ) from error
     lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
     if lacking:
-        raise model.CheckpointError(
+        raise CheckpointError(
             f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
             f"start a run from them with --pretrained {path}"
         )
@@ -953,23 +635,23 @@ def read_run(args: argparse.Namespace) -> dict | None:
     if network:
         raise TrainError(f"--resume: {path} is another network ({', '.join(network)}); give that")
     if changed:
-        data.notice(f"resuming with other flags than the run had: {', '.join(changed)}")
+        notice(f"resuming with other flags than the run had: {', '.join(changed)}")
     return {**checkpoint, "path": path, "written": written}
 
 
 def open_data(
     args: argparse.Namespace, rank: int, world: int
-) -> tuple[list[data.Pair], list[data.Pair]]:  # fmt: skip
+) -> tuple[list[Pair], list[Pair]]:  # fmt: skip
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
     if rank > 0:
         dist.barrier()  # the first process renders synthetic scenes, the others then find them
-    roots = [data.resolve(place) for place in (args.data, *args.extra_data)]
+    roots = [resolve(place) for place in (args.data, *args.extra_data)]
     if rank == 0 and world > 1:
         dist.barrier()
-    pairs = [pair for root in roots for pair in data.open_split(root, args.split, args.depth_scale)]
+    pairs = [pair for root in roots for pair in open_split(root, args.split, args.depth_scale)]
     if args.val_split == "none":
         return pairs, []
-    return pairs, data.open_split(roots[0], args.val_split, args.depth_scale)
+    return pairs, open_split(roots[0], args.val_split, args.depth_scale)
 
 
 def start_network(
@@ -1018,7 +700,7 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     try:
         return train(args, device, rank, world, **how)
     except RuntimeError as error:
-        if world == 1 or isinstance(error, TrainError) or not _from_a_peer(error):
+        if world == 1 or isinstance(error, TrainError) or not from_a_peer(error):
             raise
         saved = args.out / "last.pt"
         kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
@@ -1031,14 +713,6 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     finally:
         if world > 1:
             dist.destroy_process_group()
-
-
-def _from_a_peer(error: RuntimeError) -> bool:
-    """Whether it says that another process of the group is gone. Gloo's are plain RuntimeErrors."""
-    told = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        word in told for word in ("gloo", "nccl", "connection", "broken pipe", "peer")
-    )
 
 
 def train(
@@ -1077,9 +751,9 @@ def _train(
         objective.compile(mode=graphs, dynamic=False)
     maps = None
     if teacher_depth is not None:
-        maps = data.open_teacher(pairs, teacher_depth, args.image_size, args.depth_scale)
+        maps = open_teacher(pairs, teacher_depth, args.image_size, args.depth_scale)
     data.check_sizes(augmentation(args), args.image_size, network.size)  # before it packs
-    reader = open_reader(args, pairs, maps, quiet=rank > 0)
+    reader = reader_of(args, pairs, maps, quiet=rank > 0)
     loader = build_loader(args, reader, network, rank, world)
     if args.data_device == "cuda" and not args.dry_run:
         batch = resident.r2_batch
@@ -1121,7 +795,7 @@ def _train(
                 torch_threads=torch.get_num_threads(), processes=world, initial_weights=weights,
                 train_pairs=len(pairs), val_pairs=len(val), steps_per_epoch=len(loader),
             )  # fmt: skip
-            evaluate.write_json(args.out / "args.json", facts)
+            write_json(args.out / "args.json", facts)
     if args.dry_run:
         loader.close()
         return 0
@@ -1159,7 +833,7 @@ def _train(
         loader.close()
     if rank == 0:
         if loader.failed:
-            data.notice(f"{len(loader.failed)} pair(s) could not be read and were skipped")
+            notice(f"{len(loader.failed)} pair(s) could not be read and were skipped")
         made = args.out / ("best.pt" if (args.out / "best.pt").exists() else "last.pt")
         then = f"python export.py --checkpoint {made}"
         if args.model != "student":
@@ -1168,18 +842,11 @@ def _train(
     return 0
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's own name, or the CPU architecture and how many threads PyTorch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
 def guarded(main: Callable[[], int], name: str) -> int:
     """main()'s exit code; what the user can mend becomes one line on stderr and 2."""
     try:
         return main()
-    except (data.DataError, model.CheckpointError, TrainError, OSError) as error:
+    except (DataError, CheckpointError, TrainError, OSError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

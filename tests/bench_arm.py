@@ -37,12 +37,16 @@ from pathlib import Path
 
 import numpy as np
 
+import predict
+from plumbing.files import cache_root, write_file
+from plumbing.flags import Parser
+from plumbing.pictures import PredictError, cv2, read_picture, resize_picture
+from plumbing.runtime import read_metadata
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
-import predict  # noqa: E402
-import synthetic  # noqa: E402
 
 DEBS = ("python3", "python3-minimal", "libstdc++6", "libgomp1")  # libc6 and the rest come with them
 # An aarch64 Python has no libGL: OpenCV comes without windows there.
@@ -161,7 +165,7 @@ def check(folder: Path) -> None:
 
 
 def default_folder() -> Path:
-    return synthetic.cache_root() / "arm64"
+    return cache_root() / "arm64"
 
 
 def python_of(folder: Path) -> Path:
@@ -284,10 +288,10 @@ def pictures_for(shape: tuple[int, ...], photos: list[Path], seed: int) -> np.nd
     pictures = list(export.pattern_pictures(shape[:2], seed).values())
     for path in photos:
         try:
-            rgb = predict.read_picture(path)
-        except predict.PredictError as error:
+            rgb = read_picture(path)
+        except PredictError as error:
             raise ArmError(f"{path}: {error}") from error
-        pictures.append(predict.resize_picture(rgb, shape[:2]))
+        pictures.append(resize_picture(rgb, shape[:2]))
     return np.stack(pictures)
 
 
@@ -302,7 +306,7 @@ def compare(
     if args.foreign:
         precision, metre = "foreign", 1.0
     else:
-        metadata = predict.read_metadata(content, str(path))
+        metadata = read_metadata(content, str(path))
         precision = metadata["precision"]
         metre = {"m": 1.0, "mm": 1000.0}[metadata["output"]["unit"]]
     try:
@@ -355,7 +359,7 @@ def predict_both(model: Path, picture: Path, folder: Path, cpu: str, job: Path) 
         else:
             emulated(folder, arguments, f"predict.py on the emulated {cpu}", cpu=cpu)
         written = job / machine / f"{picture.stem}_depth.png"
-        depths.append(predict.cv2.imread(str(written), predict.cv2.IMREAD_UNCHANGED))
+        depths.append(cv2.imread(str(written), cv2.IMREAD_UNCHANGED))
     return int(np.abs(depths[0].astype(int) - depths[1]).max())
 
 
@@ -394,7 +398,7 @@ def absolute(text: str) -> Path:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = predict.Parser(
+    p = Parser(
         prog="bench_arm.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     p.add_argument("files", nargs="*", type=Path, metavar="FILE.tflite",
@@ -434,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         return run(args)
-    except (ArmError, predict.PredictError, OSError) as error:
+    except (ArmError, PredictError, OSError) as error:
         print(f"bench_arm.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -476,7 +480,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         everything = [asdict(r) | {"passed": r.passed} for r in results]
         report = {"cpu": args.cpu, "environment": about, "files": everything}
-        predict.write_file(args.json, (json.dumps(report, indent=1) + "\n").encode())
+        write_file(args.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0 if all(r.passed for r in results) else 3
 
 

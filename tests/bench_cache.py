@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import data
-import packed
-import synthetic
-from predict import usable_cores
+from plumbing import scenes as synthetic
+from plumbing.files import usable_cores  # noqa: E402
+from plumbing.pack import Pack, open_pack  # noqa: E402
+from plumbing.pairs import Pair, Sample, read_pair  # noqa: E402
 
 SIZE = (480, 640)
 
 
-def make_pairs(root: Path, count: int, scenes: int) -> list[data.Pair]:
+def make_pairs(root: Path, count: int, scenes: int) -> list[Pair]:
     """`count` pairs of files, of `scenes` pictures."""
     (root / "rgb").mkdir(parents=True)
     (root / "depth").mkdir()
@@ -41,7 +41,7 @@ def make_pairs(root: Path, count: int, scenes: int) -> list[data.Pair]:
             rgb, depth = root / f"rgb/{k:04d}.jpg", root / f"depth/{k:04d}.png"
             rgb.write_bytes(jpeg)
             depth.write_bytes(png)
-            pairs.append(data.Pair(rgb, depth, "scene", root))
+            pairs.append(Pair(rgb, depth, "scene", root))
     return pairs
 
 
@@ -73,11 +73,11 @@ def main() -> None:
         files = [[pair.rgb, pair.depth] for pair in pairs]
         known: dict = {}
 
-        def read(i: int) -> data.Sample:
-            return data.read_pair(pairs[i], SIZE, None, known)
+        def read(i: int) -> Sample:
+            return read_pair(pairs[i], SIZE, None, known)
 
-        def build(name: str, threads: int) -> packed.Pack:
-            return packed.open_pack(
+        def build(name: str, threads: int) -> Pack:
+            return open_pack(
                 root / "cache", name, files, SIZE, read, settings={}, teacher=False,
                 threads=threads, quiet=True,
             )  # fmt: skip

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from predict import Parser, parse_size
+from plumbing.flags import Parser, parse_size  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPHS = {  # --checkpoint: name of the row -> what export.py is told beside it

@@ -26,6 +26,9 @@ import data
 import model
 import resident
 import train
+from plumbing.batches import Reader, open_reader  # noqa: E402
+from plumbing.pairs import open_split, resolve  # noqa: E402
+from plumbing.run import device_name  # noqa: E402
 
 PAPER_PAIRS, PAPER_EPOCHS, PAPER_SECONDS = 6869, 600, 4 * 3600
 BATCHES = 8  # of the largest size in an epoch; whose first ones find nothing planned ahead
@@ -58,7 +61,7 @@ def make_network() -> model.DepthNetwork:
     return model.create("student", size=(128, 160), decoder="mix", upsample="nearest")
 
 
-def make_planner(reader: data.Reader, batch_size: int, *more: str) -> data.Loader:
+def make_planner(reader: Reader, batch_size: int, *more: str) -> data.Loader:
     """train.py's Loader of such batches, for the CPU."""
     args = train.parse(["--batch_size", str(batch_size), *more])
     return train.build_loader(args, reader, make_network())
@@ -205,12 +208,12 @@ def main() -> int:
     if args.device == "cpu":
         torch.set_num_threads(1)
     given = args.batch_sizes or ("2" if args.device == "cpu" else "32,512")
-    sizes, root = [int(n) for n in given.split(",")], data.resolve(args.data)
-    pairs, need = data.open_split(root, "train", 1000.0), BATCHES * max(sizes)
+    sizes, root = [int(n) for n in given.split(",")], resolve(args.data)
+    pairs, need = open_split(root, "train", 1000.0), BATCHES * max(sizes)
     pairs = (pairs * -(-need // len(pairs)))[:need]
-    print(f"{train.device_name(device)}, PyTorch {torch.__version__}; {need} pairs")
+    print(f"{device_name(device)}, PyTorch {torch.__version__}; {need} pairs")
     with tempfile.TemporaryDirectory() as cache:
-        reader = data.open_reader(
+        reader = open_reader(
             pairs, cache=cache, root=root, name="bench", image_size=(480, 640), intrinsics=None,
             depth_scale=1000.0, threads=train.cores(), ram_cache=0.0,
         )  # fmt: skip

@@ -33,6 +33,9 @@ import torch  # noqa: E402
 import data  # noqa: E402
 import losses  # noqa: E402
 import train  # noqa: E402
+from plumbing.batches import open_reader  # noqa: E402
+from plumbing.pairs import open_split, resolve  # noqa: E402
+from plumbing.run import reuse_memory  # noqa: E402
 
 
 class Samples(torch.utils.data.Dataset):
@@ -88,8 +91,8 @@ class CarefulSamples(Samples):
 
 def make_loader(args, pairs, **changes) -> data.Loader:
     options = {"crop_batch": "pad", "cache": args.cache, "ram_cache": 0.0, "threads": 1, **changes}
-    reader = data.open_reader(
-        pairs, cache=options.pop("cache"), root=data.resolve(args.data), name="bench",
+    reader = open_reader(
+        pairs, cache=options.pop("cache"), root=resolve(args.data), name="bench",
         image_size=(480, 640), intrinsics=None, depth_scale=1000.0, threads=options["threads"],
         ram_cache=options.pop("ram_cache"),
     )  # fmt: skip
@@ -125,7 +128,7 @@ def main() -> None:
     p.add_argument("--careful", action="store_true", help="with numpy and OpenCV, for --workers")
     args = p.parse_args()
     torch.set_num_threads(1)
-    pairs = data.open_split(data.resolve(args.data), args.split, 1000.0)
+    pairs = open_split(resolve(args.data), args.split, 1000.0)
     if args.workers is not None:
         loader = make_loader(args, pairs)
         for epoch in range(3):  # the last one counts
@@ -137,7 +140,7 @@ def main() -> None:
             seen = drain(batches)
         print(f"samples/s {seen / (time.perf_counter() - started):.1f}")
         return
-    train.reuse_memory()
+    reuse_memory()
     with tempfile.TemporaryDirectory() as args.cache:
         table(args, pairs)
 

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import losses
 import model
-import train
+from plumbing.run import reuse_memory  # noqa: E402
 
 FORMS = ("plain", "cells, torch", "cells, C++")
 ROWS = {"silog": "1,0,0,0", "grad": "0,1,0,0", "vnl": "0,0,1,0", "robust": "0,0,0,1",
@@ -81,7 +81,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.batch_size, args.rounds = 2, 2
-    train.reuse_memory()  # the plain form at its best
+    reuse_memory()  # the plain form at its best
     torch.manual_seed(0)
     full = tuple(args.full)
     d_hat, batch = make_batch(args.batch_size, full, tuple(args.low))

@@ -46,6 +46,31 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import data
+import export
+import model
+from plumbing.checkpoints import (
+    CALIBRATION,
+    CHECKPOINT_FORMAT,
+    CheckpointError,
+    read_calibration,
+    read_checkpoint,
+)
+from plumbing.pack import PAGE, Pack, PackError, _up, open_pack
+from plumbing.pairs import (
+    DataError,
+    Pair,
+    Sample,
+    check_files,
+    find_split,
+    list_pairs,
+    read_pair,
+    read_teacher,
+    stored_intrinsics,
+)
+from plumbing.pictures import PredictError, read_picture
+from plumbing.runtime import MEMBER, TFLITE_FORMAT, read_metadata, seal
+
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
@@ -53,12 +78,6 @@ if str(ROOT) not in sys.path:
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-
-import data  # noqa: E402
-import export  # noqa: E402
-import model  # noqa: E402
-import packed  # noqa: E402
-import predict  # noqa: E402
 
 PROGRAM = Path(__file__)  # what a worker runs
 SIZE = (64, 96)
@@ -378,7 +397,7 @@ def mutate_jpeg(rng: Random, raw: bytes, other: bytes) -> bytes:
     return bytes(damaged)
 
 
-def check_sample(sample: data.Sample, size: tuple[int, int]) -> None:
+def check_sample(sample: Sample, size: tuple[int, int]) -> None:
     """What data.Sample promises."""
     rgb, depth, K = sample.rgb, sample.depth, sample.K
     expect(rgb.dtype == np.uint8 and rgb.shape == (*size, 3), f"rgb {rgb.dtype} {rgb.shape}")
@@ -399,7 +418,7 @@ AUGMENT = data.Augment(((32, 48), (48, 80), SIZE), 0.5, 2.5, 0.5, (0.9, 1.1), Fa
                        (0.9, 1.1))  # fmt: skip
 
 
-def through_kernels(sample: data.Sample, number: int) -> None:
+def through_kernels(sample: Sample, number: int) -> None:
     """A sample through r2_crop and r2_batch, and out as finite numbers."""
     kernels = data.litedepth_kernels
     drawn = data.draw(0, 0, [number], SIZE, AUGMENT)
@@ -551,9 +570,9 @@ def payloads(mark: Path) -> dict[str, object]:
         "import": Call(Call(operator.attrgetter("system"), Call(importlib.import_module, "os")),
                        touch),
         "timeit": Call(timeit.timeit, code, "pass", time.perf_counter, 1),
-        "in a dict": {"format": model.FORMAT, "model_args": {}, "model": state},
-        "as model_args": {"format": model.FORMAT, "model_args": Call(eval, f"dict(x={code})")},
-        "as a key": {"format": model.FORMAT, Call(eval, code): 1},
+        "in a dict": {"format": CHECKPOINT_FORMAT, "model_args": {}, "model": state},
+        "as model_args": {"format": CHECKPOINT_FORMAT, "model_args": Call(eval, f"dict(x={code})")},
+        "as a key": {"format": CHECKPOINT_FORMAT, Call(eval, code): 1},
         "as a size": [Call(rebuild, Storage(16), 0, Call(eval, f"({code}, (2,))[1]"), (1,), False,
                            collections.OrderedDict())],
         "as hooks": [Call(rebuild, Storage(16), 0, (2,), (1,), False, state)],
@@ -663,9 +682,9 @@ def read_pair(kind: str, scratch: Scratch, number: int) -> bool:
     """The damaged file beside a whole one, as --data's start and its Reader read them."""
     folder = scratch.of(kind)
     names = ("whole.png", "damaged.png") if kind == "depth" else ("damaged.png", "depth.png")
-    pair = data.Pair(folder / names[0], folder / names[1], kind, folder)
-    data.check_files([pair])
-    sample = data.read_pair(pair, SIZE, None, {})
+    pair = Pair(folder / names[0], folder / names[1], kind, folder)
+    check_files([pair])
+    sample = read_pair(pair, SIZE, None, {})
     check_sample(sample, SIZE)
     if scratch.kernels:
         through_kernels(sample, number)
@@ -683,7 +702,7 @@ def write_any(rng: Random, scratch: Scratch) -> Path:
 
 
 def read_any(scratch: Scratch, number: int) -> bool:
-    rgb = predict.read_picture(scratch.of("picture") / "damaged")
+    rgb = read_picture(scratch.of("picture") / "damaged")
     expect(rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size,
            f"{rgb.dtype} {rgb.shape}")  # fmt: skip
     return True
@@ -759,12 +778,12 @@ def write_list(rng: Random, scratch: Scratch) -> Path:
 
 
 def read_list(scratch: Scratch, number: int) -> bool:
-    pairs = data.list_pairs(scratch.of("list") / "root", "train")
-    expect(pairs and all(type(p) is data.Pair for p in pairs), "no pairs")
-    data.check_files(pairs)
+    pairs = list_pairs(scratch.of("list") / "root", "train")
+    expect(pairs and all(type(p) is Pair for p in pairs), "no pairs")
+    check_files(pairs)
     known: dict = {}
     for pair in pairs[:2]:
-        check_sample(data.read_pair(pair, SIZE, None, known), SIZE)
+        check_sample(read_pair(pair, SIZE, None, known), SIZE)
     return True
 
 
@@ -788,16 +807,16 @@ def write_json(kind: str, name: str, values: tuple, rng: Random, scratch: Scratc
 
 def read_intrinsics(scratch: Scratch, number: int) -> bool:
     folder = scratch.of("intrinsics")
-    pair = data.Pair(folder / "whole.png", folder / "depth.png", "s", folder)
-    K = data.stored_intrinsics(pair, SIZE, {})
+    pair = Pair(folder / "whole.png", folder / "depth.png", "s", folder)
+    K = stored_intrinsics(pair, SIZE, {})
     if K is not None:
         check_camera(K)
-    check_sample(data.read_pair(pair, SIZE, None, {}), SIZE)
+    check_sample(read_pair(pair, SIZE, None, {}), SIZE)
     return True
 
 
 FIT = {
-    "format": model.CALIBRATION,
+    "format": CALIBRATION,
     "scale": 1.02,
     "shift_m": -0.05,
     "split": "val",
@@ -810,7 +829,7 @@ FIT = {
 
 
 def read_calibration(scratch: Scratch, number: int) -> bool:
-    found = model.read_calibration(scratch.of("calibration") / "calibration.json")
+    found = read_calibration(scratch.of("calibration") / "calibration.json")
     scale, shift = found["scale"], found["shift_m"]
     expect(0 < scale < 1e9 and math.isfinite(shift), f"{scale} {shift}")
     for name in ("data", "split", "model", "model_sha256"):
@@ -835,8 +854,8 @@ def read_args(scratch: Scratch, number: int) -> bool:
     for name in ("depth_scale", "max_depth"):
         expect(0 < np.float32(facts.get(name, 1)) < np.inf, f"{name} {facts.get(name)!r:.99}")
     for name in ("split", "val_split"):  # as export goes on with them
-        with contextlib.suppress(data.DataError):
-            data.find_split(scratch.of("args"), facts.get(name, "val"))
+        with contextlib.suppress(DataError):
+            find_split(scratch.of("args"), facts.get(name, "val"))
     return bool(facts)
 
 
@@ -886,7 +905,7 @@ def write_npy(rng: Random, scratch: Scratch) -> Path:
 
 
 def read_npy(scratch: Scratch, number: int) -> bool:
-    depth = data.read_teacher(scratch.of("npy") / "map.npy", SIZE, 1000.0, SIZE)
+    depth = read_teacher(scratch.of("npy") / "map.npy", SIZE, 1000.0, SIZE)
     expect(depth.dtype == np.uint16 and depth.shape == SIZE, f"{depth.dtype} {depth.shape}")
     expect(depth.flags.c_contiguous, "not contiguous")
     return True
@@ -903,7 +922,7 @@ def prepare_pack(scratch: Scratch) -> None:
         return rgb, depth, np.array((50.0, 51, 24, 16)), depth
 
     for teacher in (False, True):
-        pack = packed.open_pack(
+        pack = open_pack(
             folder, f"p{teacher}", [[folder / f"{i}"] for i in range(4)], (32, 48), read,
             settings={"reader": 1}, teacher=teacher, threads=1, quiet=True,
         )  # fmt: skip
@@ -920,7 +939,7 @@ def write_pack(rng: Random, scratch: Scratch) -> Path:
     if kind == 0:
         raw = mutate(rng, raw, rng.choice(packs))
     else:  # with the right checksums: forged
-        version, _, rest = raw[: packed.PAGE].partition(b"\n")
+        version, _, rest = raw[: PAGE].partition(b"\n")
         body = rest.partition(b"\n")[2]
         header = json.loads(body)
         start, n = header["tail"], header["tail_bytes"]
@@ -941,14 +960,14 @@ def write_pack(rng: Random, scratch: Scratch) -> Path:
                 header[name] = small if name != "teacher" else not header["teacher"]
         if kind in (2, 3):
             header["tail_bytes"], header["tail_sha256"] = len(tail), sha256(tail).hexdigest()
-            room = packed._up(len(tail)) + packed.PAGE
+            room = _up(len(tail)) + PAGE
             header["bytes"] = start + room
             raw = raw[:start] + tail.ljust(room, b"\0")
         if kind != 1:
             body = json.dumps(header).encode()
-        body = body.ljust(packed.PAGE - len(version) - 66)
+        body = body.ljust(PAGE - len(version) - 66)
         head = version + b"\n" + sha256(body).hexdigest().encode() + b"\n" + body
-        raw = head + raw[packed.PAGE :]
+        raw = head + raw[PAGE :]
         if rng.random() < 0.1:
             raw = mutate(rng, raw)
     path.write_bytes(raw)
@@ -957,7 +976,7 @@ def write_pack(rng: Random, scratch: Scratch) -> Path:
 
 def read_pack(scratch: Scratch, number: int) -> bool:
     path = scratch.of("pack") / "damaged.pack"
-    pack = packed.Pack(path)
+    pack = Pack(path)
     n, (H, W) = len(pack), pack.size
     expect(pack.rgb.shape == (n, H, W, 3) and pack.rgb.dtype == np.uint8, "rgb")
     expect(pack.depth.shape == (n, H, W) and pack.depth.dtype == np.uint16, "depth")
@@ -994,7 +1013,7 @@ ABOUT = {
 
 def prepare_tflite(scratch: Scratch) -> None:
     graph = b"\x1c\0\0\0TFL3" + random.Random(0).randbytes(2000)
-    scratch.made["graph"], scratch.made["tflite"] = graph, predict.seal(graph, ABOUT)
+    scratch.made["graph"], scratch.made["tflite"] = graph, seal(graph, ABOUT)
 
 
 def write_tflite(rng: Random, scratch: Scratch) -> Path:
@@ -1004,13 +1023,13 @@ def write_tflite(rng: Random, scratch: Scratch) -> Path:
         raw = mutate(rng, raw, raw)
     else:  # the right checksum over other metadata
         base = graph + bytes(-len(graph) % 16)
-        stamp = {"format": predict.FORMAT, "bytes": len(base), "sha256": sha256(base).hexdigest()}
+        stamp = {"format": TFLITE_FORMAT, "bytes": len(base), "sha256": sha256(base).hexdigest()}
         text = mutate_json(rng, stamp | ABOUT) if kind < 4 else json.dumps(stamp | ABOUT).encode()
         file = io.BytesIO(base)
         how = zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED
         with zipfile.ZipFile(file, "a", how) as z:
             for _ in range(rng.choice((1, 1, 1, 2)) if kind > 4 else 1):
-                z.writestr(zipfile.ZipInfo(predict.MEMBER), text, how)
+                z.writestr(zipfile.ZipInfo(MEMBER), text, how)
             if rng.random() < 0.1:
                 z.writestr(rng.choice(("../x", "x" * 5000, "litedepth.json/", " ")), b"x")
         raw = bytearray(file.getvalue())
@@ -1026,7 +1045,7 @@ def write_tflite(rng: Random, scratch: Scratch) -> Path:
 
 def read_tflite(scratch: Scratch, number: int) -> bool:
     content = (scratch.of("tflite") / "model.tflite").read_bytes()
-    found = predict.read_metadata(content, "model.tflite")
+    found = read_metadata(content, "model.tflite")
     start = content.rfind(b"PK\3\4")
     expect(content.startswith(scratch.made["graph"]), "another graph under the old checksum")
     expect(start >= len(scratch.made["graph"]), "no archive")
@@ -1185,7 +1204,7 @@ def write_checkpoint(rng: Random, scratch: Scratch) -> Path:
     made, kind = scratch.made, rng.randrange(17)
     path = scratch.of("checkpoint") / "damaged.pt"
     content = dict(made["content"])
-    args = {"format": model.FORMAT, "model_args": content["model_args"], "model": {}}
+    args = {"format": CHECKPOINT_FORMAT, "model_args": content["model_args"], "model": {}}
     if kind == 0:
         raw = mutate(rng, made["whole"], made["old"])
     elif kind == 1:
@@ -1356,7 +1375,7 @@ def read_checkpoint(scratch: Scratch, number: int) -> bool:
         taker = scratch.made["network"]
         model.load_pretrained(taker, str(path))
         return True
-    checkpoint = model.read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     network = model.build(checkpoint, path).eval()
     for name, value in network.state_dict().items():
         expect(value.layout == torch.strided and value.device.type == "cpu", name)
@@ -1379,29 +1398,29 @@ def kinds() -> dict[str, Kind]:
     part = functools.partial
     pair = {
         name: Kind(weight, part(prepare_pair, name), part(write_picture, name),
-                   part(read_pair, name), (data.DataError,))
+                   part(read_pair, name), (DataError,))
         for name, weight in (("png", 16), ("depth", 14), ("jpeg", 16))
     }  # fmt: skip
     frames = {"frames": {"whole": CAMERA, "other": {"fx": 1, "fy": 1, "cx": 0, "cy": 0}}}
     simple = {k: CAMERA[k] for k in ("fx", "fy", "cx", "cy")}
     return pair | {
         "picture": Kind(8, part(prepare_pair, "picture"), write_any, read_any,
-                        (predict.PredictError,)),
-        "list": Kind(8, prepare_list, write_list, read_list, (data.DataError,)),
+                        (PredictError,)),
+        "list": Kind(8, prepare_list, write_list, read_list, (DataError,)),
         "intrinsics": Kind(
             9, part(prepare_pair, "intrinsics"),
             part(write_json, "intrinsics", "intrinsics.json", (CAMERA, simple, frames)),
-            read_intrinsics, (data.DataError,)),
+            read_intrinsics, (DataError,)),
         "calibration": Kind(
             7, lambda scratch: None, part(write_json, "calibration", "calibration.json", (FIT,)),
-            read_calibration, (model.CheckpointError,)),
+            read_calibration, (CheckpointError,)),
         "args": Kind(5, lambda scratch: None, part(write_json, "args", "args.json", (ARGS,)),
                      read_args, ()),
-        "npy": Kind(10, lambda scratch: None, write_npy, read_npy, (data.DataError,)),
-        "pack": Kind(7, prepare_pack, write_pack, read_pack, (packed.PackError,)),
-        "tflite": Kind(7, prepare_tflite, write_tflite, read_tflite, (predict.PredictError,)),
+        "npy": Kind(10, lambda scratch: None, write_npy, read_npy, (DataError,)),
+        "pack": Kind(7, prepare_pack, write_pack, read_pack, (PackError,)),
+        "tflite": Kind(7, prepare_tflite, write_tflite, read_tflite, (PredictError,)),
         "checkpoint": Kind(7, prepare_checkpoint, write_checkpoint, read_checkpoint,
-                           (model.CheckpointError,)),
+                           (CheckpointError,)),
     }  # fmt: skip
 
 
@@ -1462,7 +1481,7 @@ def work(folder: Path, kernels: bool, limits: Limits) -> None:
     scratch, ready = Scratch(folder, kernels), set()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing else may write there
-    data.notice = lambda text: None
+    notice = lambda text: None
     for line in sys.stdin:
         name, seed, start, stop = line.split()
         kind = KINDS[name]

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from predict import Parser
-from synthetic import cache_root
+from plumbing.files import cache_root  # noqa: E402
+from plumbing.flags import Parser  # noqa: E402
 
 PACKAGES = {"chromium-common": "libvk_swiftshader.so", "libvulkan1": "libvulkan.so.1"}  # of Debian
 REFUSED = re.compile(r"^([A-Z][A-Z0-9_]+): (.+)$", re.M)

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench_device import Row
 
-from predict import Parser, parse_size
+from plumbing.flags import Parser, parse_size  # noqa: E402
 
 
 def declare_torchvision_ops() -> None:

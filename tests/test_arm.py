@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-import predict
+from plumbing.runtime import seal
 
 TESTS = Path(__file__).resolve().parent
 if str(TESTS) not in sys.path:
@@ -177,7 +177,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
                        "unit": "mm" if name == "mm" else "m"},
         }  # fmt: skip
         paths[name] = folder / f"{name}.tflite"
-        paths[name].write_bytes(predict.seal(content, metadata))
+        paths[name].write_bytes(seal(content, metadata))
     return paths
 
 

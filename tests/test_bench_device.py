@@ -12,6 +12,7 @@ from bench_device import BenchError, Row
 
 import export
 from model import LiteDepth
+from plumbing.report import tensorflow_quietly
 
 MACS = {"mix": 26_735_360}  # at 128x160: Sec. 3.1's network, every convolution of it
 
@@ -82,7 +83,7 @@ def test_macs_equal_pytorchs_hooks(decoder, size):
 
 def test_macs_of_other_operations():
     """What a peer's file may hold, each with its count by hand."""
-    tf = export._tensorflow()
+    tf = tensorflow_quietly()
     rng = np.random.default_rng(0)
     f = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     transposed = convert(
@@ -111,7 +112,7 @@ def test_a_row_knows_its_file(paper):
 
 
 def test_a_peers_channels_may_come_first():
-    tf = export._tensorflow()
+    tf = tensorflow_quietly()
     content = convert(tf, lambda x: tf.reduce_mean(x, 1), (1, 3, 48, 64))
     assert Row("peer", content, peer=True).size == (48, 64)
     content = convert(tf, lambda x: x + 1, (1, 48, 64))

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import evaluate
 import model
 import predict
+from plumbing.checkpoints import CALIBRATION, CheckpointError, read_calibration
+from plumbing.files import sha256
+from plumbing.pairs import DataError, list_pairs
 
 
 def scene(rng, size=(24, 32), holes=0.3):
@@ -130,7 +132,7 @@ def test_what_cannot_be_told_is_not_fitted():
         (broken[:2], "without valid depth"), ([], "without valid depth"),
         ([(np.zeros_like(d), d)], "predicted as 0"), ([(9 - d, d)], "do not grow"),
     ):  # fmt: skip
-        with pytest.raises(data.DataError, match=reason):
+        with pytest.raises(DataError, match=reason):
             evaluate.fit_calibration(pixels(pairs), 40)
 
 
@@ -194,13 +196,13 @@ def test_baking_refuses(a, b):
         model.calibrate(model.create("swin_nano", size=(64, 96)), 1.0, 0.0)
 
 
-GOOD = {"format": model.CALIBRATION, "scale": 1.5, "shift_m": -0.25}
+GOOD = {"format": CALIBRATION, "scale": 1.5, "shift_m": -0.25}
 
 
 def test_read_calibration(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps(GOOD | {"more": 1}))
-    assert model.read_calibration(path)["scale"] == 1.5
+    assert read_calibration(path)["scale"] == 1.5
     for text, reason in (
         ("{", "not readable as JSON"), ("[]", "not a calibration"), ('{"scale": 1}', "no 'lite"),
         (json.dumps(GOOD | {"scale": 0}), "scale 0"), (json.dumps(GOOD | {"scale": "1"}), "scale"),
@@ -210,14 +212,14 @@ def test_read_calibration(tmp_path):
         (json.dumps(GOOD | {"shift_m": 10**400}), "shift_m 1"),
     ):  # fmt: skip
         path.write_text(text)
-        with pytest.raises(model.CheckpointError, match=reason) as error:
-            model.read_calibration(path)
+        with pytest.raises(CheckpointError, match=reason) as error:
+            read_calibration(path)
         assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
     path.write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(model.CheckpointError, match="not readable"):
-        model.read_calibration(path)
-    with pytest.raises(model.CheckpointError, match="no such calibration"):
-        model.read_calibration(tmp_path)
+    with pytest.raises(CheckpointError, match="not readable"):
+        read_calibration(path)
+    with pytest.raises(CheckpointError, match="no such calibration"):
+        read_calibration(tmp_path)
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -264,9 +266,9 @@ def test_command_fits_writes_and_reports_both(camera, capsys):
     made = json.loads((camera / "calibration.json").read_text())
     assert made["scale"] == pytest.approx(SCALE, abs=2e-3)  # the truth is in whole millimetres
     assert made["shift_m"] == pytest.approx(SHIFT, abs=4e-3)
-    assert made["format"] == model.CALIBRATION and made["pairs"] == 4 and made["split"] == "calib"
+    assert made["format"] == CALIBRATION and made["pairs"] == 4 and made["split"] == "calib"
     assert (made["data"], made["model"], made["max_depth"]) == ("set", "net.pt", 40)
-    assert made["model_sha256"] == evaluate.sha256(camera / "net.pt")
+    assert made["model_sha256"] == sha256(camera / "net.pt")
     raw, both = (json.loads((camera / f"{n}.json").read_text()) for n in ("raw", "both"))
     for same in ("metric", "median_aligned", "scenes", "by_distance"):  # the headline is untouched
         assert raw[same] == both[same]
@@ -323,7 +325,7 @@ def test_command_warns_when_the_reported_split_gets_worse(camera, capsys):
 def test_command_takes_some_of_many_pictures(camera):
     assert evaluate.main([*QUICK, "--calibrate", "calib", "--calibrate_pictures", "2"]) == 0
     assert json.loads((camera / "calibration.json").read_text())["pairs"] == 2
-    pairs = data.list_pairs(camera / "set", "calib")
+    pairs = list_pairs(camera / "set", "calib")
     assert [p.rgb.stem for p in evaluate.spread(pairs, 2)] == ["3", "6"]
     assert evaluate.spread(pairs, 9) == pairs
     assert evaluate.main([*QUICK, "--calibrate", "calib", "--calibrate_pictures", "0"]) == 0
@@ -342,7 +344,7 @@ def test_command_takes_some_of_many_pictures(camera):
 )
 def test_command_refuses(camera, monkeypatch, capsys, flags, reason):
     monkeypatch.setattr(evaluate, "run", lambda *_, **__: pytest.fail("scored before refusing"))
-    errors = (data.DataError, model.CheckpointError)
+    errors = (DataError, CheckpointError)
     with pytest.raises(errors, match=reason) as error:
         evaluate.main([*QUICK, *flags])
     assert "\n" not in str(error.value)
@@ -361,9 +363,9 @@ def test_a_calibrated_tflite_is_not_calibrated_again(camera, monkeypatch, flags)
 
     monkeypatch.setattr(predict, "load_predictor", calibrated)
     (camera / "c.json").write_text(
-        json.dumps({"format": model.CALIBRATION, "scale": 1.0, "shift_m": 0.0})
+        json.dumps({"format": CALIBRATION, "scale": 1.0, "shift_m": 0.0})
     )
-    with pytest.raises(data.DataError, match="holds a calibration already.*--model"):
+    with pytest.raises(DataError, match="holds a calibration already.*--model"):
         evaluate.main([*QUICK, *flags])
     assert evaluate.main(QUICK) == 0  # to score it is fine
 
@@ -379,7 +381,7 @@ def test_without_a_name_the_newest_pt_is_calibrated(camera, monkeypatch):
 
 def test_local_val_is_val(camera):
     (camera / "set/val").rename(camera / "set/local_val")
-    with pytest.raises(data.DataError, match="is the split that is reported"):
+    with pytest.raises(DataError, match="is the split that is reported"):
         evaluate.main([*QUICK, "--calibrate", "local_val"])
 
 

@@ -21,7 +21,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import data
 import losses
 import model
+import plumbing.files
+import plumbing.pairs
 import train
+from plumbing.batches import open_reader
+from plumbing.checkpoints import CheckpointError
+from plumbing.files import natural, notice
+from plumbing.pairs import (
+    CHECKED_FILES,
+    SAMPLED_FILES,
+    DataError,
+    Header,
+    Pair,
+    _read_intrinsics,
+    check_files,
+    list_pairs,
+    open_split,
+    open_teacher,
+    read_header,
+    read_pair,
+    read_teacher,
+    teacher_maps,
+)
+from plumbing.run import TrainError
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, NET = (96, 128), (64, 96)  # of the tiny pictures, and of a network for them
@@ -43,12 +65,12 @@ def write(path: Path, picture: np.ndarray) -> Path:
     return path
 
 
-def pair_of(root: Path, bgr: np.ndarray, depth: np.ndarray, suffix: str = ".png") -> data.Pair:
+def pair_of(root: Path, bgr: np.ndarray, depth: np.ndarray, suffix: str = ".png") -> Pair:
     rgb = write(root / "rgb" / f"a{suffix}", bgr)
-    return data.Pair(rgb, write(root / "depth/a.png", depth), "scene", root)
+    return Pair(rgb, write(root / "depth/a.png", depth), "scene", root)
 
 
-def stems(pairs: list[data.Pair]) -> list[str]:
+def stems(pairs: list[Pair]) -> list[str]:
     assert all(p.rgb.stem == p.depth.stem for p in pairs)
     return [p.rgb.stem for p in pairs]
 
@@ -65,8 +87,8 @@ def centre_of(weight: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
 def test_sec41_layouts(tmp_path, make_rgbd, layout):
     root = make_rgbd(tmp_path, layout)
-    pairs = data.open_split(root, "train", 1000.0)
-    assert len(pairs) == 8 and len(data.open_split(root, "val", 1000.0)) == 3
+    pairs = open_split(root, "train", 1000.0)
+    assert len(pairs) == 8 and len(open_split(root, "val", 1000.0)) == 3
     if layout == "lists":
         assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [
             (f"c{k}", str(100 - k)) for k in range(8)
@@ -78,7 +100,7 @@ def test_sec41_layouts(tmp_path, make_rgbd, layout):
     # the pictures themselves belong together: pair k was made from seed k
     known: dict = {}
     for k, pair in enumerate(pairs):
-        sample = data.read_pair(pair, SIZE, K0, known)
+        sample = read_pair(pair, SIZE, K0, known)
         bgr, depth = rgbd_picture(k)
         np.testing.assert_array_equal(sample.rgb, bgr[..., ::-1])
         np.testing.assert_array_equal(sample.depth, depth)
@@ -87,21 +109,21 @@ def test_sec41_layouts(tmp_path, make_rgbd, layout):
 def test_sec41_a_list_wins_over_folders(tmp_path, make_rgbd):
     root = make_rgbd(tmp_path)
     (root / "train.txt").write_text("train/rgb/sample_5.png train/depth/sample_5.png\n")
-    assert stems(data.list_pairs(root, "train")) == ["sample_5"]
-    assert data.list_pairs(root, "train")[0].scene == "train"  # <scene>/rgb/name
+    assert stems(list_pairs(root, "train")) == ["sample_5"]
+    assert list_pairs(root, "train")[0].scene == "train"  # <scene>/rgb/name
 
 
 def test_sec41_val_falls_back_to_local_val(tmp_path, make_rgbd):
     root = make_rgbd(tmp_path)
     (root / "val").rename(root / "local_val")
-    assert len(data.list_pairs(root, "val")) == 3
-    with pytest.raises(data.DataError, match="no split 'test'"):
-        data.list_pairs(root, "test")
+    assert len(list_pairs(root, "val")) == 3
+    with pytest.raises(DataError, match="no split 'test'"):
+        list_pairs(root, "test")
     (root / "local_val").rename(root / "local_train")
     (root / "train").rename(root / "val")
-    with pytest.raises(data.DataError, match="no split 'train'"):  # only val has another name
-        data.list_pairs(root, "train")
-    assert len(data.list_pairs(root, "val")) == 8
+    with pytest.raises(DataError, match="no split 'train'"):  # only val has another name
+        list_pairs(root, "train")
+    assert len(list_pairs(root, "val")) == 8
 
 
 def test_sec41_pairs_go_by_stem_in_natural_order(tmp_path):
@@ -113,14 +135,14 @@ def test_sec41_pairs_go_by_stem_in_natural_order(tmp_path):
     (tmp_path / "train/rgb/.hidden.jpg").write_bytes(b"")
     (tmp_path / "train/rgb/Thumbs.db").write_bytes(b"")
     order = ["b", "sample_1", "sample_2", "sample_2b", "sample_10"]
-    assert stems(data.list_pairs(tmp_path, "train")) == order
+    assert stems(list_pairs(tmp_path, "train")) == order
 
 
 def test_sec41_natural_order_is_total_and_takes_any_name():
-    assert sorted(["1", "01", "001"], key=data.natural) == sorted(
-        ["01", "001", "1"], key=data.natural
+    assert sorted(["1", "01", "001"], key=natural) == sorted(
+        ["01", "001", "1"], key=natural
     )
-    assert sorted(["x²", "²", "10", "9", "a", "3a", "3"], key=data.natural) == [
+    assert sorted(["x²", "²", "10", "9", "a", "3a", "3"], key=natural) == [
         "3", "3a", "9", "10", "a", "x²", "²",
     ]  # fmt: skip
 
@@ -130,25 +152,25 @@ def test_sec41_a_file_missing_in_the_middle_shifts_nothing(tmp_path, make_rgbd, 
     root = make_rgbd(tmp_path)
     (root / "train" / missing).unlink()
     other = "depth" if missing.startswith("rgb") else "rgb"
-    with pytest.raises(data.DataError, match=r"1 file\(s\) without a partner.*: sample_3\. "):
-        data.list_pairs(root, "train")
+    with pytest.raises(DataError, match=r"1 file\(s\) without a partner.*: sample_3\. "):
+        list_pairs(root, "train")
     (root / f"train/{other}/sample_6.png").unlink()  # equal numbers again: two are still lonely
-    with pytest.raises(data.DataError, match="2 file.*sample_3, sample_6"):
-        data.list_pairs(root, "train")
+    with pytest.raises(DataError, match="2 file.*sample_3, sample_6"):
+        list_pairs(root, "train")
 
 
 def test_sec41_a_stem_that_occurs_twice(tmp_path, make_rgbd):
     root = make_rgbd(tmp_path)
     write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
-    with pytest.raises(data.DataError, match="sample_4.*sample_4.*two files of one name"):
-        data.list_pairs(root, "train")
+    with pytest.raises(DataError, match="sample_4.*sample_4.*two files of one name"):
+        list_pairs(root, "train")
 
 
 def test_sec41_a_scene_without_depth_folder(tmp_path, make_rgbd):
     root = make_rgbd(tmp_path, "scenes")
     (root / "train/hall/depth").rename(root / "train/hall/depths")
-    with pytest.raises(data.DataError, match="hall/depth: no such folder.*side by side"):
-        data.list_pairs(root, "train")
+    with pytest.raises(DataError, match="hall/depth: no such folder.*side by side"):
+        list_pairs(root, "train")
 
 
 def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
@@ -162,15 +184,15 @@ def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
         "my rgb/b c.png\tz/b c.png  \r\n\t\r\nz/rgb/e.png   z/a.png"
     )
     (tmp_path / "train.txt").write_text(text, newline="")
-    pairs = data.list_pairs(tmp_path, "train")
+    pairs = list_pairs(tmp_path, "train")
     assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [("d", "d"), ("b c", "b c"), ("e", "a")]
     assert [p.scene for p in pairs] == ["my rgb", "my rgb", "z"]
     (tmp_path / "train.txt").write_text("# one\nmy rgb/d.png z/d.png\n")
-    with pytest.raises(data.DataError, match=r"train.txt:2: expected 'rgb depth'.*tab"):
-        data.list_pairs(tmp_path, "train")
+    with pytest.raises(DataError, match=r"train.txt:2: expected 'rgb depth'.*tab"):
+        list_pairs(tmp_path, "train")
     (tmp_path / "train.txt").write_text("z/rgb/e.png z/x.png\n")
-    with pytest.raises(data.DataError, match=r"train.txt:1: no such file: .*x\.png"):
-        data.list_pairs(tmp_path, "train")
+    with pytest.raises(DataError, match=r"train.txt:1: no such file: .*x\.png"):
+        list_pairs(tmp_path, "train")
 
 
 # Sec. 4.1: intrinsics ---------------------------------------------------------------------------
@@ -178,19 +200,19 @@ def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
 
 def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys):
     root = make_rgbd(tmp_path)
-    pair = data.list_pairs(root, "train")[2]
+    pair = list_pairs(root, "train")[2]
     path = root / "train/intrinsics.json"
 
     def K(entry: object) -> list[float]:
         path.write_text(json.dumps(entry))
-        return data.read_pair(pair, SIZE, K0, {}).K.tolist()
+        return read_pair(pair, SIZE, K0, {}).K.tolist()
 
-    data.open_split(root, "train", 1000.0)
+    open_split(root, "train", 1000.0)
     assert "train: no focal length given for train: --intrinsics is used" in capsys.readouterr().err
-    assert data.read_pair(pair, SIZE, K0, {}).K.tolist() == list(K0)
+    assert read_pair(pair, SIZE, K0, {}).K.tolist() == list(K0)
     one = {"fx": 100, "fy": 120, "cx": 60, "cy": 40, "width": 128, "height": 96}
     assert K(one) == [100, 120, 60, 40]
-    data.open_split(root, "train", 1000.0)
+    open_split(root, "train", 1000.0)
     assert capsys.readouterr().err == ""
     assert K({k: one[k] for k in ("fx", "fy", "cx", "cy")}) == [100, 120, 60, 40]
     assert K({"scene": "a room", "width": 128}) == list(K0)  # nothing about a focal length
@@ -205,9 +227,9 @@ def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys)
 def test_sec41_intrinsics_are_read_once_a_file(tmp_path, make_rgbd, monkeypatch):
     root = make_rgbd(tmp_path)
     (root / "train/intrinsics.json").write_text('{"fx": 9, "fy": 9, "cx": 9, "cy": 9}')
-    read, calls = data._read_intrinsics, []
-    monkeypatch.setattr(data, "_read_intrinsics", lambda path: calls.append(path) or read(path))
-    data.open_split(root, "train", 1000.0)
+    read, calls = _read_intrinsics, []
+    monkeypatch.setattr(plumbing.pairs, "_read_intrinsics", lambda path: calls.append(path) or read(path))
+    open_split(root, "train", 1000.0)
     assert len(calls) == 1
 
 
@@ -231,7 +253,7 @@ def test_sec41_image_size_moves_picture_depth_and_K_together(tmp_path, suffix, s
     entry = dict(zip(("fx", "fy", "cx", "cy"), K)) | {"width": stored[1], "height": stored[0]}
     (tmp_path / "intrinsics.json").write_text(json.dumps(entry))
 
-    sample = data.read_pair(pair, SIZE, K0, {})
+    sample = read_pair(pair, SIZE, K0, {})
     assert sample.rgb.shape == (*SIZE, 3) and sample.rgb.dtype == np.uint8
     assert sample.depth.shape == SIZE and sample.depth.dtype == np.uint16
     assert sample.depth.flags.c_contiguous and sample.K.dtype == np.float64
@@ -249,12 +271,12 @@ def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
     rng = np.random.default_rng(0)
     bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
     depth = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
-    sample = data.read_pair(pair_of(tmp_path, bgr, depth), SIZE, K0, {})
+    sample = read_pair(pair_of(tmp_path, bgr, depth), SIZE, K0, {})
     middle = bgr[:, 33:417, ::-1].astype(float)  # 384 of 450 columns
     mean = middle.reshape(96, 3, 128, 3, 3).mean((1, 3))
     assert np.abs(sample.rgb - mean).max() <= 1
     np.testing.assert_array_equal(sample.depth, depth[1::3, 34:417:3])
-    tall = data.read_pair(pair_of(tmp_path, bgr[:, :100], depth[:, :100]), SIZE, K0, {})
+    tall = read_pair(pair_of(tmp_path, bgr[:, :100], depth[:, :100]), SIZE, K0, {})
     expected = cv2.resize(bgr[106:181, :100], SIZE[::-1], interpolation=cv2.INTER_LINEAR)
     assert np.abs(tall.rgb[..., ::-1].astype(float) - expected).max() <= 1
     assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
@@ -265,11 +287,11 @@ def test_sec41_depth_of_another_size_gets_one_notice(tmp_path, make_rgbd, capsys
     for k in (3, 5):
         depth = cv2.imread(str(root / f"train/depth/sample_{k}.png"), cv2.IMREAD_UNCHANGED)
         write(root / f"train/depth/sample_{k}.png", depth[::2, ::2])
-    pairs = data.list_pairs(root, "train")
-    data.check_files(pairs)
+    pairs = list_pairs(root, "train")
+    check_files(pairs)
     (note,) = lines_of(capsys.readouterr().err)
     assert "2 depth map(s) differ in size" in note and "sample_3.png" in note
-    assert data.read_pair(pairs[3], SIZE, K0, {}).depth.shape == SIZE
+    assert read_pair(pairs[3], SIZE, K0, {}).depth.shape == SIZE
 
 
 def test_sec41_exif_rotation_is_ignored(tmp_path):
@@ -285,8 +307,8 @@ def test_sec41_exif_rotation_is_ignored(tmp_path):
         plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
     )
     assert cv2.imread(str(pair.rgb)).shape == (128, 96, 3)
-    data.check_files([pair])
-    sample = data.read_pair(pair, SIZE, K0, {})
+    check_files([pair])
+    sample = read_pair(pair, SIZE, K0, {})
     np.testing.assert_array_equal(sample.rgb[..., 0] > 110, sample.depth == 1000)
 
 
@@ -295,26 +317,26 @@ def test_sec41_a_jpeg_with_a_long_head_is_no_broken_one(tmp_path):
     pair = pair_of(tmp_path, np.zeros((96, 128, 3), np.uint8), np.ones((96, 128), "u2"), ".jpg")
     plain, filler = pair.rgb.read_bytes(), b"\xff\xe2" + struct.pack(">H", 60002) + bytes(60000)
     pair.rgb.write_bytes(plain[:2] + 2 * filler + plain[2:])
-    data.check_files([pair])
-    assert data.read_header(pair.rgb.read_bytes(), pair.rgb) == data.Header((96, 128), 8, 3)
+    check_files([pair])
+    assert read_header(pair.rgb.read_bytes(), pair.rgb) == Header((96, 128), 8, 3)
     pair.rgb.write_bytes(plain[:2] + 2 * filler + plain[2:-2])
-    with pytest.raises(data.DataError, match="cut short"):
-        data.check_files([pair])
+    with pytest.raises(DataError, match="cut short"):
+        check_files([pair])
 
 
 def test_sec41_of_more_than_20000_pairs_2000_are_opened(rgbd, monkeypatch):
-    assert (data.CHECKED_FILES, data.SAMPLED_FILES) == (20_000, 2_000)
+    assert (CHECKED_FILES, SAMPLED_FILES) == (20_000, 2_000)
     opened: list[Path] = []
     open_file = data.predict.open_regular
     monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
-    (pair, *_) = data.list_pairs(rgbd, "train")
-    data.check_files([pair] * 20_001)
+    (pair, *_) = list_pairs(rgbd, "train")
+    check_files([pair] * 20_001)
     assert len(opened) == 2 * 2000
-    monkeypatch.setattr(data, "CHECKED_FILES", 50)
-    monkeypatch.setattr(data, "SAMPLED_FILES", 9)
+    monkeypatch.setattr(plumbing.pairs, "CHECKED_FILES", 50)
+    monkeypatch.setattr(plumbing.pairs, "SAMPLED_FILES", 9)
     for count, files in ((50, 100), (51, 18)):
         opened.clear()
-        data.check_files([pair] * count)
+        check_files([pair] * count)
         assert len(opened) == files
 
 
@@ -325,7 +347,7 @@ def test_sec41_the_check_reads_the_ends_of_a_large_file_only(tmp_path, monkeypat
     opened: list[Path] = []
     open_file = data.predict.open_regular
     monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
-    data.check_files([pair])
+    check_files([pair])
     assert len(opened) == 2
 
 
@@ -334,14 +356,14 @@ def test_sec41_a_picture_damaged_inside_is_refused_when_read(tmp_path):
     content = bytearray(pair.rgb.read_bytes())
     content[len(content) // 2] ^= 255
     pair.rgb.write_bytes(content)
-    data.check_files([pair])  # both ends are in order
-    with pytest.raises(data.DataError, match="a.png: cannot be decoded"):
-        data.read_pair(pair, SIZE, K0, {})
+    check_files([pair])  # both ends are in order
+    with pytest.raises(DataError, match="a.png: cannot be decoded"):
+        read_pair(pair, SIZE, K0, {})
 
 
 @pytest.mark.parametrize("scale, far", [(1000.0, None), (1.0, "3.8"), (1e6, "0.038")])
 def test_sec41_an_unlikely_depth_scale_is_remarked(rgbd, capsys, scale, far):
-    data.open_split(rgbd, "train", scale)
+    open_split(rgbd, "train", scale)
     notes = [n for n in lines_of(capsys.readouterr().err) if "--depth_scale" in n]
     assert len(notes) == (far is not None)
     assert all(f"reach {far}" in n for n in notes)
@@ -366,7 +388,7 @@ def refusal(argv: list[str], capsys) -> str:
     except SystemExit as stop:  # argparse
         assert stop.code == 2
         text = capsys.readouterr().err.strip().splitlines()[-1]
-    except (data.DataError, model.CheckpointError, train.TrainError, OSError) as error:
+    except (DataError, CheckpointError, TrainError, OSError) as error:
         text = str(error)
     else:
         pytest.fail("was not refused")
@@ -562,16 +584,16 @@ def test_sec41_cv2_reads_a_jpeg_cut_short_without_complaint(tmp_path):
     assert read.shape == bgr.shape
     assert np.abs(read - whole)[:16].max() == 0 and np.abs(read - whole)[-24:].mean() > 30
     depth = write(tmp_path / "a_depth.png", U16)
-    pair = data.Pair(path, depth, "", tmp_path)
-    for refuse in (lambda: data.check_files([pair]), lambda: data.read_pair(pair, SIZE, K0, {})):
-        with pytest.raises(data.DataError, match="a.jpg: cut short"):
+    pair = Pair(path, depth, "", tmp_path)
+    for refuse in (lambda: check_files([pair]), lambda: read_pair(pair, SIZE, K0, {})):
+        with pytest.raises(DataError, match="a.jpg: cut short"):
             refuse()
 
 
 # Sec. 4.1: files that go bad while training ------------------------------------------------------
 
 
-def loader_of(pairs: list[data.Pair], **changes) -> data.Loader:
+def loader_of(pairs: list[Pair], **changes) -> data.Loader:
     """A Loader, by itself without a pack; its images are 0..255, the padding 0."""
     reading = {
         "image_size": SIZE, "intrinsics": K0, "depth_scale": 1000.0, "threads": 2,
@@ -583,7 +605,7 @@ def loader_of(pairs: list[data.Pair], **changes) -> data.Loader:
         "silog_eps": 1e-3, "vnl_share": 0.15, "gt_down": "cell", "kernels": data.kernels("cpp"),
         "threads": 2,
     }  # fmt: skip
-    reader = data.open_reader(pairs, **{k: changes.get(k, v) for k, v in reading.items()})
+    reader = open_reader(pairs, **{k: changes.get(k, v) for k, v in reading.items()})
     rest = {k: v for k, v in changes.items() if k in loading or k not in reading}
     return data.Loader(reader, **{**loading, **rest})
 
@@ -593,7 +615,7 @@ def make_loader():
     """make_loader(pairs, **changes): a Loader for the tiny pictures, closed after the test."""
     made = []
 
-    def make(pairs: list[data.Pair], **changes) -> data.Loader:
+    def make(pairs: list[Pair], **changes) -> data.Loader:
         made.append(loader_of(pairs, **changes))
         return made[-1]
 
@@ -604,7 +626,7 @@ def make_loader():
 
 @pytest.fixture(scope="module")
 def pairs(rgbd):
-    return data.list_pairs(rgbd, "train")
+    return list_pairs(rgbd, "train")
 
 
 def copies(batches) -> list[dict[str, torch.Tensor]]:
@@ -625,7 +647,7 @@ def test_sec41_a_pair_that_goes_bad_is_named_once_and_replaced(
     tmp_path, make_rgbd, make_loader, capsys
 ):
     root = make_rgbd(tmp_path)
-    pairs = data.open_split(root, "train", 1000.0)
+    pairs = open_split(root, "train", 1000.0)
     loader = make_loader(pairs)
     capsys.readouterr()
     before = copies(loader.epoch(0))
@@ -654,11 +676,11 @@ def test_sec41_neighbours_that_go_bad_are_named_once_each(
 ):
     """Two threads meet the same bad pair: one as its own, one in place of the pair before."""
     root = make_rgbd(tmp_path)
-    pairs = data.list_pairs(root, "train")
+    pairs = list_pairs(root, "train")
     for k in (2, 3, 4, 5):
         pairs[k].rgb.unlink()
-    say = data.notice
-    monkeypatch.setattr(data, "notice", lambda text: time.sleep(0.01) or say(text))
+    say = notice
+    monkeypatch.setattr(plumbing.files, "notice", lambda text: time.sleep(0.01) or say(text))
     for seed in range(5):
         loader = make_loader(pairs, threads=8, batch_size=8, seed=seed)
         copies(loader.epoch(0))
@@ -666,11 +688,11 @@ def test_sec41_neighbours_that_go_bad_are_named_once_each(
 
 
 def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_loader):
-    pairs = data.list_pairs(make_rgbd(tmp_path), "train")
+    pairs = list_pairs(make_rgbd(tmp_path), "train")
     loader = make_loader(pairs)
     for pair in pairs:
         pair.depth.write_bytes(b"")
-    with pytest.raises(data.DataError, match="not one of 8 pairs can be read; the last: .*empty"):
+    with pytest.raises(DataError, match="not one of 8 pairs can be read; the last: .*empty"):
         next(loader.epoch(0))
 
 
@@ -678,8 +700,8 @@ def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_loade
 def test_sec41_decoded_pairs_are_kept_while_there_is_room(
     pairs, make_loader, monkeypatch, ram_cache, reads
 ):
-    read, calls = data.read_pair, []
-    monkeypatch.setattr(data, "read_pair", lambda *a: calls.append(1) or read(*a))
+    read, calls = read_pair, []
+    monkeypatch.setattr(plumbing.pairs, "read_pair", lambda *a: calls.append(1) or read(*a))
     loader = make_loader(pairs, ram_cache=ram_cache, threads=1)
     first, second = copies(loader.epoch(0)), copies(loader.epoch(0))
     assert_same(joined(first), joined(second))
@@ -771,7 +793,7 @@ def released_order(picture: np.ndarray, d: data.Draw, flags: int) -> np.ndarray:
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("max_angle", [2.5, 30.0])
 def test_sec32_content_equals_opencvs_step_by_step(pairs, flip, max_angle):
-    sample = data.read_pair(pairs[0], SIZE, K0, {})
+    sample = read_pair(pairs[0], SIZE, K0, {})
     changes = {"rotate_prob": 1.0, "max_angle": max_angle, "flip_prob": flip}
     for d in draws(6, **changes, gamma=(1, 1), brightness=(1, 1), channel_gain=(1, 1)):
         image, metres = np.empty((3, *SIZE), np.float32), np.empty(SIZE, np.float32)
@@ -867,7 +889,7 @@ def test_sec32_picture_and_depth_stay_together(
 
 def test_sec32_holes_are_never_blended(pairs, make_loader):
     loader = make_loader(pairs)
-    sources = [set(np.unique(data.read_pair(p, SIZE, K0, {}).depth).tolist()) for p in pairs]
+    sources = [set(np.unique(read_pair(p, SIZE, K0, {}).depth).tolist()) for p in pairs]
     for epoch in range(3):
         for batch in loader.epoch(epoch):
             for index, depth in zip(batch["index"], batch["depth"].numpy()):
@@ -914,11 +936,11 @@ def test_sec32_without_augmentation_the_picture_is_opencvs_resize(
     rgbd, rgbd_large, make_loader, large
 ):
     size, net = ((480, 640), (128, 160)) if large else (SIZE, NET)
-    pairs = data.list_pairs(rgbd_large if large else rgbd, "train")[:2]
+    pairs = list_pairs(rgbd_large if large else rgbd, "train")[:2]
     loader = make_loader(pairs, augment=None, image_size=size, size=net, batch_size=2)
     (batch,) = loader.epoch(0)
     for i, index in enumerate(batch["index"]):
-        sample = data.read_pair(pairs[index], size, K0, {})
+        sample = read_pair(pairs[index], size, K0, {})
         rgb = sample.rgb.astype(np.float32)  # on bytes OpenCV's weights are coarse
         resized = cv2.resize(rgb, net[::-1], interpolation=cv2.INTER_LINEAR)
         difference = batch["image"][i].permute(1, 2, 0).numpy() - resized
@@ -1038,7 +1060,7 @@ def test_sec32_the_shares_of_two_processes_make_the_batches_of_one(pairs, make_l
     assert [len(s) for s in shares] == [len(whole)] * 2
     for one, *two in zip(whole, *shares):
         assert_same(one, joined(two))
-    with pytest.raises(data.DataError, match="a batch of 1 cannot be shared by 2 processes"):
+    with pytest.raises(DataError, match="a batch of 1 cannot be shared by 2 processes"):
         make_loader(pairs, batch_size=1, world=2)
 
 
@@ -1205,7 +1227,7 @@ def test_sec32_one_size_per_batch_crops_and_resizes_as_opencv_does(pairs, make_l
     for batch in loader.epoch(0):
         drawn = data.draw(0, 0, batch["index"].tolist(), SIZE, still, (72, 96))
         for i, index in enumerate(batch["index"].tolist()):
-            sample = data.read_pair(pairs[index], SIZE, K0, {})
+            sample = read_pair(pairs[index], SIZE, K0, {})
             left, top = drawn.affine[i, :, 2].astype(int)
             inside = np.s_[top : top + 72, left : left + 96]
             np.testing.assert_array_equal(
@@ -1246,7 +1268,7 @@ def test_a_batch_costs_no_page_faults_once_warm(tmp_path, make_rgbd, make_loader
     resource = pytest.importorskip("resource")
     root = make_rgbd(tmp_path, train=4, val=1, size=(480, 640))
     loader = make_loader(
-        data.list_pairs(root, "train") * 4, image_size=(480, 640), size=(128, 160), batch_size=4,
+        list_pairs(root, "train") * 4, image_size=(480, 640), size=(128, 160), batch_size=4,
         augment=AUGMENT._replace(crops=((240, 384), (384, 512), (480, 640))), crop_batch=how,
         cache=cache, root=root, ram_cache=1.0,
     )  # fmt: skip
@@ -1301,7 +1323,7 @@ def test_a_packed_map_that_could_not_be_read_is_remembered(
     tmp_path, make_rgbd, make_loader, capsys
 ):
     root = make_rgbd(tmp_path)
-    pairs = data.list_pairs(root, "train")
+    pairs = list_pairs(root, "train")
     bad = tmp_path / "bad.npy"
     bad.write_text("no numbers")
     maps = [None, bad, *[None] * 6]
@@ -1315,7 +1337,7 @@ def test_sec32_a_pair_that_cannot_be_packed_is_named_and_replaced(
     tmp_path, make_rgbd, make_loader, capsys
 ):
     root = make_rgbd(tmp_path)
-    pairs = data.list_pairs(root, "train")
+    pairs = list_pairs(root, "train")
     cut(root / "train/depth/sample_5.png")
     for _ in range(2):  # packed, and opened
         loader = make_loader(pairs, cache="auto", root=root)
@@ -1344,11 +1366,11 @@ PLACES = (1 + np.arange(SIZE[0] * SIZE[1]).reshape(SIZE)).astype(np.uint16)  # t
 TURNED = AUGMENT._replace(max_angle=10.0)
 
 
-def truth_of(pair: data.Pair) -> np.ndarray:
+def truth_of(pair: Pair) -> np.ndarray:
     return cv2.imread(str(pair.depth), cv2.IMREAD_UNCHANGED)
 
 
-def with_truth(root: Path, pairs: list[data.Pair], make) -> list[data.Pair]:
+def with_truth(root: Path, pairs: list[Pair], make) -> list[Pair]:
     """The pairs with other depth pictures: make(k, truth)."""
     return [
         p._replace(depth=write(root / f"{p.rgb.stem}.png", make(k, truth_of(p))))
@@ -1449,7 +1471,7 @@ def test_teacher_npy_in_metres_equals_png_in_millimetres(tmp_path, pairs, make_l
     png, npy = write(tmp_path / "a.png", mm), save(tmp_path / "a.npy", FORMS[form](mm))
     assert_same(*(joined(copies(make_loader(pairs, teacher=[path] * 8).epoch(0)))
                   for path in (png, npy)))  # fmt: skip
-    read = data.read_teacher(npy, SIZE, 1000.0)
+    read = read_teacher(npy, SIZE, 1000.0)
     assert read.dtype == np.uint16 and read.flags.c_contiguous and (read == mm).all()
 
 
@@ -1474,24 +1496,24 @@ def test_teacher_depths_that_do_not_fit_are_holes(tmp_path):
     }  # fmt: skip
     metres = np.full(SIZE, 1.0)
     metres[5, : len(given)] = list(given)
-    read = data.read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0)
+    read = read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0)
     assert read[5, : len(given)].tolist() == list(given.values())
     metres[:] = np.nan  # nothing to teach is no error
-    assert not data.read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0).any()
+    assert not read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0).any()
 
 
 def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path, make_loader):
     rng = np.random.default_rng(0)
     deep = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
     for path in (write(tmp_path / "a.png", deep), save(tmp_path / "a.npy", deep / 1000)):
-        read = data.read_teacher(path, SIZE, 1000.0, (288, 450))
+        read = read_teacher(path, SIZE, 1000.0, (288, 450))
         np.testing.assert_array_equal(read, deep[1::3, 34:417:3])  # 384 of 450 columns
     # through the loader, at the picture's size, at a third and as a network may round it
     bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
     pair = pair_of(tmp_path, bgr, np.zeros_like(deep))
     for h, w in ((288, 450), (96, 150), (196, 308)):
         small = rng.integers(1, 60000, (h, w), dtype=np.uint16)
-        as_truth = data.read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
+        as_truth = read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
         path = write(tmp_path / "m.png", small)
         sample = make_loader([pair], teacher=[path], batch_size=1).reader.sample(0)
         assert as_truth.any()
@@ -1543,8 +1565,8 @@ def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
     suffix, damage, message = BAD_MAPS[name]
     path = tmp_path / f"a.{suffix}"
     damage(path)
-    with pytest.raises(data.DataError, match=message) as refusal:
-        data.read_teacher(path, SIZE, 1000.0)
+    with pytest.raises(DataError, match=message) as refusal:
+        read_teacher(path, SIZE, 1000.0)
     assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
 
 
@@ -1571,7 +1593,7 @@ def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(
 
 
 def test_teacher_map_of_the_pair_that_stands_in(tmp_path, make_rgbd, make_loader):
-    pairs = data.list_pairs(make_rgbd(tmp_path / "set"), "train")
+    pairs = list_pairs(make_rgbd(tmp_path / "set"), "train")
     maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
     for k in (2, 7):
         pairs[k].rgb.unlink()
@@ -1583,8 +1605,8 @@ def test_teacher_map_of_the_pair_that_stands_in(tmp_path, make_rgbd, make_loader
 
 
 def test_teacher_maps_are_kept_and_counted(pairs, places, make_loader, monkeypatch):
-    read, calls = data.read_teacher, []
-    monkeypatch.setattr(data, "read_teacher", lambda *a: calls.append(1) or read(*a))
+    read, calls = read_teacher, []
+    monkeypatch.setattr(plumbing.pairs, "read_teacher", lambda *a: calls.append(1) or read(*a))
     for ram_cache, reads in ((1.0, 8), (0.0, 16), (3.5 * 7 * 96 * 128e-9, 13)):
         calls.clear()
         loader = make_loader(pairs, ram_cache=ram_cache, threads=1, teacher=[places] * 8)
@@ -1598,36 +1620,36 @@ def test_teacher_maps_are_kept_and_counted(pairs, places, make_loader, monkeypat
 @pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
 def test_teacher_maps_go_by_the_stem_of_the_picture(tmp_path, make_rgbd, capsys, name, layout):
     """Scene folders first, then the flat folder; a list's depths have other names."""
-    pairs = data.list_pairs(make_rgbd(tmp_path / "set", layout), "train")
+    pairs = list_pairs(make_rgbd(tmp_path / "set", layout), "train")
     folder, expected = tmp_path / "maps", []
     for k, pair in enumerate(pairs):
         expected.append(folder / ("" if k % 3 else pair.scene) / name.format(pair.rgb.stem))
         expected[-1].parent.mkdir(parents=True, exist_ok=True)
         expected[-1].touch()
         (folder / f"{pair.rgb.stem}_color.png").touch()  # predict.py's other picture
-    assert data.teacher_maps(pairs, folder) == expected
+    assert teacher_maps(pairs, folder) == expected
     assert capsys.readouterr().err == ""
     (folder / name.format(pairs[0].rgb.stem)).touch()  # the scene's folder wins
-    assert data.teacher_maps(pairs, folder) == expected
+    assert teacher_maps(pairs, folder) == expected
 
 
 def test_teacher_maps_that_predict_writes_are_found(tmp_path, make_rgbd):
     """The names and units of predict.py, by itself."""
-    pairs = data.list_pairs(make_rgbd(tmp_path / "set"), "train")
+    pairs = list_pairs(make_rgbd(tmp_path / "set"), "train")
     model.save(tmp_path / "m.pt", model.LiteDepth(size=NET), image_size=list(SIZE))
     command = [str(p.rgb) for p in pairs] + ["--model", str(tmp_path / "m.pt")]
     assert data.predict.main([*command, "--out", str(tmp_path / "out")]) == 0
-    maps = data.open_teacher(pairs, tmp_path / "out", SIZE, 1000.0)
+    maps = open_teacher(pairs, tmp_path / "out", SIZE, 1000.0)
     assert [m.name for m in maps] == [f"sample_{k}_depth.png" for k in range(8)]
     predictor = data.predict.load_predictor(tmp_path / "m.pt")
-    metres = predictor(data.read_pair(pairs[0], SIZE, K0, {}).rgb)
-    assert np.abs(data.read_teacher(maps[0], SIZE, 1000.0) - 1000 * metres).max() <= 0.51
+    metres = predictor(read_pair(pairs[0], SIZE, K0, {}).rgb)
+    assert np.abs(read_teacher(maps[0], SIZE, 1000.0) - 1000 * metres).max() <= 0.51
 
 
 def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
     for k in (0, 3, 4, 5, 7):
         (tmp_path / f"sample_{k}.npy").touch()
-    maps = data.teacher_maps(pairs, tmp_path)
+    maps = teacher_maps(pairs, tmp_path)
     assert [k for k, m in enumerate(maps) if m is None] == [1, 2, 6]
     assert lines_of(capsys.readouterr().err) == [
         f"note: teacher_depth: 3 of 8 pairs have no map in {tmp_path}: taught by the ground truth "
@@ -1636,13 +1658,13 @@ def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
 
 
 def test_teacher_maps_refusals(tmp_path, make_rgbd):
-    def refused(pairs: list[data.Pair], message: str, folder: Path = tmp_path / "maps") -> None:
-        with pytest.raises(data.DataError) as refusal:
-            data.teacher_maps(pairs, folder)
+    def refused(pairs: list[Pair], message: str, folder: Path = tmp_path / "maps") -> None:
+        with pytest.raises(DataError) as refusal:
+            teacher_maps(pairs, folder)
         text = str(refusal.value)
         assert re.search(message, text) and str(folder) in text and "\n" not in text, text
 
-    pairs = data.list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")
+    pairs = list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")
     refused(pairs, "--teacher_depth .*maps: no such folder")
     (tmp_path / "maps").mkdir()
     refused(
@@ -1662,19 +1684,19 @@ def test_teacher_maps_refusals(tmp_path, make_rgbd):
     )  # fmt: skip
     (tmp_path / "maps/yard").mkdir()
     (tmp_path / "maps/yard/sample_1.npy").touch()
-    data.teacher_maps(pairs, tmp_path / "maps")  # now each has its own
+    teacher_maps(pairs, tmp_path / "maps")  # now each has its own
     # two scenes of one name
     same = [p._replace(scene="yard") for p in pairs]
     refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
     # one picture twice, as in a list with repeats, is none of that
-    assert data.teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
+    assert teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
     (tmp_path / "maps/sample_1_depth.png").touch()
     refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
 
 
 def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
     pairs = [
-        data.Pair(tmp_path / f"s{k % 7}/rgb/{k}.png", tmp_path, f"s{k % 7}", tmp_path)
+        Pair(tmp_path / f"s{k % 7}/rgb/{k}.png", tmp_path, f"s{k % 7}", tmp_path)
         for k in range(5000)
     ]
     for k in range(7):
@@ -1682,7 +1704,7 @@ def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
     (tmp_path / "maps/s3/17.npy").touch()
     listdir, calls = data.os.listdir, []
     monkeypatch.setattr(data.os, "listdir", lambda path: calls.append(path) or listdir(path))
-    maps = data.teacher_maps(pairs, tmp_path / "maps")
+    maps = teacher_maps(pairs, tmp_path / "maps")
     assert [m for m in maps if m] == [tmp_path / "maps/s3/17.npy"] == [maps[17]]
     assert len(calls) == 8
 
@@ -1691,8 +1713,8 @@ def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
 def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, factor):
     for pair in pairs:
         save(tmp_path / f"{pair.rgb.stem}.npy", truth_of(pair) / 1000 * factor)
-    maps = data.open_teacher(pairs, tmp_path, SIZE, 10.0)
-    assert maps == data.teacher_maps(pairs, tmp_path)
+    maps = open_teacher(pairs, tmp_path, SIZE, 10.0)
+    assert maps == teacher_maps(pairs, tmp_path)
     notes = lines_of(capsys.readouterr().err)
     # the truth is said to be in tenths of a metre: 100 times as far
     expected = factor / 100
@@ -1700,8 +1722,8 @@ def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, facto
     assert all(f"the maps in {tmp_path} are {expected:.3g} times" in n for n in notes)
     write(tmp_path / "sample_3.png", U8)
     (tmp_path / "sample_3.npy").unlink()
-    with pytest.raises(data.DataError, match="sample_3.png: a teacher's depth as uint8"):
-        data.open_teacher(pairs, tmp_path, SIZE, 1000.0)
+    with pytest.raises(DataError, match="sample_3.png: a teacher's depth as uint8"):
+        open_teacher(pairs, tmp_path, SIZE, 1000.0)
 
 
 def test_teacher_has_a_column_in_the_picture_of_a_batch(tmp_path, pairs, make_loader):

@@ -18,7 +18,14 @@ import numpy as np
 import pytest
 import torch
 
+import plumbing.files
 import predict
+from plumbing.device import benchmark, benchmark_table, machine, run_times
+from plumbing.files import usable_cores
+from plumbing.pictures import PredictError, block_values, resize_depth
+from plumbing.points import camera, ply, point_cloud
+from plumbing.runtime import Predictor, read_metadata, seal
+from plumbing.video import Smooth, predict_video
 
 ROOT = Path(__file__).resolve().parent.parent
 FLATBUFFER = b"\x1c\0\0\0TFL3" + bytes(range(45))  # only its mark is looked at here
@@ -39,10 +46,10 @@ def described(size=(96, 128), out=None, dtype="float32", unit="m", precision="fp
 
 
 def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
-    sealed = predict.seal(FLATBUFFER, described())
+    sealed = seal(FLATBUFFER, described())
     assert sealed[:53] == FLATBUFFER and sealed[53:64] == bytes(11) and sealed[64:68] == b"PK\3\4"
-    assert sealed == predict.seal(FLATBUFFER, described())  # nothing of the clock in it
-    metadata = predict.read_metadata(sealed, "m.tflite")
+    assert sealed == seal(FLATBUFFER, described())  # nothing of the clock in it
+    metadata = read_metadata(sealed, "m.tflite")
     assert list(metadata)[:3] == ["format", "bytes", "sha256"] and metadata["bytes"] == 64
     assert {k: metadata[k] for k in described()} == described()
     with zipfile.ZipFile(io.BytesIO(sealed)) as archive:
@@ -59,18 +66,18 @@ def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
 
 
 def test_every_cut_and_every_changed_byte_is_refused():
-    sealed = predict.seal(FLATBUFFER, described())
+    sealed = seal(FLATBUFFER, described())
     for keep in range(len(sealed)):
-        with pytest.raises(predict.PredictError, match="m.tflite: .*(export.py|tensors)"):
-            predict.read_metadata(sealed[:keep], "m.tflite")
-    whole, unnoticed = predict.read_metadata(sealed, "m.tflite"), []
+        with pytest.raises(PredictError, match="m.tflite: .*(export.py|tensors)"):
+            read_metadata(sealed[:keep], "m.tflite")
+    whole, unnoticed = read_metadata(sealed, "m.tflite"), []
     for at in range(len(sealed)):
         for flip in (1, 8, 128):
             changed = sealed[:at] + bytes([sealed[at] ^ flip]) + sealed[at + 1 :]
             try:
-                assert predict.read_metadata(changed, "m.tflite") == whole
+                assert read_metadata(changed, "m.tflite") == whole
                 unnoticed.append(at)
-            except predict.PredictError:
+            except PredictError:
                 pass
     assert min(unnoticed) >= 64  # dates and rights in the zip's headers; no flatbuffer byte
 
@@ -80,8 +87,8 @@ def test_every_cut_and_every_changed_byte_is_refused():
     (FLATBUFFER, "older or foreign"), (FLATBUFFER + bytes(11), "older or foreign"),
 ])  # fmt: skip
 def test_files_without_metadata_are_refused_with_the_cure(content, told):
-    with pytest.raises(predict.PredictError, match=f"m.tflite: .*{told}.*export.py"):
-        predict.read_metadata(content, "m.tflite")
+    with pytest.raises(PredictError, match=f"m.tflite: .*{told}.*export.py"):
+        read_metadata(content, "m.tflite")
 
 
 def repacked(metadata: object, name="litedepth.json", **options) -> bytes:
@@ -93,8 +100,8 @@ def repacked(metadata: object, name="litedepth.json", **options) -> bytes:
 
 
 def test_other_formats_and_other_tensors_are_refused():
-    good = predict.read_metadata(predict.seal(FLATBUFFER, described()), "m.tflite")
-    assert predict.read_metadata(repacked(good), "m.tflite") == good
+    good = read_metadata(seal(FLATBUFFER, described()), "m.tflite")
+    assert read_metadata(repacked(good), "m.tflite") == good
     changes = [
         ({"format": "litedepth-tflite-2"}, "format 'litedepth-tflite-2'.*export anew"),
         ({"format": None}, "format None"), ({"bytes": 53}, "checksum"), ({"sha256": 0}, "checksum"),
@@ -109,23 +116,23 @@ def test_other_formats_and_other_tensors_are_refused():
         ({"output": good["output"] | {"dtype": "int8"}}, "int8"),
     ]  # fmt: skip
     for change, told in changes:
-        with pytest.raises(predict.PredictError, match=told):
-            predict.read_metadata(repacked(good | change), "m.tflite")
+        with pytest.raises(PredictError, match=told):
+            read_metadata(repacked(good | change), "m.tflite")
     for content in (repacked("{"), repacked("[]"), repacked(good, name="other.json"),
                     repacked(good, compression=zipfile.ZIP_DEFLATED)):  # fmt: skip
-        with pytest.raises(predict.PredictError, match="m.tflite: "):
-            predict.read_metadata(content, "m.tflite")
+        with pytest.raises(PredictError, match="m.tflite: "):
+            read_metadata(content, "m.tflite")
 
 
 def test_only_what_can_be_read_is_sealed():
-    sealed = predict.seal(FLATBUFFER, described())
+    sealed = seal(FLATBUFFER, described())
     for content in (b"no flatbuffer", sealed):
-        with pytest.raises(predict.PredictError, match="bare TFLite flatbuffer"):
-            predict.seal(content, described())
-    with pytest.raises(predict.PredictError, match="sealing: .*inch"):
-        predict.seal(FLATBUFFER, described(unit="inch"))
+        with pytest.raises(PredictError, match="bare TFLite flatbuffer"):
+            seal(content, described())
+    with pytest.raises(PredictError, match="sealing: .*inch"):
+        seal(FLATBUFFER, described(unit="inch"))
     with pytest.raises(ValueError):
-        predict.seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
+        seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
 
 
 # ----------------------------------------------------------------------------------------- tensors
@@ -154,7 +161,7 @@ def device_file(tmp_path):
         out = size[0] // step, size[1] // step
         metadata = described(size, out, dtype, unit, **more)
         path = tmp_path / f"{dtype}-{unit}-{step}.tflite"
-        path.write_bytes(predict.seal(content, metadata))
+        path.write_bytes(seal(content, metadata))
         return path
 
     return make
@@ -197,8 +204,8 @@ def test_smaller_output_is_resized_to_the_picture(device_file):
 ])  # fmt: skip
 def test_graph_that_is_not_as_described_is_refused(tmp_path, change):
     metadata = described(**({"size": (48, 64), "out": (48, 64)} | change))
-    (tmp_path / "m.tflite").write_bytes(predict.seal(graph((48, 64), 1, "float32", 1.0), metadata))
-    with pytest.raises(predict.PredictError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
+    (tmp_path / "m.tflite").write_bytes(seal(graph((48, 64), 1, "float32", 1.0), metadata))
+    with pytest.raises(PredictError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
         predict.load_predictor(tmp_path / "m.tflite")
 
 
@@ -217,11 +224,11 @@ def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
     assert seen == [(None, whole)]  # the bytes that were verified
     for content in (whole[:-1], whole[:600] + b"\xff" + whole[601:], whole[:600]):
         path.write_bytes(content)
-        with pytest.raises(predict.PredictError, match="copy it anew"):
+        with pytest.raises(PredictError, match="copy it anew"):
             predict.load_predictor(path)
     assert len(seen) == 1
-    path.write_bytes(predict.seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
-    with pytest.raises(predict.PredictError, match="cannot run it"):
+    path.write_bytes(seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
+    with pytest.raises(PredictError, match="cannot run it"):
         predict.load_predictor(path)
 
 
@@ -259,21 +266,21 @@ def pi(tmp_path, monkeypatch):
 
 
 def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
-    state = predict.machine(pi({}))
+    state = machine(pi({}))
     assert state["cpu"].startswith("Raspberry Pi 4 Model B Rev 1.4, ") and state["load"] == 0.12
     assert state["mhz"] == 1500 and state["celsius"] == 48.312 and state["governor"] == "ondemand"
-    assert state["throttled"] == 0x50000 and state["cores"] == predict.usable_cores()
-    state = predict.machine(pi({"proc/device-tree/model": None}))
+    assert state["throttled"] == 0x50000 and state["cores"] == usable_cores()
+    state = machine(pi({"proc/device-tree/model": None}))
     assert state["cpu"].startswith("ARMv7 rev 3, ")
-    bare = predict.machine(tmp_path / "absent")
+    bare = machine(tmp_path / "absent")
     assert [bare[k] for k in ("mhz", "celsius", "governor", "throttled", "load")] == [None] * 5
     tool = tmp_path / "vcgencmd"
     tool.write_text("#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x80008\n")
     tool.chmod(0o755)
     monkeypatch.setattr(predict.shutil, "which", lambda name: str(tool))
-    assert predict.machine(tmp_path / "absent")["throttled"] == 0x80008
+    assert machine(tmp_path / "absent")["throttled"] == 0x80008
     tool.write_text("#!/bin/sh\necho VCHI initialization failed >&2; exit 255\n")
-    assert predict.machine(tmp_path / "absent")["throttled"] is None
+    assert machine(tmp_path / "absent")["throttled"] is None
 
 
 def test_run_times_are_table_2s(monkeypatch):
@@ -281,13 +288,13 @@ def test_run_times_are_table_2s(monkeypatch):
     clock = iter(np.cumsum([10_000, *ms]) / 1000)
     monkeypatch.setattr(predict.time, "perf_counter", lambda: next(clock))
     calls = []
-    found = predict.run_times(lambda: calls.append(1), 101)
+    found = run_times(lambda: calls.append(1), 101)
     assert len(calls) == 101 and found == pytest.approx(
         {"p50": 51, "p90": 91, "p99": 100, "mean": 51, "std": np.sqrt((101**2 - 1) / 12)}
     )
 
 
-class Counted(predict.Predictor):
+class Counted(Predictor):
     """Counts calls; `during` is called in each whole run."""
 
     def __init__(self, invoke=True, during=lambda: None):
@@ -312,11 +319,11 @@ def test_benchmark_sweeps_threads(pi):
         made[count] = Counted()
         return made[count]
 
-    report = predict.benchmark(load, picture(), [1, 2, 4], warmup=3, runs=5, root=pi({}))
+    report = benchmark(load, picture(), [1, 2, 4], warmup=3, runs=5, root=pi({}))
     assert [row["threads"] for row in report["threads"]] == [1, 2, 4] == list(made)
     assert all(p.whole == 8 and p.alone == 5 for p in made.values())
     assert report["warnings"] == [] and report["picture"] == [48, 64]  # 0x5 was long ago
-    table = predict.benchmark_table(report).splitlines()
+    table = benchmark_table(report).splitlines()
     assert "Raspberry Pi 4" in table[0] and "ondemand" in table[0] and "0x50000" in table[0]
     assert [line.split()[0] for line in table[-4:]] == ["threads", "1", "2", "4"]
     assert all(line.split()[-2:] == ["1500", "48"] for line in table[-3:])
@@ -344,7 +351,7 @@ def test_benchmark_tells_what_spoils_it(pi, before, during, told):
         if len(runs) > 2:
             pi(during)
 
-    report = predict.benchmark(
+    report = benchmark(
         lambda count: Counted(during=change), picture(), [1], warmup=2, runs=3, root=root
     )
     (text,) = report["warnings"]
@@ -355,16 +362,16 @@ def test_benchmark_of_nothing_known(tmp_path):
     """Not Linux: no warnings, dashes in the table; a .pt cannot tell the copies apart."""
     made = Counted()
     made.invoke = None
-    report = predict.benchmark(
+    report = benchmark(
         lambda n: made, picture(), [1], warmup=0, runs=2, root=tmp_path / "absent"
     )
     assert report["warnings"] == [] and len(made.milliseconds) == 2
-    assert predict.benchmark_table(report).splitlines()[-1].split()[-2:] == ["-", "-"]
+    assert benchmark_table(report).splitlines()[-1].split()[-2:] == ["-", "-"]
 
 
 def test_benchmark_command(device_file, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    monkeypatch.setattr(plumbing.files, "usable_cores", lambda: 3)
     path = device_file(dtype="uint8", step=8)
     command = ["--benchmark", "--model", str(path), "--runs", "3", "--warmup", "1"]
     assert predict.main([*command, "--json", "new/b.json"]) == 0
@@ -397,7 +404,7 @@ def test_flicker_falls_by_the_ar1_factor(fps, half_life):
     sigma, a = 0.01, 0.5 ** (1 / fps / half_life)
     noise = np.random.default_rng(0).normal(0, sigma, (400, 64, 64))
     scene = np.geomspace(0.5, 20, 64)  # the same share at each distance
-    smooth = predict.Smooth(half_life, 1.2)
+    smooth = Smooth(half_life, 1.2)
     out = [smooth((scene * np.exp(n)).astype(np.float32), 1 / fps) for n in noise]
     assert out[0].dtype == np.float32
     log = np.log(np.array(out[80:]) / scene)
@@ -408,7 +415,7 @@ def test_flicker_falls_by_the_ar1_factor(fps, half_life):
 
 
 def test_step_is_followed_at_once_where_it_is_large():
-    smooth, dt = predict.Smooth(0.2, 1.2), 1 / 30
+    smooth, dt = Smooth(0.2, 1.2), 1 / 30
     depth = np.full((4, 6), 2, np.float32)
     for _ in range(5):
         np.testing.assert_allclose(smooth(depth, dt), 2, rtol=1e-6)
@@ -419,7 +426,7 @@ def test_step_is_followed_at_once_where_it_is_large():
 
 def test_small_step_is_followed_by_half_in_each_half_life():
     for fps in (10, 30, 120):
-        smooth = predict.Smooth(0.2, 1.2)
+        smooth = Smooth(0.2, 1.2)
         smooth(np.full((1, 1), 2, np.float32), 1 / fps)
         for n in range(1, fps + 1):
             got = smooth(np.full((1, 1), 2.2, np.float32), 1 / fps)[0, 0]
@@ -427,7 +434,7 @@ def test_small_step_is_followed_by_half_in_each_half_life():
 
 
 def test_holes_pass_and_never_enter_the_average():
-    smooth = predict.Smooth(0.2, 1.2)
+    smooth = Smooth(0.2, 1.2)
     frames = np.full((6, 1, 5), 2, np.float32)
     frames[2, 0, :4] = 0, np.nan, np.inf, -1
     frames[3:, 0, :4] = 2.2
@@ -435,7 +442,7 @@ def test_holes_pass_and_never_enter_the_average():
     np.testing.assert_array_equal(out[2], frames[2])
     np.testing.assert_allclose(out[3], [[2.2] * 4 + [2]], rtol=1e-6)  # anew, not mixed with 2 or 0
     np.testing.assert_allclose(np.delete(out, 2, 0)[..., 4], 2, rtol=1e-6)
-    smooth = predict.Smooth(0.2, 1.2)  # holes from the start
+    smooth = Smooth(0.2, 1.2)  # holes from the start
     assert np.isnan(smooth(frames[2] * np.float32(np.nan), 1 / 30)).all()
     np.testing.assert_array_equal(smooth(frames[0], 1 / 30), frames[0])
 
@@ -507,7 +514,7 @@ def test_camera_is_smoothed_by_the_clock(tmp_path, monkeypatch):
         return np.ones(rgb.shape[:2], np.float32)
 
     monkeypatch.setattr(predict.time, "perf_counter", lambda: clock[0])
-    predict.predict_video(
+    predict_video(
         Camera(), "c", slow, tmp_path, near_far=(1, 2), frames=False, live=True, show=False,
         smooth=lambda depth, seconds: seen.append(seconds) or depth,
     )  # fmt: skip
@@ -529,29 +536,29 @@ def test_cells_of_an_enlarged_map(small, large):
     """The graph's nearest resize is undone; torch enlarges here, as the network does."""
     depth = torch.from_numpy(np.random.default_rng(0).uniform(1, 9, small).astype(np.float32))
     enlarged = torch.nn.functional.interpolate(depth[None, None], large, mode="nearest")[0, 0]
-    np.testing.assert_array_equal(predict.cells(enlarged.numpy()), depth)
+    np.testing.assert_array_equal(block_values(enlarged.numpy()), depth)
     between = torch.nn.functional.interpolate(
         depth[None, None], (960, 1280), mode="bilinear", align_corners=False
     )[0, 0]
-    bilinear = predict.resize_depth(enlarged.numpy(), (960, 1280), "bilinear")
+    bilinear = resize_depth(enlarged.numpy(), (960, 1280), "bilinear")
     np.testing.assert_allclose(bilinear, between, atol=1e-4)
-    np.testing.assert_array_equal(predict.cells(depth.numpy()), depth)  # nothing to undo
+    np.testing.assert_array_equal(block_values(depth.numpy()), depth)  # nothing to undo
 
 
 def test_cells_leave_flat_scenes_alone():
     wall = np.full((48, 64), 2, np.float32)
     wall[:, 32:] = 3  # two blocks of one size, and not a network's
-    assert predict.cells(wall) is wall
+    assert block_values(wall) is wall
     blocks = np.repeat(np.arange(12, dtype=np.float32), 4)[:, None] + np.arange(64.0)
     blocks[8:16] = blocks[8]  # two rows of cells are equal: no even grid
-    assert predict.cells(blocks) is blocks
+    assert block_values(blocks) is blocks
 
 
 def test_bilinear_does_not_mix_holes():
     depth = np.array([[2, 2, 0, np.nan, 4, 4]], np.float32)
-    got = predict.resize_depth(depth, (1, 24), "bilinear")[0]
+    got = resize_depth(depth, (1, 24), "bilinear")[0]
     np.testing.assert_allclose(got, [2] * 8 + [0] * 8 + [4] * 8, rtol=1e-6)
-    np.testing.assert_array_equal(predict.resize_depth(depth * 0, (2, 12), "bilinear"), 0)
+    np.testing.assert_array_equal(resize_depth(depth * 0, (2, 12), "bilinear"), 0)
 
 
 def read_ply(content: bytes) -> tuple[list[str], list[tuple]]:
@@ -574,17 +581,17 @@ def test_points_by_hand():
     """fx 100, fy 200, centre (1, 0.5): the pixel at (u, v), z metres away, and no holes."""
     rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     depth = np.array([[2, 0, 4], [np.nan, 8, -1]], np.float32)
-    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE)
-    comments, vertices = read_ply(predict.ply(points))
+    points = point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE)
+    comments, vertices = read_ply(ply(points))
     assert vertices == [
         (pytest.approx(-0.02), pytest.approx(0.005), -2, 0, 1, 2),
         (pytest.approx(0.04), pytest.approx(0.01), -4, 6, 7, 8),
         (0, pytest.approx(-0.02), -8, 12, 13, 14),
     ]
     assert "metres" in comments[0] and "y up" in comments[0]
-    points = predict.point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
-    assert [p[2] for p in read_ply(predict.ply(points))[1]] == [-4]
-    assert read_ply(predict.ply(points[:0]))[1] == []
+    points = point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
+    assert [p[2] for p in read_ply(ply(points))[1]] == [-4]
+    assert read_ply(ply(points[:0]))[1] == []
 
 
 def test_points_are_eq9s():
@@ -592,7 +599,7 @@ def test_points_are_eq9s():
 
     K = (71.0, 68.0, 33.0, 22.5)
     depth = np.random.default_rng(0).uniform(0.5, 9, (48, 64)).astype(np.float32)
-    points = predict.point_cloud(picture(), depth, K, **WHOLE)
+    points = point_cloud(picture(), depth, K, **WHOLE)
     expected = losses.back_project(torch.from_numpy(depth)[None, None], torch.tensor([K]))[0]
     ours = np.stack([points["x"], -points["y"], -points["z"]])
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
@@ -603,10 +610,10 @@ def test_no_point_flies_between_the_sides_of_an_edge():
     native[:, 8:] = 3
     native += np.linspace(0, 0.1, 16, dtype=np.float32) + np.linspace(0, 0.1, 12)[:, None]
     rgb, K = picture(96, 128), (100, 100, 64, 48)
-    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=1.1, near_far=None)["z"]
+    z = -point_cloud(rgb, native, K, how="bilinear", edge=1.1, near_far=None)["z"]
     assert not ((z > 1.35) & (z < 2.7)).any() and 0.9 < len(z) / rgb[..., 0].size < 1
     assert len(np.unique(z)) > 5000  # smooth on both sides, no steps of 12x16 cells
-    z = -predict.point_cloud(rgb, native, K, how="bilinear", edge=100, near_far=None)["z"]
+    z = -point_cloud(rgb, native, K, how="bilinear", edge=100, near_far=None)["z"]
     assert ((z > 1.35) & (z < 2.7)).any() and len(z) == rgb[..., 0].size
 
 
@@ -614,20 +621,20 @@ def test_camera_is_scaled_with_the_picture(tmp_path):
     import data
 
     known = {"fx": 500, "fy": 510, "cx": 319.5, "cy": 240.5, "width": 640, "height": 480}
-    assert predict.camera(known, "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
-    assert predict.camera(known, "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
+    assert camera(known, "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
+    assert camera(known, "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
     plain = {k: known[k] for k in ("fx", "fy", "cx", "cy")}  # of each picture as it is
-    assert predict.camera(plain, "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
+    assert camera(plain, "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
     frames = {"frames": {"a": known, "b": known | {"fx": 600}}}
-    assert predict.camera(frames, "b", (480, 640), (480, 640))[0] == 600
+    assert camera(frames, "b", (480, 640), (480, 640))[0] == 600
     (tmp_path / "intrinsics.json").write_text(json.dumps(frames))
     pair = data.Pair(tmp_path / "b.png", tmp_path / "b_depth.png", "scene", tmp_path)
     expected = data.stored_intrinsics(pair, (960, 1280), {})
-    assert predict.camera(frames, "b", (960, 1280), (960, 1280)) == pytest.approx(expected)
-    fx, fy, cx, cy = predict.camera(None, "a", (480, 640), (480, 640))  # a guess: the Kinect's
+    assert camera(frames, "b", (960, 1280), (960, 1280)) == pytest.approx(expected)
+    fx, fy, cx, cy = camera(None, "a", (480, 640), (480, 640))  # a guess: the Kinect's
     assert fx == fy == pytest.approx(data.kinect_intrinsics((480, 640))[0], rel=1e-5)
     assert (cx, cy) == (319.5, 239.5)
-    assert predict.camera(None, "a", (640, 480), (640, 480)) == pytest.approx((fx, fx, cy, cx))
+    assert camera(None, "a", (640, 480), (640, 480)) == pytest.approx((fx, fx, cy, cx))
 
 
 @pytest.mark.parametrize("known, told", [
@@ -640,8 +647,8 @@ def test_camera_is_scaled_with_the_picture(tmp_path):
     ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
 ])  # fmt: skip
 def test_useless_intrinsics_are_named(known, told):
-    with pytest.raises(predict.PredictError, match=f"--intrinsics .*{told}"):
-        predict.camera(known, "a", (480, 640), (480, 640))
+    with pytest.raises(PredictError, match=f"--intrinsics .*{told}"):
+        camera(known, "a", (480, 640), (480, 640))
 
 
 def test_ply_command(device_file, tmp_path, capsys):

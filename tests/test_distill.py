@@ -20,6 +20,9 @@ import distill
 import losses
 import model
 import train
+from plumbing.checkpoints import read_checkpoint
+from plumbing.pairs import list_pairs
+from plumbing.swin import SWIN, Swin, recognize
 
 EQ_12 = {
     "mse": functools.partial(distill.L_affinity, distance="mse"),
@@ -291,7 +294,7 @@ def student_and_batch(root: Path, *more: str, maps=None):
     args = distill.make_parser().parse_args(command(root, Path("x"), *more))
     torch.manual_seed(args.seed)
     student = model.LiteDepth(size=args.size)
-    reader = train.open_reader(args, data.list_pairs(root, "train"), maps)
+    reader = train.open_reader(args, list_pairs(root, "train"), maps)
     loader = train.build_loader(args, reader, student)
     batch = {k: v.clone() for k, v in next(iter(loader.epoch(0))).items()} | {"step": 0}
     loader.close()
@@ -399,7 +402,7 @@ def test_the_teacher_stays_what_it_was(root, stage_1, teacher_file, tmp_path, mo
         assert weights(tmp_path / name).keys() == weights(stage_1 / "last.pt").keys()
         small, large = (p.stat().st_size for p in (stage_1 / "last.pt", teacher_file))
         assert abs((tmp_path / name).stat().st_size - small) < 10_000 < large - small
-    ours, theirs = (model.read_checkpoint(p / "last.pt") for p in (tmp_path, stage_1))
+    ours, theirs = (read_checkpoint(p / "last.pt") for p in (tmp_path, stage_1))
     assert ours["optimizer"]["state"].keys() == theirs["optimizer"]["state"].keys()
     assert ours["objective"].keys() == theirs["objective"].keys()
 
@@ -588,7 +591,7 @@ def test_resume_is_bit_exact_and_keeps_the_teachers_dtype(
         patch.setattr(distill.Distill, "forward", interrupt)
         patch.setattr(distill, "faster_in_bf16", lambda _: True)
         assert distill.main(stop) == 143
-    state = model.read_checkpoint(tmp_path / "stopped/last.pt")
+    state = read_checkpoint(tmp_path / "stopped/last.pt")
     assert (state["epoch"], state["batch"]) == (2, 1)
     assert state["flags"]["teacher_dtype"] == "bf16"
     monkeypatch.setattr(distill, "faster_in_bf16", lambda _: False)
@@ -697,8 +700,8 @@ def test_wrong_flags_are_one_line(root, stage_1, teacher_file, tmp_path, capsys)
 def test_a_bare_backbone_is_no_teacher(root, tmp_path, capsys):
     file = tmp_path / "backbone.pth"
     few = command(root, tmp_path / "run", "--student", "none", "--teacher", str(file))
-    embed, depths, heads, _ = model.SWIN["swin_nano"]
-    state = model.Swin(embed, depths, heads).state_dict()
+    embed, depths, heads, _ = SWIN["swin_nano"]
+    state = Swin(embed, depths, heads).state_dict()
     for content in ({"model": state}, state, {f"module.{k}": v for k, v in state.items()}):
         torch.save(content, file)
         line = refused(capsys, *few)
@@ -712,20 +715,20 @@ def test_a_bare_backbone_is_no_teacher(root, tmp_path, capsys):
     assert "not a readable weights file" in refused(capsys, *few)
 
 
-@pytest.mark.parametrize("name", model.SWIN)
+@pytest.mark.parametrize("name", SWIN)
 def test_a_backbone_is_recognized_by_its_shapes(name):
-    embed, depths, heads, _ = model.SWIN[name]
+    embed, depths, heads, _ = SWIN[name]
     with torch.device("meta"):
-        state = model.Swin(embed, depths, heads).state_dict()
-        longer = model.Swin(embed, (*depths[:3], 3), heads).state_dict()
-        wider = model.Swin(2 * 96 + 48 * heads[0], depths, heads).state_dict()
-    assert model.recognize(state) == name
-    assert model.recognize(longer) is None and model.recognize(wider) is None
+        state = Swin(embed, depths, heads).state_dict()
+        longer = Swin(embed, (*depths[:3], 3), heads).state_dict()
+        wider = Swin(2 * 96 + 48 * heads[0], depths, heads).state_dict()
+    assert recognize(state) == name
+    assert recognize(longer) is None and recognize(wider) is None
 
 
 def test_what_is_no_swin_is_not_recognized():
-    assert model.recognize(model.Encoder().state_dict()) is None
-    assert model.recognize({}) is None
+    assert recognize(model.Encoder().state_dict()) is None
+    assert recognize({}) is None
 
 
 def test_a_real_process_says_it_in_one_line():
@@ -762,7 +765,7 @@ def half(tmp_path_factory):
 
 
 def test_depth_maps_are_eq_11_once_more(half):
-    pairs = data.list_pairs(half, "train")
+    pairs = list_pairs(half, "train")
     maps = [half / f"maps/{p.rgb.stem}.npy" for p in pairs]
     student, loss, batch = student_and_batch(half, maps=maps)
     names = ("depth", *data.LOW, *data.CELLS)

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-import data
-import doctor
-import synthetic
+import plumbing.pairs
+from plumbing import doctor
+from plumbing import scenes as synthetic
+from plumbing.pairs import Pair, _read_intrinsics, list_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared/data/rgbd"
@@ -399,8 +400,8 @@ def test_cameras(make, check, content, severity):
 def test_a_broken_camera_file_is_read_once(make, check, monkeypatch):
     root, read = make(), []
     (root / "train/intrinsics.json").write_text("{")
-    real = data._read_intrinsics
-    monkeypatch.setattr(data, "_read_intrinsics", lambda path: read.append(path) or real(path))
+    real = _read_intrinsics
+    monkeypatch.setattr(plumbing.pairs, "_read_intrinsics", lambda path: read.append(path) or real(path))
     told = check(root)
     assert told.finding("intrinsics")["count"] == 1
     assert read == [root / "train/intrinsics.json", root / "val/intrinsics.json"]
@@ -520,7 +521,7 @@ def test_planes_bend_as_their_kind_does():
 
 def test_upside_down_rows_are_no_sign_of_disparity():
     """Without planes (LiDAR) only rows tell, and those of a scene that is mirrored tell nothing."""
-    pair = data.Pair(Path("a"), Path("b"), "s", Path())
+    pair = Pair(Path("a"), Path("b"), "s", Path())
     probes = [doctor.Probe(pair, valid=0.02, values=np.arange(2000, 4000), levels=2000, rows=0.8)
               for _ in range(6)]  # fmt: skip
     for flipped, expected in ((set(), True), ({"s"}, False)):
@@ -720,7 +721,7 @@ def test_samples_bound_the_decoding_not_the_looking(make, check):
 
 
 def test_runs_of_neighbours_over_all_scenes():
-    pairs = [data.Pair(Path(f"{s}/{k}"), Path(), s, Path(s)) for s, n in (("a", 90), ("b", 7))
+    pairs = [Pair(Path(f"{s}/{k}"), Path(), s, Path(s)) for s, n in (("a", 90), ("b", 7))
              for k in range(n)]  # fmt: skip
     runs = doctor.choose(pairs, 40, 0)
     assert runs == doctor.choose(pairs, 40, 0) != doctor.choose(pairs, 40, 1)
@@ -731,7 +732,7 @@ def test_runs_of_neighbours_over_all_scenes():
     spread = [pairs.index(run[0]) for run in runs if run[0].scene == "a"]
     assert max(np.diff(spread)) <= 20
     assert sum(map(len, doctor.choose(pairs, 97, 0))) == 97
-    many = [data.Pair(Path(str(k)), Path(), str(k), Path(str(k))) for k in range(500)]
+    many = [Pair(Path(str(k)), Path(), str(k), Path(str(k))) for k in range(500)]
     assert len(doctor.choose(many, 40, 0)) == 8
 
 
@@ -813,7 +814,7 @@ BROKEN = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_real_kitchen_broken(tmp_path, check, how):
     change, expected = BROKEN[how]
-    pairs = [p for p in data.list_pairs(REAL, "train") if p.scene.startswith("7scenes")][::16]
+    pairs = [p for p in list_pairs(REAL, "train") if p.scene.startswith("7scenes")][::16]
     root = tmp_path / "set"
     (root / "train/rgb").mkdir(parents=True)
     for pair in pairs:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import evaluate
 import model
 import predict
+from plumbing.files import plain
+from plumbing.pairs import DataError, Sample, list_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -138,7 +139,7 @@ def test_a_prediction_that_is_not_finite_is_counted_not_scored(junk):
 
 
 def test_json_knows_no_nan():
-    made = evaluate.plain({"a": float("nan"), "b": [1, {"c": -math.inf, "d": 0.5}], "e": "x"})
+    made = plain({"a": float("nan"), "b": [1, {"c": -math.inf, "d": 0.5}], "e": "x"})
     assert made == {"a": None, "b": [1, {"c": None, "d": 0.5}], "e": "x"}
 
 
@@ -184,7 +185,7 @@ def test_eq14_as_printed_in_the_paper_misses_every_score():
 def test_trivial_predictors_are_geometric_means():
     depths = [np.array([[1000, 0], [4000, 0]]), np.array([[4000, 2000], [0, 0]])]
     samples = [
-        (None, data.Sample(np.zeros((2, 2, 3), np.uint8), d.astype(np.uint16), np.ones(4)))
+        (None, Sample(np.zeros((2, 2, 3), np.uint8), d.astype(np.uint16), np.ones(4)))
         for d in depths
     ]
     fitted = list(evaluate.trivial_predictors(samples, depth_scale=1000).values())
@@ -228,7 +229,7 @@ def test_command_scores_a_checkpoint_and_writes_json(one_scene, capsys):
     assert report["metric"]["images"] == 2 and report["C"] == 0.0015625
     network = model.load(one_scene / "net.pt")
     values = []
-    for pair in data.list_pairs(one_scene / "data", "val"):
+    for pair in list_pairs(one_scene / "data", "val"):
         rgb = cv2.cvtColor(cv2.imread(str(pair.rgb)), cv2.COLOR_BGR2RGB)
         with torch.no_grad():
             d_hat = network(torch.from_numpy(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
@@ -277,10 +278,10 @@ def test_unreadable_pictures_are_named_skipped_and_counted(one_scene, capsys):
     report, told = json.loads(out.read_text()), capsys.readouterr()
     assert report["unreadable"] == 1 and report["metric"]["images"] == 1
     assert "rgb/0.png" in told.err and "1 picture(s) could not be read" in told.out
-    pairs = data.list_pairs(one_scene / "data", "val")
+    pairs = list_pairs(one_scene / "data", "val")
     kept = list(evaluate.read_all(pairs, (64, 96), (1, 1, 0, 0)))
     assert [pair.rgb.name for pair, _ in kept] == ["1.png"]
-    with pytest.raises(data.DataError, match="none of the 1 pairs"):
+    with pytest.raises(DataError, match="none of the 1 pairs"):
         list(evaluate.read_all(pairs[:1], (64, 96), (1, 1, 0, 0)))
 
 
@@ -317,7 +318,7 @@ def test_errors_are_one_line_and_exit_2(one_scene, flags, reason):
 
 
 def test_baselines_do_not_look_at_the_picture(one_scene):
-    pairs = data.list_pairs(one_scene / "data", "val")
+    pairs = list_pairs(one_scene / "data", "val")
     samples = list(evaluate.read_all(pairs, (64, 96), (1, 1, 0, 0)))
     constant, _ = evaluate.trivial_predictors(samples, depth_scale=1000).values()
     assert np.ptp(constant(samples[0][1].rgb)) == 0

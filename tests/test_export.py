@@ -15,8 +15,23 @@ import pytest
 import torch
 
 import export
+import plumbing.report
 import predict
 from model import LiteDepth, Teacher, load, merge_normalization, save
+from plumbing.report import (
+    DELEGATE,
+    ExportError,
+    Limits,
+    Parity,
+    broken,
+    compare,
+    gpu_compatible,
+    hushed,
+    interpreter,
+    operations,
+    tensorflow_quietly,
+)
+from plumbing.runtime import read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
@@ -45,10 +60,10 @@ def to_tflite(model: LiteDepth, size: tuple[int, int], **changes) -> tuple[expor
     return layout, export.convert(model, layout)
 
 
-def parity(model: LiteDepth, layout: export.Layout, content: bytes) -> export.Parity:
+def parity(model: LiteDepth, layout: export.Layout, content: bytes) -> Parity:
     pictures = list(export.pattern_pictures(layout.input_size).values())
     outputs = map(export.Runner(content, layout, 1), pictures)
-    return export.compare(map(whole_network(model, layout), pictures), outputs)
+    return compare(map(whole_network(model, layout), pictures), outputs)
 
 
 def whole_network(model: LiteDepth, layout: export.Layout):
@@ -73,9 +88,9 @@ def whole_network(model: LiteDepth, layout: export.Layout):
     return depth
 
 
-def within(result: export.Parity, tolerance: float = TOLERANCE) -> bool:
-    limits = export.Limits(tolerance, 0.0, 0.0, 0.0)
-    return not export.broken("fp32", limits, result, None, None)
+def within(result: Parity, tolerance: float = TOLERANCE) -> bool:
+    limits = Limits(tolerance, 0.0, 0.0, 0.0)
+    return not broken("fp32", limits, result, None, None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -177,7 +192,7 @@ def test_sec31_every_graph_equals_pytorch(normalization, last_resize, upsample):
     changes = {"normalization": normalization, "last_resize": last_resize}
     layout, content = to_tflite(model, (120, 192), **changes)
     check_parity(model, layout, content)
-    assert ("SUB" in export.operations(content)[0]) == (normalization != "weights")
+    assert ("SUB" in operations(content)[0]) == (normalization != "weights")
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
@@ -217,7 +232,7 @@ def test_sec45_input_output_and_graph(paper):
     assert tuple(runner.source["shape"]) == (1, 480, 640, 3)
     assert tuple(runner.target["shape"]) == (1, 480, 640, 1)
     assert runner.source["dtype"] == runner.target["dtype"] == np.float32
-    ops, partitions, outside = export.operations(content)
+    ops, partitions, outside = operations(content)
     assert partitions == 1 and not outside
     assert ops == {  # no TRANSPOSE, no BatchNorm's MUL, no normalisation, no resize of one channel
         "CONV_2D": 27, "DEPTHWISE_CONV_2D": 11, "ADD": 6, "CONCATENATION": 7,
@@ -230,17 +245,17 @@ def test_sec45_input_output_and_graph(paper):
 def test_operations_tell_what_xnnpack_leaves_out(paper):
     model, *_ = paper
     _, plain = to_tflite(model, (480, 640), last_resize="plain")
-    assert export.operations(plain)[1:] == (1, {"RESIZE_NEAREST_NEIGHBOR": 1})
+    assert operations(plain)[1:] == (1, {"RESIZE_NEAREST_NEIGHBOR": 1})
     _, bytes_in = to_tflite(model, (480, 640), input_type="uint8")
-    assert export.operations(bytes_in)[1:] == (1, {"CAST": 1})
+    assert operations(bytes_in)[1:] == (1, {"CAST": 1})
     _, odd = to_tflite(model, (480, 640), output_size=(100, 100), last_resize="plain")
-    assert export.operations(odd)[1:] == (1, {"GATHER": 2})
-    assert export.gpu_compatible(odd) == "GATHER"  # once
+    assert operations(odd)[1:] == (1, {"GATHER": 2})
+    assert gpu_compatible(odd) == "GATHER"  # once
 
 
 def test_table2_gpu_compatibility(paper, monkeypatch):
-    assert export.gpu_compatible(paper[2]) == "yes"
-    tf = export._tensorflow()
+    assert gpu_compatible(paper[2]) == "yes"
+    tf = tensorflow_quietly()
 
     @tf.function(input_signature=[tf.TensorSpec((1, 4, 4, 1), tf.uint8)])
     def sums(x):
@@ -249,16 +264,16 @@ def test_table2_gpu_compatibility(paper, monkeypatch):
 
     function = [sums.get_concrete_function()]
     content = tf.lite.TFLiteConverter.from_concrete_functions(function, sums).convert()
-    assert export.gpu_compatible(content) == "CAST from uint8; SEGMENT_SUM"
+    assert gpu_compatible(content) == "CAST from uint8; SEGMENT_SUM"
     told = "GPU COMPATIBILITY WARNING: Not supported op X"  # should the analyzer judge again
     monkeypatch.setattr(tf.lite.experimental.Analyzer, "analyze", lambda **_: print(told))
-    assert export.gpu_compatible(paper[2]) == "Not supported op X"
+    assert gpu_compatible(paper[2]) == "Not supported op X"
 
 
 def test_convert_rejects_other_padding(small):
     model = load_copy(small[0])
     model.decoder.fuse1.padding = (0, 0)
-    with pytest.raises(export.ExportError, match="padding"):
+    with pytest.raises(ExportError, match="padding"):
         to_tflite(model, (64, 96))
 
 
@@ -282,11 +297,11 @@ def formats(paper):
 
 def tensor_types(content: bytes) -> dict[str, list[str]]:
     """Operation -> types of the second input (the weights) of each of its occurrences."""
-    runner = export.interpreter(content, 1)
+    runner = interpreter(content, 1)
     types = {t["index"]: t["dtype"].__name__ for t in runner.get_tensor_details()}
     out: dict[str, list[str]] = {}
     for op in runner._get_ops_details():
-        if len(op["inputs"]) > 1 and op["op_name"] != export.DELEGATE:
+        if len(op["inputs"]) > 1 and op["op_name"] != DELEGATE:
             out.setdefault(op["op_name"], []).append(types[int(op["inputs"][1])])
     return out
 
@@ -296,8 +311,8 @@ def test_formats_are_one_partition_and_small(formats):
     assert sizes["fp16"] < 0.53 * sizes["fp32"]
     assert max(sizes["int8"], sizes["int8-dynamic"]) < 0.37 * sizes["fp32"]
     for content in formats.values():
-        assert export.operations(content)[1:] == (1, {})
-        runner = export.interpreter(content, 1)
+        assert operations(content)[1:] == (1, {})
+        runner = interpreter(content, 1)
         assert runner.get_input_details()[0]["dtype"] == np.float32
         assert runner.get_output_details()[0]["dtype"] == np.float32
 
@@ -325,7 +340,7 @@ def test_formats_keep_to_pytorch(paper, formats):
 
 
 def test_int8_scales_are_per_channel(formats):
-    runner = export.interpreter(formats["int8"], 1)
+    runner = interpreter(formats["int8"], 1)
     weights = [t for t in runner.get_tensor_details() if t["dtype"] == np.int8 and len(t["shape"])]
     scales = [len(t["quantization_parameters"]["scales"]) for t in weights]
     assert max(scales) == 576  # the widest depthwise convolution
@@ -338,7 +353,7 @@ def test_int8_uint8_millimetres_bilinear(small):
     layout = export.standard(model, (120, 200), **changes)
     pictures = list(export.pattern_pictures((120, 200)).values())
     content = export.convert(model, layout, "int8", pictures)
-    ops, partitions, outside = export.operations(content)
+    ops, partitions, outside = operations(content)
     assert partitions == 1 and outside == {"CAST": 1} and ops["QUANTIZE"] == ops["DEQUANTIZE"] == 1
     result = parity(model, layout, content)
     assert result.mean_abs < 0.2 * result.depth_mean
@@ -358,7 +373,7 @@ def test_int8_native_size(small, size, normalization):
 
 
 def test_int8_without_pictures(small):
-    with pytest.raises(export.ExportError, match="--data ROOT"):
+    with pytest.raises(ExportError, match="--data ROOT"):
         export.convert(small[0], small[1], "int8")
 
 
@@ -371,18 +386,18 @@ def test_compare_is_maximum_absolute_not_signed_mean():
     output[1, 1] += 0.5
     output[2, 2] -= 0.5
     assert (output - reference).mean() == 0
-    result = export.compare([reference, reference], [reference, output])
+    result = compare([reference, reference], [reference, output])
     assert not within(result) and result.pictures == 2 and result.pixels == 48
     assert result.max_abs == 0.5 and result.border == 0 and result.over_1cm == 2
     assert result.mean_abs == pytest.approx(1 / 48) and result.depth_mean == 2
     for place in ((0, 2), (3, 2), (1, 0), (1, 5)):  # each side
         output = reference.copy()
         output[place] += 0.25
-        assert export.compare([reference], [output]).border == 0.25
+        assert compare([reference], [output]).border == 0.25
 
 
 def test_parity_weighs_pixels_of_unequal_pictures():
-    parity = export.Parity()
+    parity = Parity()
     parity.add(np.ones((2, 2)), np.ones((2, 2)) + 0.5)
     parity.add(np.full((4, 4), 3.0), np.full((4, 4), 3.0))
     assert parity.mean_abs == pytest.approx(0.1) and parity.depth_mean == pytest.approx(2.6)
@@ -391,28 +406,28 @@ def test_parity_weighs_pixels_of_unequal_pictures():
 
 def test_compare_limit_nan_and_misuse():
     ones = np.ones((4, 6), np.float32)
-    assert within(export.compare([0.5 * ones], [0.5 * ones + 0.9e-4]))
-    assert not within(export.compare([0.5 * ones], [0.5 * ones + 1.5e-4]))
-    assert within(export.compare([20 * ones], [20 * ones + 1.5e-3]))  # range 20 m
+    assert within(compare([0.5 * ones], [0.5 * ones + 0.9e-4]))
+    assert not within(compare([0.5 * ones], [0.5 * ones + 1.5e-4]))
+    assert within(compare([20 * ones], [20 * ones + 1.5e-3]))  # range 20 m
     for first in (np.nan * ones, ones):  # a NaN is not forgotten over the next picture
-        result = export.compare([ones, ones], [first, np.nan * first])
+        result = compare([ones, ones], [first, np.nan * first])
         assert not within(result) and result.over_1cm >= 24
     with pytest.raises(ValueError, match="no pictures"):
-        export.compare([], [])
+        compare([], [])
     with pytest.raises(ValueError, match=r"\(6, 4\)"):
-        export.compare([ones], [ones.T])
+        compare([ones], [ones.T])
     with pytest.raises(ValueError):
-        export.compare([ones, ones], [ones])
+        compare([ones, ones], [ones])
 
 
-def off(by: float) -> export.Parity:
+def off(by: float) -> Parity:
     ones = np.full((4, 6), 2.0)
-    return export.compare([ones], [ones + by])
+    return compare([ones], [ones + by])
 
 
 def test_broken_by_format():
-    limits = export.Limits(fp32=1e-4, fp16=5e-3, int8=0.05, si_rmse=0.02)
-    told = lambda name, *rest: export.broken(name, limits, *rest)  # noqa: E731
+    limits = Limits(fp32=1e-4, fp16=5e-3, int8=0.05, si_rmse=0.02)
+    told = lambda name, *rest: broken(name, limits, *rest)  # noqa: E731
     assert told("fp32", off(1e-4), None, None) == told("fp16", off(9e-3), off(0), None) == []
     wrong = "max error 3.00e-04 m > 2.00e-04 m on the "
     assert told("fp32", off(0), off(3e-4), None) == [wrong + "data"]
@@ -427,7 +442,7 @@ def test_broken_by_format():
     assert told("int8", off(0), off(0), (float("nan"), 0.2))
     assert told("fp32", off(np.nan), None, None)
     assert told("int8", off(np.nan), None, None)
-    endless = export.compare([np.full((4, 6), np.inf)], [np.ones((4, 6))])  # error inf <= inf
+    endless = compare([np.full((4, 6), np.inf)], [np.ones((4, 6))])  # error inf <= inf
     assert told("fp32", endless, None, None) and told("int8", endless, None, None)
 
 
@@ -460,7 +475,7 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
         assert text in printed
     content = out.read_bytes()
     check_parity(load(checkpoint), export.standard(load(checkpoint), (120, 200)), content)
-    about = predict.read_metadata(content, "x")
+    about = read_metadata(content, "x")
     assert about["precision"] == "fp32" and about["output"]["unit"] == "m"
     assert about["mean"] == pytest.approx(UNEQUAL["mean"])
     assert about["std"] == pytest.approx(UNEQUAL["std"])
@@ -565,7 +580,7 @@ def test_command_one_broken_format_of_two(checkpoint, capsys):
 def test_command_native_size_and_bilinear(checkpoint, tmp_path):
     command = ["--checkpoint", str(checkpoint), *QUICK]
     assert export.main([*command, "--output_size", "native"]) == 0
-    about = predict.read_metadata((tmp_path / "model.tflite").read_bytes(), "x")
+    about = read_metadata((tmp_path / "model.tflite").read_bytes(), "x")
     assert about["output"]["size"] == [16, 24] and about["input"]["size"] == [120, 200]
     assert export.main([*command, "--output_size", "60x100", "--upsample", "bilinear"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -586,7 +601,7 @@ def test_command_flags_of_the_graph(tmp_path, monkeypatch):
     operations = report["files"][0]["operations"]
     assert operations["SUB"] == 1 and operations["RESIZE_BILINEAR"] == 5
     assert operations["CONV_2D"] == 27  # "fast" resizes along W with one more
-    about = predict.read_metadata((tmp_path / "model.tflite").read_bytes(), "x")["checkpoint"]
+    about = read_metadata((tmp_path / "model.tflite").read_bytes(), "x")["checkpoint"]
     assert (about["epoch"], about["step"]) == (4, 9)
     assert report["compared"]["seed"] == 5 and seeds == [5]
 
@@ -595,7 +610,7 @@ def test_command_stopped_before_parity_leaves_nothing(checkpoint, tmp_path, monk
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "compare", stop)
+    monkeypatch.setattr(plumbing.report, "compare", stop)
     with pytest.raises(KeyboardInterrupt):
         export.main(["--checkpoint", str(checkpoint), *QUICK])
     assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
@@ -606,7 +621,7 @@ def test_command_takes_the_checkpoints_image_size(small, tmp_path, monkeypatch, 
 
     def stop(_, layout, *__):
         layouts.append(layout)
-        raise export.ExportError("enough")
+        raise ExportError("enough")
 
     monkeypatch.setattr(export, "convert", stop)
     command = ["--checkpoint", str(tmp_path / "best.pt"), *QUICK[2:]]
@@ -686,7 +701,7 @@ def test_interpreter_takes_the_threads(monkeypatch):
 
     made = MagicMock()
     monkeypatch.setattr(interpreter, "Interpreter", made)
-    assert export.interpreter(b"file", 3) is made.return_value
+    assert plumbing.report.interpreter(b"file", 3) is made.return_value
     made.assert_called_once_with(model_content=b"file", num_threads=3)
 
 
@@ -768,9 +783,9 @@ def test_in_a_pipe_nothing_but_errors(checkpoint):
 
 
 def test_hushed_shows_what_led_to_an_exception(capfd):
-    with export.hushed():
+    with hushed():
         os.write(2, b"chatter\n")
-    with pytest.raises(ValueError), export.hushed():
+    with pytest.raises(ValueError), hushed():
         os.write(2, b"cause\n")
         raise ValueError
     print("after", file=sys.stderr)
@@ -797,7 +812,7 @@ def test_command_calibration(checkpoint, tmp_path, capsys):
     seen = before > 0.01
     assert seen.mean() > 0.5
     np.testing.assert_allclose(after(picture)[seen], 1.5 * before[seen] + 0.25, atol=TOLERANCE)
-    about = predict.read_metadata(content_of, "x")["calibration"]
+    about = read_metadata(content_of, "x")["calibration"]
     assert about == {"scale": 1.5, "shift_m": 0.25, "split": "calib", "pairs": 7}
     path.write_text(json.dumps(content | {"model_sha256": "0" * 64}))
     assert export.main(command) == 2  # a network trained anew, or a .tflite
@@ -863,8 +878,8 @@ def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):
         assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2
         assert "--output_size too large?" in one_line(capsys)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(export.ExportError, match="pip install ai-edge-litert"):
-        export.interpreter(b"", 1)
+    with pytest.raises(ExportError, match="pip install ai-edge-litert"):
+        interpreter(b"", 1)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2
     assert "pip install tensorflow" in one_line(capsys)

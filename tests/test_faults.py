@@ -26,8 +26,13 @@ from test_train import flags, rows, write_pairs
 import data
 import losses
 import model
-import packed
+import plumbing.files
+import plumbing.run
 import train
+from evaluate import Validator
+from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.pairs import DataError
+from plumbing.run import FILES, TrainError, run_folder, write_log
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and mounts of POSIX")
@@ -47,7 +52,7 @@ def one_thread(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def content(path: Path) -> dict:
-    return model.read_checkpoint(path)
+    return read_checkpoint(path)
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -182,7 +187,7 @@ def test_kill_9_at_random_moments(root, tmp_path, zygote, alone, request, counte
             seen += all_readable(out)
             assert (out / "last.pt").exists() or not (out / "log.jsonl").exists()
         same_run(whole, out)
-        assert {p.name for p in out.iterdir()} == set(train.FILES)  # nothing half written is left
+        assert {p.name for p in out.iterdir()} == set(FILES)  # nothing half written is left
         rounds += 1
     assert seen >= kills / 2  # checkpoints of killed runs that were looked at
     counted("kill -9: no checkpoint unreadable, resume bit-identical", done)
@@ -233,15 +238,15 @@ def test_killed_between_two_files(root, tmp_path, alone, monkeypatch, where, cou
 
         patch.setattr(model, "save", hit)
         scores = iter([0.5, 0.4])
-        real = train.Validator.__call__
+        real = Validator.__call__
         if where == "after the steps":
-            patch.setattr(train.Validator, "__call__", kill)
+            patch.setattr(Validator, "__call__", kill)
         elif where == "after best.pt":
-            patch.setattr(train.Validator, "__call__", lambda self, epoch: real(self, epoch) | {
+            patch.setattr(Validator, "__call__", lambda self, epoch: real(self, epoch) | {
                 "si_rmse": next(scores)})  # fmt: skip
         else:
-            write = train._write_log
-            patch.setattr(train, "_write_log", lambda *a, **k: (write(*a, **k), k and kill()))
+            write = write_log
+            patch.setattr(plumbing.run, "write_log", lambda *a, **k: (write(*a, **k), k and kill()))
         with pytest.raises(Killed):
             train.main(one_thread(root, out, "--epochs", "3"))
     assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
@@ -335,7 +340,7 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
     while not (out / "last.pt").exists() and time.time() < deadline:
         time.sleep(0.01)
     for more in ([], ["--resume"]):
-        with pytest.raises(train.TrainError, match=r"another run \(process \d+ on .*writes there"):
+        with pytest.raises(TrainError, match=r"another run \(process \d+ on .*writes there"):
             train.main(one_thread(root, out, *few, *more))
     code, told = zygote.end()
     assert code == 0, told
@@ -347,15 +352,15 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
 def test_the_folder_is_held_while_an_earlier_run_is_moved_aside(tmp_path, monkeypatch):
     out = tmp_path / "run"
     for earlier in range(2):
-        with train.run_folder(out, keep=False):
+        with run_folder(out, keep=False):
             (out / "last.pt").write_text(str(earlier))
-            with pytest.raises(train.TrainError, match="another run"), train.run_folder(out, True):
+            with pytest.raises(TrainError, match="another run"), run_folder(out, True):
                 pass
         assert {p.name for p in out.iterdir()} == {"last.pt"}
     assert {p.name for p in (tmp_path / "run.1").iterdir()} == {"last.pt"}
-    monkeypatch.setattr(packed, "fcntl", None)  # as on Windows: a file that is touched
-    with train.run_folder(out, keep=True):
-        with pytest.raises(train.TrainError, match="another run"), train.run_folder(out, True):
+    monkeypatch.setattr(plumbing.files, "fcntl", None)  # as on Windows: a file that is touched
+    with run_folder(out, keep=True):
+        with pytest.raises(TrainError, match="another run"), run_folder(out, True):
             pass
     assert {p.name for p in out.iterdir()} == {"last.pt"}
 
@@ -366,12 +371,12 @@ def test_who_holds_a_folder_need_not_be_known(tmp_path, monkeypatch):
     def locked(where: Path, name: str, waiting: Callable[[], None]) -> None:
         waiting()
 
-    monkeypatch.setattr(packed, "locked", locked)
+    monkeypatch.setattr(plumbing.files, "locked", locked)
     for names in ([], [".run.lock"], [".run.lock", ".run.held"]):
         for name in names:
             (tmp_path / name).touch()
-        with pytest.raises(train.TrainError, match="another run writes there"):
-            train.run_folder(tmp_path, True).__enter__()
+        with pytest.raises(TrainError, match="another run writes there"):
+            run_folder(tmp_path, True).__enter__()
 
 
 def test_what_another_run_saved_meanwhile_is_not_undone(root, tmp_path, monkeypatch, counted):
@@ -389,7 +394,7 @@ def test_what_another_run_saved_meanwhile_is_not_undone(root, tmp_path, monkeypa
     before = (out / "log.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(train, "open_data", late)
-        with pytest.raises(train.TrainError, match="last.pt is newer than what was read"):
+        with pytest.raises(TrainError, match="last.pt is newer than what was read"):
             train.main(one_thread(root, out, "--epochs", "3", "--resume"))
     assert (out / "last.pt").read_bytes() == newer and (out / "log.jsonl").read_bytes() == before
     assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
@@ -408,7 +413,7 @@ def test_the_folder_one_stands_in_is_not_moved_aside(root, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     few = ("--epochs", "1", "--val_split", "none", "--cache", "none")
     assert train.main(one_thread(root, Path("."), *few)) == 0
-    with pytest.raises(train.TrainError, match="--out .: holds an earlier run and cannot be moved"):
+    with pytest.raises(TrainError, match="--out .: holds an earlier run and cannot be moved"):
         train.main(one_thread(root, Path("."), *few))
 
 
@@ -463,7 +468,7 @@ def test_damaged_checkpoints(root, trained, tmp_path, counted):
         count += 1
         try:
             loaded = model.load(bad).state_dict()
-        except model.CheckpointError as error:
+        except CheckpointError as error:
             assert str(bad) in str(error), what
             refused += 1
         else:
@@ -481,14 +486,14 @@ def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, 
     for at in range(len(whole) // 10, len(whole), len(whole) // 5):
         (out / "last.pt").write_bytes(whole[:at])
         before = {p.name: p.read_bytes() for p in out.iterdir()}
-        with pytest.raises(train.TrainError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
+        with pytest.raises(TrainError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
             train.main([*few, "--resume"])
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
         counted("resume from a cut checkpoint", 1)
     assert train.main([*few, "--resume", str(out / "best.pt")]) == 0
     (out / "last.pt").write_bytes(whole[:1000])
     (out / "best.pt").write_bytes(whole[:1000])
-    with pytest.raises(model.CheckpointError, match="last.pt"):
+    with pytest.raises(CheckpointError, match="last.pt"):
         train.main([*few, "--resume"])
 
 
@@ -522,7 +527,7 @@ def test_damaged_caches_are_made_anew(root, tmp_path, make_rgbd, capsys, counted
 
 @pytest.mark.parametrize(
     "error",
-    [data.DataError("depth/7.png: gone"), MemoryError(), OSError(5, "Input/output error"),
+    [DataError("depth/7.png: gone"), MemoryError(), OSError(5, "Input/output error"),
      ZeroDivisionError("by design")],
     ids=lambda e: type(e).__name__,
 )  # fmt: skip
@@ -538,7 +543,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, alone, monkeypatch, error, 
 
     with monkeypatch.context() as patch:
         patch.setattr(data.Loader, "_make", fail)
-        with pytest.raises(train.TrainError, match=r"\(after step 4\)\. .*last.pt holds") as told:
+        with pytest.raises(TrainError, match=r"\(after step 4\)\. .*last.pt holds") as told:
             train.main(few)
     for word in (str(error) or type(error).__name__, "--resume"):
         assert word in str(told.value)
@@ -553,10 +558,10 @@ def test_a_loader_thread_that_throws(root, tmp_path, alone, monkeypatch, error, 
 
 def test_a_loader_that_throws_at_once_saves_nothing(root, tmp_path, monkeypatch):
     def fail(*_: object) -> dict:
-        raise data.DataError("all gone")
+        raise DataError("all gone")
 
     monkeypatch.setattr(data.Loader, "_make", fail)
-    with pytest.raises(train.TrainError, match="all gone.*Nothing was trained yet"):
+    with pytest.raises(TrainError, match="all gone.*Nothing was trained yet"):
         train.main(one_thread(root, tmp_path / "run", "--epochs", "1"))
     assert not list((tmp_path / "run").glob("*.pt"))
 
@@ -626,7 +631,7 @@ def test_what_pytorch_says_of_other_processes_is_not_lost(tmp_path, monkeypatch)
         raise RuntimeError("NCCL error:\nDuplicate GPU detected")
 
     monkeypatch.setattr(train, "train", fail)
-    with pytest.raises(train.TrainError, match="PyTorch says: NCCL error: Duplicate GPU detected$"):
+    with pytest.raises(TrainError, match="PyTorch says: NCCL error: Duplicate GPU detected$"):
         train.main(["--device", "cpu", "--out", str(tmp_path)])
 
 
@@ -739,7 +744,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
 
     monkeypatch.setattr(data.Loader, "order", order)
     poison(monkeypatch, lambda batch: bool((batch["index"] == 5).any()))
-    with pytest.raises(train.TrainError, match="steps 4 to 5, which were skipped") as told:
+    with pytest.raises(TrainError, match="steps 4 to 5, which were skipped") as told:
         train.main(few)
     assert f"not finite by themselves are {root / 'train/rgb/5.png'}." in str(told.value)
     assert "last.pt holds the run up to there" in str(told.value)
@@ -751,7 +756,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
 def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, monkeypatch):
     few = one_thread(root, tmp_path / "run", "--epochs", "9", "--max_skipped", "2")
     poison(monkeypatch, lambda batch: True)
-    with pytest.raises(train.TrainError, match="steps 1 to 2.*no pair alone has a finite loss"):
+    with pytest.raises(TrainError, match="steps 1 to 2.*no pair alone has a finite loss"):
         train.main(few)
     assert not (tmp_path / "run/last.pt").exists()
 
@@ -768,7 +773,7 @@ def test_an_epoch_of_skipped_steps_ends_no_run_but_the_last(root, tmp_path, monk
     assert ["si_rmse" in r for r in rows(tmp_path / "run")] == [True, False, False, True]
     count.clear()
     poison(monkeypatch, lambda batch: (count.append(1), len(count) > 3)[1])
-    with pytest.raises(train.TrainError, match="not finite in any step of the last epoch.*last.pt"):
+    with pytest.raises(TrainError, match="not finite in any step of the last epoch.*last.pt"):
         train.main(one_thread(root, tmp_path / "end", *few))
     assert content(tmp_path / "end/last.pt")["epoch"] == 3
 
@@ -843,11 +848,11 @@ def test_an_epochs_steps_outlive_a_validation_that_fails(root, tmp_path, alone, 
     few = one_thread(root, tmp_path / "run", "--epochs", "3")
     with monkeypatch.context() as patch:
 
-        def fail(self: train.Validator, epoch: int) -> dict:
-            raise data.DataError("val/rgb/1.png: gone")
+        def fail(self: Validator, epoch: int) -> dict:
+            raise DataError("val/rgb/1.png: gone")
 
-        patch.setattr(train.Validator, "__call__", fail)
-        with pytest.raises(data.DataError, match="gone"):
+        patch.setattr(Validator, "__call__", fail)
+        with pytest.raises(DataError, match="gone"):
             train.main(few)
     state = content(tmp_path / "run/last.pt")
     assert (state["epoch"], state["batch"], state["step"]) == (0, 3, 3)

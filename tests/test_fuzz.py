@@ -25,13 +25,33 @@ import pytest
 import torch
 from fuzz import SIZE
 
-import data
 import export
 import model
-import packed
 import predict
-from data import DataError
-from model import CheckpointError
+from plumbing.checkpoints import (
+    CHECKPOINT_FORMAT,
+    CheckpointError,
+    read_calibration,
+    read_checkpoint,
+    read_weights,
+)
+from plumbing.pack import PAGE, DamagedPack, Pack
+from plumbing.pairs import (
+    DataError,
+    Pair,
+    _decode,
+    check_files,
+    find_split,
+    header_of,
+    list_pairs,
+    read_header,
+    read_pair,
+    read_teacher,
+    stored_intrinsics,
+)
+from plumbing.pictures import PredictError, is_cut, overstated, read_picture, walk_jpeg
+from plumbing.runtime import MEMBER, TFLITE_FORMAT, read_metadata
+from plumbing.swin import recognize
 
 
 def test_every_mutation_is_refused_or_valid(pytestconfig, tmp_path, counted):
@@ -47,7 +67,6 @@ def test_every_mutation_is_refused_or_valid(pytestconfig, tmp_path, counted):
             assert tally.refused > 10 and tally.valid > 10, (name, tally)
     done = sum(tally.refused + tally.valid for tally in tallies.values())
     counted("damaged files read: refused or valid", done)
-
 
 
 BAD_READER = """
@@ -146,7 +165,7 @@ def test_payloads_are_live_and_never_run(tmp_path, name):
     }
     for form, raw in forms.items():
         path.write_bytes(raw)
-        for read in (model.read_checkpoint, model.load,
+        for read in (read_checkpoint, model.load,
                      lambda p: model.load_pretrained(NETWORK, str(p))):  # fmt: skip
             with pytest.raises(CheckpointError, match="evil.pt"):
                 read(path)
@@ -184,7 +203,7 @@ def refused(path: Path, content: object, match: str) -> None:
 )  # fmt: skip
 def test_what_a_checkpoint_says_of_itself(tmp_path, content, name, value):
     refused(tmp_path / "odd.pt", content | {name: value}, rf"odd\.pt: .*({name}|more than)")
-    with pytest.raises(predict.PredictError, match=f"{name}|more than"):
+    with pytest.raises(PredictError, match=f"{name}|more than"):
         predict.load_predictor(tmp_path / "odd.pt")
 
 
@@ -213,7 +232,7 @@ def test_a_few_bytes_do_not_build_the_largest_network(tmp_path, monkeypatch):
     made, create = [], model.create
     monkeypatch.setattr(model, "create", lambda **a: made.append(create(**a)) or made[-1])
     args = {"model": "swin_l", "window": 64}
-    refused(tmp_path / "l.pt", {"format": model.FORMAT, "model_args": args, "model": {}}, "missing")
+    refused(tmp_path / "l.pt", {"format": CHECKPOINT_FORMAT, "model_args": args, "model": {}}, "missing")
     assert [network.mean.device.type for network in made] == ["meta"]
 
 
@@ -268,7 +287,7 @@ def test_tensors_out_of_their_storage(tmp_path, tensor):
     sound = fuzz.crafted({"x": storage(16, (4, 4), (4, 1))}, (np.arange(16, dtype="f4").tobytes(),))
     (tmp_path / "in.pt").write_bytes(sound)
     assert torch.equal(
-        model.read_weights(tmp_path / "in.pt")["x"], torch.arange(16.0).view(4, 4)
+        read_weights(tmp_path / "in.pt")["x"], torch.arange(16.0).view(4, 4)
     )
 
 
@@ -285,7 +304,7 @@ def test_things_that_unpack_to_more_than_there_is(tmp_path, content):
     with pytest.warns(UserWarning, match="Duplicate"):
         refused(path, fuzz.archive(twice), "one name twice")
     refused(path, fuzz.crafted(fuzz.laughs(list, 40)), "more than a checkpoint")
-    refused(path, fuzz.crafted({"format": model.FORMAT, "x": [[None] * 500_000] * 3}), "more than")
+    refused(path, fuzz.crafted({"format": CHECKPOINT_FORMAT, "x": [[None] * 500_000] * 3}), "more than")
     hiding = fuzz.Hiding(0)
     refused(path, fuzz.crafted(hiding), "not a LiteDepth checkpoint")
     (tmp_path / "net.pt").write_bytes(fuzz.torch_saved(content))
@@ -302,13 +321,13 @@ def test_a_public_files_odd_names_and_tensors(tmp_path):
         path.write_bytes(fuzz.torch_saved(odd))
         with pytest.raises(CheckpointError):
             model.load_pretrained(teacher, str(path))
-    assert model.recognize({"patch_embed.proj.weight": torch.tensor(1.0)}) is None
+    assert recognize({"patch_embed.proj.weight": torch.tensor(1.0)}) is None
 
 
 @pytest.mark.parametrize("name", ["fifo", "n" * 5000])
 def test_a_checkpoint_that_is_no_file(tmp_path, name):
     os.mkfifo(tmp_path / "fifo")
-    for read in (model.load, model.read_calibration):
+    for read in (model.load, read_calibration):
         with pytest.raises(CheckpointError, match="no such"):
             read(tmp_path / name)
 
@@ -334,14 +353,14 @@ def test_the_emptiest_pictures_are_possible(tmp_path, suffix, options):
     path = tmp_path / f"black{suffix}"
     raw = black(suffix, *options)
     path.write_bytes(raw)
-    assert data.read_header(raw, path) == data._header(path)
-    assert data._header(path).size == (4000, 6000)
-    assert predict.overstated(raw) == ""
+    assert read_header(raw, path) == header_of(path)
+    assert header_of(path).size == (4000, 6000)
+    assert overstated(raw) == ""
     if suffix == ".png":
         raw = raw[:20] + struct.pack(">I", 20 * 4000) + raw[24:]
-        assert "80000x6000 pixels" in predict.overstated(raw)
+        assert "80000x6000 pixels" in overstated(raw)
     else:
-        assert "4000x6000 pixels" in predict.overstated(raw[:5000], len(raw) // 20)
+        assert "4000x6000 pixels" in overstated(raw[:5000], len(raw) // 20)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -350,52 +369,52 @@ def test_a_picture_that_claims_more_than_it_holds(tmp_path, bits):
     path = tmp_path / "huge.png"
     pixels = zlib.compress(bytes(100_000))
     path.write_bytes(fuzz.png_file([(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]))
-    pair = data.Pair(path, path, "s", tmp_path)
-    for read in (lambda: data.check_files([pair]), lambda: data.read_pair(pair, SIZE, None, {})):
+    pair = Pair(path, path, "s", tmp_path)
+    for read in (lambda: check_files([pair]), lambda: read_pair(pair, SIZE, None, {})):
         with pytest.raises(DataError, match="impossible header: 30000x30000 pixels in"):
             read()
     if bits == 8:
-        with pytest.raises(predict.PredictError, match="impossible header: 30000x30000"):
-            predict.read_picture(path)
+        with pytest.raises(PredictError, match="impossible header: 30000x30000"):
+            read_picture(path)
 
 
 def test_a_png_whose_chunk_is_longer_than_the_file(tmp_path):
     """12 kB, of which OpenCV would make 3.5 GB of zeros."""
     raw, path = cv2.imencode(".png", fuzz.colours(1))[1].tobytes(), tmp_path / "chunk.png"
     path.write_bytes(raw[:33] + struct.pack(">I", 0xD0000000) + raw[37:])
-    with pytest.raises(predict.PredictError, match="impossible header: a chunk of 3489660928 "):
-        predict.read_picture(path)
+    with pytest.raises(PredictError, match="impossible header: a chunk of 3489660928 "):
+        read_picture(path)
     with pytest.raises(DataError, match="impossible header: a chunk of 3489660928 bytes in"):
-        data._decode(path, cv2.IMREAD_COLOR)
+        _decode(path, cv2.IMREAD_COLOR)
 
 
 def test_a_jpeg_that_claims_more_than_it_holds(tmp_path):
     raw = bytearray(cv2.imencode(".jpg", fuzz.colours(1))[1].tobytes())
-    frame = predict.walk_jpeg(raw)[1]
+    frame = walk_jpeg(raw)[1]
     raw[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
     (tmp_path / "huge.jpg").write_bytes(raw)
-    with pytest.raises(predict.PredictError, match="impossible header: 30000x30000"):
-        predict.read_picture(tmp_path / "huge.jpg")
+    with pytest.raises(PredictError, match="impossible header: 30000x30000"):
+        read_picture(tmp_path / "huge.jpg")
     with pytest.raises(DataError, match="impossible header"):
-        data._header(tmp_path / "huge.jpg")
+        header_of(tmp_path / "huge.jpg")
 
 
 def test_a_jpeg_of_a_thousand_scans(tmp_path):
     raw = cv2.imencode(".jpg", fuzz.colours(1), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1))[1].tobytes()
-    assert predict.overstated(raw) == ""
+    assert overstated(raw) == ""
     scan = raw[raw.rfind(b"\xff\xda") : -2]
     many = raw[:-2] + scan[:40] * 1000 + raw[-2:]
     (tmp_path / "scans.jpg").write_bytes(many)
-    with pytest.raises(predict.PredictError, match="impossible header: 10.. scans"):
-        predict.read_picture(tmp_path / "scans.jpg")
+    with pytest.raises(PredictError, match="impossible header: 10.. scans"):
+        read_picture(tmp_path / "scans.jpg")
 
 
 def test_megabytes_of_fill_before_a_mark_take_no_time(tmp_path):
     raw = cv2.imencode(".jpg", fuzz.colours(1))[1].tobytes()
     filled = raw[:2] + b"\xff" * (1 << 26) + raw[2:]
-    assert not predict.is_cut(filled)
+    assert not is_cut(filled)
     path = tmp_path / "filled.jpg"
-    assert data.read_header(filled, path) == data.read_header(raw, path)
+    assert read_header(filled, path) == read_header(raw, path)
 
 
 def test_lists_of_what_is_no_picture(tmp_path):
@@ -407,10 +426,10 @@ def test_lists_of_what_is_no_picture(tmp_path):
                  "folder.png", "d.png/x", "\0"):  # fmt: skip
         listing.write_text(f"{name} d.png\n")
         with pytest.raises(DataError, match="train.txt:1: ") as caught:
-            data.list_pairs(tmp_path, "train")
+            list_pairs(tmp_path, "train")
         assert len(str(caught.value)) < 1000 or len(name) < 400
     with pytest.raises(DataError, match="no split"):
-        data.find_split(tmp_path, "s" * 5000)
+        find_split(tmp_path, "s" * 5000)
 
 
 @pytest.mark.parametrize("name", ["fifo.png", "loop.png", "zero.png", "null.png", "folder.png"])
@@ -419,13 +438,13 @@ def test_folders_that_hold_what_is_no_picture(tmp_path, name):
     for side in ("rgb", "depth"):
         (tmp_path / "train" / side).mkdir(parents=True)
         (tmp_path / "train" / side / "a.png").symlink_to(tmp_path / name)
-    pairs = data.list_pairs(tmp_path, "train")
+    pairs = list_pairs(tmp_path, "train")
     with pytest.raises(DataError, match="a.png: cannot be read"):
-        data.check_files(pairs)
+        check_files(pairs)
     with pytest.raises(DataError, match="a.png: cannot be read"):
-        data.read_pair(pairs[0], (64, 96), None, {})
-    with pytest.raises(predict.PredictError):
-        predict.read_picture(tmp_path / name)
+        read_pair(pairs[0], (64, 96), None, {})
+    with pytest.raises(PredictError):
+        read_picture(tmp_path / name)
 
 
 # --------------------------------------------------------------------------- numbers and settings
@@ -448,9 +467,9 @@ NESTED = "[" * 100_000 + "]" * 100_000
 )  # fmt: skip
 def test_intrinsics_that_cannot_be(tmp_path, text, match):
     (tmp_path / "intrinsics.json").write_text(text, encoding="utf-8")
-    pair = data.Pair(tmp_path / "a.png", tmp_path / "a.png", "s", tmp_path)
+    pair = Pair(tmp_path / "a.png", tmp_path / "a.png", "s", tmp_path)
     with pytest.raises(DataError, match=f"intrinsics.json: {match}") as caught:
-        data.stored_intrinsics(pair, (64, 96), {})
+        stored_intrinsics(pair, (64, 96), {})
     assert len(str(caught.value)) < 1000
 
 
@@ -463,10 +482,10 @@ def test_intrinsics_that_cannot_be(tmp_path, text, match):
 def test_calibrations_that_cannot_be(tmp_path, name, token):
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(fuzz.FIT))
-    assert model.read_calibration(path) == fuzz.FIT
+    assert read_calibration(path) == fuzz.FIT
     path.write_text(json.dumps(fuzz.FIT | {name: "@"}).replace('"@"', token))
     with pytest.raises(CheckpointError, match="calibration.json: ") as caught:
-        model.read_calibration(path)
+        read_calibration(path)
     assert len(str(caught.value)) < 1000
 
 
@@ -494,7 +513,7 @@ def test_a_header_of_numpys_that_nests(tmp_path, expression):
     path = tmp_path / "map.npy"
     path.write_bytes(fuzz.npy(np.zeros((64, 96), "f4"), expression))
     with pytest.raises(DataError, match="map.npy: not a whole .npy"):
-        data.read_teacher(path, (64, 96), 1000.0)
+        read_teacher(path, (64, 96), 1000.0)
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
@@ -502,12 +521,12 @@ def test_a_header_of_numpys_that_nests(tmp_path, expression):
 def test_metadata_that_cannot_be(side, token):
     graph = b"\x1c\0\0\0TFL3" + bytes(8)
     file = io.BytesIO(graph)
-    stamp = {"format": predict.FORMAT, "bytes": 16, "sha256": fuzz.sha256(graph).hexdigest()}
+    stamp = {"format": TFLITE_FORMAT, "bytes": 16, "sha256": fuzz.sha256(graph).hexdigest()}
     text = json.dumps(stamp | fuzz.ABOUT | {side: "@"}).replace('"@"', token)
     with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(predict.MEMBER, text)
-    with pytest.raises(predict.PredictError, match="cannot use"):
-        predict.read_metadata(file.getvalue(), "model.tflite")
+        archive.writestr(MEMBER, text)
+    with pytest.raises(PredictError, match="cannot use"):
+        read_metadata(file.getvalue(), "model.tflite")
 
 
 @pytest.fixture(scope="module")
@@ -519,7 +538,7 @@ def pack(tmp_path_factory) -> bytes:
 
 def forged(raw: bytes, change) -> bytes:
     """A pack whose header and tail went through `change`, under the right checksums."""
-    version, _, rest = raw[: packed.PAGE].partition(b"\n")
+    version, _, rest = raw[: PAGE].partition(b"\n")
     header = json.loads(rest.partition(b"\n")[2])
     start, n = header["tail"], header["tail_bytes"]
     numbers = bytearray(raw[start : start + 33 * 4])
@@ -529,9 +548,9 @@ def forged(raw: bytes, change) -> bytes:
     header["tail_sha256"] = fuzz.sha256(tail).hexdigest()
     if header["tail_bytes"] == n:
         header["tail_bytes"] = len(tail)
-    body = json.dumps(header).encode().ljust(packed.PAGE - len(version) - 66)
+    body = json.dumps(header).encode().ljust(PAGE - len(version) - 66)
     head = version + b"\n" + fuzz.sha256(body).hexdigest().encode() + b"\n" + body
-    return head + raw[packed.PAGE : start] + tail.ljust(len(raw) - start, b"\0")
+    return head + raw[PAGE : start] + tail.ljust(len(raw) - start, b"\0")
 
 
 def put(name: str, value: object):
@@ -566,13 +585,13 @@ def poke(at: int, value: bytes):
 def test_a_pack_forged_under_the_right_checksum(tmp_path, pack, change, reason):
     path = tmp_path / "p.pack"
     path.write_bytes(forged(pack, lambda *parts: None))
-    assert len(packed.Pack(path)) == 4
+    assert len(Pack(path)) == 4
     path.write_bytes(forged(pack, change))
-    with pytest.raises(packed.DamagedPack, match=reason):
-        packed.Pack(path)
+    with pytest.raises(DamagedPack, match=reason):
+        Pack(path)
 
 
 def test_a_pack_that_is_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "p.pack")
     with pytest.raises(OSError, match="not a regular file"):
-        packed.Pack(tmp_path / "p.pack")
+        Pack(tmp_path / "p.pack")

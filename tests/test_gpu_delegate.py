@@ -10,7 +10,8 @@ import torch
 
 import export
 from model import LiteDepth
-from synthetic import cache_root
+from plumbing.files import cache_root
+from plumbing.report import tensorflow_quietly
 
 FOLDER = cache_root() / "swiftshader"
 prepared = pytest.mark.skipif(
@@ -70,7 +71,7 @@ def test_the_papers_file_runs_whole_and_equal(tmp_path):
 @prepared
 def test_padding_with_a_mean_is_computed_wrong_there(tmp_path):
     """Why export.py concatenates constants: PADV2 is accepted and its value read as 0."""
-    tf = export._tensorflow()
+    tf = tensorflow_quietly()
     weight = np.random.default_rng(0).random((3, 3, 3, 4)).astype(np.float32)
 
     @tf.function(input_signature=[tf.TensorSpec((1, 16, 24, 3))], autograph=False)

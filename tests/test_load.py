@@ -22,11 +22,13 @@ import pytest
 import torch
 from conftest import rgbd_picture
 
-import data
 import distill
-import model
-import packed
+import plumbing.pairs
 import train
+from plumbing.batches import _relative
+from plumbing.checkpoints import read_checkpoint
+from plumbing.pack import Pack, make_stamp
+from plumbing.pairs import DataError, Pair, list_pairs, open_split, stored_intrinsics
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a process has of /proc/self. `seconds`: since its start, without those in which it could have
@@ -119,7 +121,7 @@ sys.exit(train.guarded(train.main, "train.py"))
 """
 NO_ROOM = """
 from types import SimpleNamespace
-import packed
+from plumbing import pack as packed
 
 packed.shutil.disk_usage = lambda path: SimpleNamespace(total=10**12, used=0, free=82 * 10**9)
 code = train.guarded(train.main, "train.py")
@@ -183,14 +185,14 @@ def test_100000_pairs_that_no_disk_holds_are_refused_at_once(crowd, tmp_path):
 # --------------------------------------------------- pairs, stamps and names are those one by one
 
 
-def one_by_one(root: Path, listing: Path) -> list[data.Pair]:
+def one_by_one(root: Path, listing: Path) -> list[Pair]:
     """A list without blanks, comments or faults, with a look for every file."""
     pairs = []
     for line in listing.read_text().splitlines():
         rgb, depth = (root / name for name in line.split())
         assert rgb.is_file() and depth.is_file()
         folder = rgb.parent.parent if rgb.parent.name in ("rgb", "image", "images") else rgb.parent
-        pairs.append(data.Pair(rgb, depth, folder.name, folder))
+        pairs.append(Pair(rgb, depth, folder.name, folder))
     return pairs
 
 
@@ -221,7 +223,7 @@ def test_a_list_gives_the_pairs_that_a_look_for_every_file_gives(odd, monkeypatc
 
     if unlisted:  # such a folder's files can be opened all the same
         monkeypatch.setattr(os, "scandir", refuse)
-    pairs = data.list_pairs(odd, "train")
+    pairs = list_pairs(odd, "train")
     assert pairs == expected
     assert [(str(p.rgb), str(p.depth), str(p.folder)) for p in pairs] == [
         (str(p.rgb), str(p.depth), str(p.folder)) for p in expected
@@ -233,12 +235,12 @@ def test_a_list_still_names_what_is_no_file(odd, name):
     (odd / "a/rgb/dangling.jpg").symlink_to(odd / "nowhere")
     with (odd / "train.txt").open("a") as f:
         f.write(f"{name} top.png\n")
-    with pytest.raises(data.DataError) as error:
-        data.list_pairs(odd, "train")
+    with pytest.raises(DataError) as error:
+        list_pairs(odd, "train")
     assert str(error.value) == f"{odd / 'train.txt'}:8: no such file: {odd / name}"
     (odd / "train.txt").write_text("a/rgb/dangling.jpg top.png\n")
-    with pytest.raises(data.DataError, match="txt:1: no such file: .*dangling.jpg"):
-        data.list_pairs(odd, "train")
+    with pytest.raises(DataError, match="txt:1: no such file: .*dangling.jpg"):
+        list_pairs(odd, "train")
 
 
 def test_a_list_is_looked_up_by_folder(make_rgbd, tmp_path, monkeypatch):
@@ -250,7 +252,7 @@ def test_a_list_is_looked_up_by_folder(make_rgbd, tmp_path, monkeypatch):
         monkeypatch.setattr(
             home, name, lambda path, name=name, real=real: (asked.append(name), real(path))[1]
         )
-    data.open_split(root, "train", 1000.0)
+    open_split(root, "train", 1000.0)
     # the list is looked for twice, and a camera once
     assert (asked.count("scandir"), asked.count("is_file")) == (2, 3)
 
@@ -258,22 +260,22 @@ def test_a_list_is_looked_up_by_folder(make_rgbd, tmp_path, monkeypatch):
 def test_a_camera_is_looked_at_once_a_folder_or_frame(make_rgbd, tmp_path, monkeypatch, capsys):
     root = make_rgbd(tmp_path, "scenes", train=40)
     camera = {"fx": 110, "fy": 110, "cx": 63.5, "cy": 47.5}
-    stems = [p.rgb.stem for p in data.list_pairs(root, "train") if p.scene == "yard"]
+    stems = [p.rgb.stem for p in list_pairs(root, "train") if p.scene == "yard"]
     frames = dict.fromkeys(stems, camera) | {stems[7]: {"note": "no focal length"}}
     (root / "train/hall/intrinsics.json").write_text(json.dumps(camera))
     (root / "train/yard/intrinsics.json").write_text(json.dumps({"frames": frames}))
     asked: list[str] = []
-    real = data.stored_intrinsics
+    real = stored_intrinsics
     monkeypatch.setattr(
-        data, "stored_intrinsics", lambda pair, *a: (asked.append(pair.scene), real(pair, *a))[1]
+        plumbing.pairs, "stored_intrinsics", lambda pair, *a: (asked.append(pair.scene), real(pair, *a))[1]
     )
-    data.open_split(root, "train", 1000.0)
+    open_split(root, "train", 1000.0)
     assert (asked.count("hall"), asked.count("yard")) == (1, 20)
     assert "no focal length given for yard: " in capsys.readouterr().err
     del frames[stems[12]]
     (root / "train/yard/intrinsics.json").write_text(json.dumps({"frames": frames}))
-    with pytest.raises(data.DataError, match=f"no frame '{stems[12]}'"):
-        data.open_split(root, "train", 1000.0)
+    with pytest.raises(DataError, match=f"no frame '{stems[12]}'"):
+        open_split(root, "train", 1000.0)
 
 
 def plain_stamp(where: Path, files: list[list[Path]], settings: dict) -> str:
@@ -305,17 +307,17 @@ def test_a_stamp_is_that_of_its_files_one_by_one(odd, monkeypatch):
     real = os.stat
     expected = plain_stamp(odd / "packs", files, {"b": 1, "a": None})
     monkeypatch.setattr(os, "stat", lambda p, *a, **k: (looked.append(str(p)), real(p, *a, **k))[1])
-    assert packed.make_stamp(odd / "packs", files, {"b": 1, "a": None}) == expected
+    assert make_stamp(odd / "packs", files, {"b": 1, "a": None}) == expected
     assert looked.count(str(camera)) == -(-len(files) // 256)
     camera.write_text("{ }")
-    assert packed.make_stamp(odd / "packs", files, {"b": 1, "a": None}) != expected
+    assert make_stamp(odd / "packs", files, {"b": 1, "a": None}) != expected
 
 
 def test_names_below_the_root_are_those_of_relpath(odd, monkeypatch):
     monkeypatch.chdir(odd)
     files = [p.rgb for p in one_by_one(odd, odd / "train.txt")] + [Path("top.jpg"), Path("b/1.jpg")]
     for root in (odd, odd / "a", Path("."), Path("b")):
-        assert data._relative(files, root) == [os.path.relpath(file, root) for file in files]
+        assert _relative(files, root) == [os.path.relpath(file, root) for file in files]
 
 
 # ------------------------------------------------------------------------------- 1, 2 and 4 threads
@@ -354,7 +356,7 @@ def trained(main: Callable, root: Path, out: Path, *more: str) -> tuple[dict, li
         torch.set_num_threads(threads)  # of the tests that follow
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     rows = [{k: v for k, v in row.items() if k not in UNTIMED} for row in rows]
-    return model.read_checkpoint(out / "last.pt"), rows
+    return read_checkpoint(out / "last.pt"), rows
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +389,7 @@ def test_runs_are_the_same_for_1_2_and_4_threads(damaged, tmp_path, crop_batch):
         )  # fmt: skip
         if cache != "none":
             (pack,) = Path(where).glob("*.pack")
-            packs.append(packed.Pack(pack))
+            packs.append(Pack(pack))
     first = runs["1", "none"]
     assert [row["skipped_pairs"] for row in first[1]] == [2, 2] and first[0]["step"] == 6
     assert len(first[0]["optimizer"]["state"]) > 50

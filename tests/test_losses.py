@@ -11,6 +11,7 @@ import torch
 from torch.autograd import gradcheck
 
 import losses
+from plumbing.flags import nonnegative, number, positive, probability, whole
 
 SILOG = {"alpha": 1.0, "lam": 0.85, "eps": 1e-3, "pool": "batch"}
 ROBUST = {"alpha": 1.0, "c": 2.0, "pool": "batch"}
@@ -641,14 +642,14 @@ def test_flags_take_numbers_that_mean_something(flag, good, bad, capsys):
 
 
 def test_argparse_types():
-    assert losses.number("-3.5", -4, 1, "x") == -3.5
-    assert (losses.positive("2"), losses.nonnegative("0"), losses.probability("1")) == (2, 0, 1)
-    assert losses.whole("12") == 12 and isinstance(losses.whole("0"), int)
+    assert number("-3.5", -4, 1, "x") == -3.5
+    assert (positive("2"), nonnegative("0"), probability("1")) == (2, 0, 1)
+    assert whole("12") == 12 and isinstance(whole("0"), int)
     for kind, texts in {
-        losses.positive: ("0", "-1", "inf", "nan", "a", "", "1,2"),
-        losses.nonnegative: ("-1e-9", "inf", "nan", "a"),
-        losses.probability: ("-0.1", "1.1", "nan"),
-        losses.whole: ("-1", "1.5", "", "a", "1e3", "\u00b2"),
+        positive: ("0", "-1", "inf", "nan", "a", "", "1,2"),
+        nonnegative: ("-1e-9", "inf", "nan", "a"),
+        probability: ("-0.1", "1.1", "nan"),
+        whole: ("-1", "1.5", "", "a", "1e3", "\u00b2"),
     }.items():
         for text in texts:
             with pytest.raises(argparse.ArgumentTypeError, match=" is not a"):

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as M
-from model import CheckpointError, LiteDepth
+from model import LiteDepth
+from plumbing.checkpoints import CheckpointError
 
 # The encoder's blocks: stage, index, stride, cin, mid, cout.
 BLOCKS = (

@@ -11,6 +11,7 @@ from test_export import TOLERANCE, UNEQUAL, random_network
 
 import export
 from model import LiteDepth, save
+from plumbing.report import ExportError, Parity, compare
 
 one_thread = test_export.one_thread  # fixture
 
@@ -30,7 +31,7 @@ CASES = [
 ]
 
 
-def parity(network: LiteDepth, layout: export.Layout) -> export.Parity:
+def parity(network: LiteDepth, layout: export.Layout) -> Parity:
     """Against `network.forward`, nothing of export.py."""
 
     @torch.inference_mode()
@@ -39,7 +40,7 @@ def parity(network: LiteDepth, layout: export.Layout) -> export.Parity:
 
     pictures = list(export.pattern_pictures(layout.input_size).values())
     runner = export.OnnxRunner(export.to_onnx(network, layout), layout, 1)
-    return export.compare(map(expected, pictures), map(runner, pictures))
+    return compare(map(expected, pictures), map(runner, pictures))
 
 
 @pytest.mark.parametrize("model_args, size", CASES)
@@ -150,9 +151,9 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(sys.modules, package, None)
     network = LiteDepth(size=(64, 96))
     layout = export.standard(network, (64, 96))
-    with pytest.raises(export.ExportError, match="pip install onnx onnxruntime"):
+    with pytest.raises(ExportError, match="pip install onnx onnxruntime"):
         export.to_onnx(network, layout)
-    with pytest.raises(export.ExportError, match="pip install onnx onnxruntime"):
+    with pytest.raises(ExportError, match="pip install onnx onnxruntime"):
         export.OnnxRunner(b"", layout, 1)
     save(tmp_path / "best.pt", network)
     command = ["--checkpoint", str(tmp_path / "best.pt"), "--format", "onnx"]

@@ -17,7 +17,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import packed
+import plumbing.files
+from plumbing import pack as packed
+from plumbing.files import fcntl, refusal
+from plumbing.pack import DamagedPack, Pack, PackError, make_stamp, open_pack, place
 
 H, W = SIZE = (7, 11)  # no part of a pack ends at a page's end by itself
 N = 6
@@ -60,10 +63,10 @@ class Pairs:
             raise ValueError(f"pair {i} cannot be read ({error})") from error
         return (*arrays, None)[:4]
 
-    def open(self, where: Path, **more) -> packed.Pack:
+    def open(self, where: Path, **more) -> Pack:
         more = {"settings": {"depth_scale": 1000.0, "K": (1, 2)}, "teacher": True} | more
         more = {"read": self.read, "threads": 2, "say": lambda text: None} | more
-        return packed.open_pack(where, "train", self.files, SIZE, **more)
+        return open_pack(where, "train", self.files, SIZE, **more)
 
     def builds(self, where: Path, **more) -> bool:
         """Opens it, checks what it holds, and tells whether it was built for that."""
@@ -78,7 +81,7 @@ def pairs(tmp_path) -> Pairs:
     return Pairs(tmp_path / "set")
 
 
-def check(pack: packed.Pack, pairs: Pairs) -> None:
+def check(pack: Pack, pairs: Pairs) -> None:
     """pack holds what read() gives, pair by pair."""
     assert len(pack) == len(pairs.files) and pack.size == SIZE
     assert pack.rgb.shape == (len(pack), H, W, 3) and pack.depth.shape == (len(pack), H, W)
@@ -162,7 +165,7 @@ def test_pickled_by_path(pairs, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     check(pickle.loads(pickled), pairs)
     pairs.open(tmp_path / "c", settings={})
-    with pytest.raises(packed.PackError, match="built anew from other files since"):
+    with pytest.raises(PackError, match="built anew from other files since"):
         pickle.loads(pickled)
 
 
@@ -252,7 +255,7 @@ def test_the_stamp_is_of_names_sizes_and_times_alone(pairs, tmp_path):
 
 def test_files_shifted_between_pairs_have_another_stamp(pairs, tmp_path):
     flat = [path for paths in pairs.files for path in paths]
-    stamps = {packed.make_stamp(tmp_path, [flat[:k], flat[k:]], {}) for k in range(len(flat))}
+    stamps = {make_stamp(tmp_path, [flat[:k], flat[k:]], {}) for k in range(len(flat))}
     assert len(stamps) == len(flat)
 
 
@@ -303,8 +306,8 @@ def test_a_damaged_pack_is_packed_anew(pairs, tmp_path, damage, reason):
     where, said = tmp_path / "c", []
     path = pairs.open(where).path
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(packed.DamagedPack, match=reason):
-        packed.Pack(path)
+    with pytest.raises(DamagedPack, match=reason):
+        Pack(path)
     assert pairs.builds(where, say=said.append)
     assert said[0] == f"note: {path} cannot be used ({reason}): packed anew"
     assert not pairs.builds(where)
@@ -363,11 +366,11 @@ def test_a_pair_that_can_be_read_by_now_leaves_no_trace_in_the_stamp(pairs, tmp_
 def test_not_one_readable_pair(pairs, tmp_path):
     for paths in pairs.files:
         paths[0].write_bytes(b"")
-    with pytest.raises(packed.PackError, match="not one of 6 pairs can be read; the last: pair 5"):
+    with pytest.raises(PackError, match="not one of 6 pairs can be read; the last: pair 5"):
         pairs.open(tmp_path / "c")
     assert left_behind(tmp_path / "c") == [] and not (tmp_path / "c/train.pack").exists()
-    with pytest.raises(packed.PackError, match="no pairs"):
-        packed.open_pack(tmp_path, "x", [], SIZE, pairs.read, settings={}, teacher=False, threads=1)
+    with pytest.raises(PackError, match="no pairs"):
+        open_pack(tmp_path, "x", [], SIZE, pairs.read, settings={}, teacher=False, threads=1)
 
 
 # ----------------------------------------------------------------------------------- ends too early
@@ -478,7 +481,7 @@ NEEDED = 16384 + 33 * N + 2 * 4096
 
 
 def no_room(pairs: Pairs, where: Path, reason: str) -> None:
-    with pytest.raises(packed.PackError) as caught:
+    with pytest.raises(PackError) as caught:
         pairs.open(where)
     text = str(caught.value)
     assert f"{where}: no room for the decoded pairs{reason}" in text
@@ -542,7 +545,7 @@ def under_a_limit(root: Path, where: Path, reserve: bool, out) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         pairs.open(where, threads=1, teacher=False)
-    except packed.PackError as error:
+    except PackError as error:
         out.send((str(error), len(pairs.asked), left_behind(where)))
 
 
@@ -593,8 +596,8 @@ def test_processes_at_once_build_one_pack(pairs, tmp_path):
 @pytest.fixture(params=["flock", "no flock", "flock unsupported"])
 def kind_of_lock(request, monkeypatch):
     if request.param == "no flock":
-        monkeypatch.setattr(packed, "fcntl", None)
-    elif packed.fcntl is None:
+        monkeypatch.setattr(plumbing.files, "fcntl", None)
+    elif fcntl is None:
         pytest.skip("no flock here")
     elif request.param == "flock unsupported":
 
@@ -602,7 +605,7 @@ def kind_of_lock(request, monkeypatch):
             raise OSError(errno.ENOLCK, "no locks available")
 
         fake = SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8)
-        monkeypatch.setattr(packed, "fcntl", fake)
+        monkeypatch.setattr(plumbing.files, "fcntl", fake)
 
 
 def test_the_second_waits_and_says_so(pairs, tmp_path, kind_of_lock):
@@ -634,8 +637,8 @@ def test_the_second_waits_and_says_so(pairs, tmp_path, kind_of_lock):
 
 
 def test_a_lock_file_that_nobody_touches_is_taken_away(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "fcntl", None)
-    monkeypatch.setattr(packed, "STALE", 0.3)
+    monkeypatch.setattr(plumbing.files, "fcntl", None)
+    monkeypatch.setattr(plumbing.files, "STALE", 0.3)
     where, said = tmp_path / "c", []
     where.mkdir()
     (where / ".train.held").touch()
@@ -647,8 +650,8 @@ def test_a_lock_file_that_nobody_touches_is_taken_away(pairs, tmp_path, monkeypa
 
 def test_a_lock_file_that_is_touched_is_respected(pairs, tmp_path, monkeypatch):
     """The holder works for longer than STALE without an end of a pair in sight."""
-    monkeypatch.setattr(packed, "fcntl", None)
-    monkeypatch.setattr(packed, "STALE", 0.6)
+    monkeypatch.setattr(plumbing.files, "fcntl", None)
+    monkeypatch.setattr(plumbing.files, "STALE", 0.6)
     second, inside = Pairs(pairs.root, make=False), threading.Event()
 
     def read(i):
@@ -670,20 +673,20 @@ def test_a_lock_file_that_is_touched_is_respected(pairs, tmp_path, monkeypatch):
 
 def refuse(monkeypatch, *folders: Path) -> None:
     """Nothing can be written to these, as on a read-only mount; permissions do not stop root."""
-    real = packed.refusal
+    real = plumbing.files.refusal
 
     def refusal(folder):
         return "Read-only file system" if folder.absolute() in folders else real(folder)
 
-    monkeypatch.setattr(packed, "refusal", refusal)
+    monkeypatch.setattr(plumbing.files, "refusal", refusal)
 
 
 def test_place_auto_is_beside_the_data_and_kept_out_of_git(tmp_path):
-    assert packed.place("auto", tmp_path) == tmp_path / ".litedepth_cache"
+    assert place("auto", tmp_path) == tmp_path / ".litedepth_cache"
     assert (tmp_path / ".litedepth_cache/.gitignore").read_text() == "*\n"
     assert [p.name for p in (tmp_path / ".litedepth_cache").iterdir()] == [".gitignore"]
-    assert packed.place("auto", tmp_path) == tmp_path / ".litedepth_cache"
-    assert packed.place("none", tmp_path) is None
+    assert place("auto", tmp_path) == tmp_path / ".litedepth_cache"
+    assert place("none", tmp_path) is None
 
 
 @pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
@@ -692,10 +695,10 @@ def test_the_data_do_not_see_their_cache(make_rgbd, tmp_path, layout):
 
     root = make_rgbd(tmp_path, layout, train=2, val=2)
     before = data.list_pairs(root, "train")
-    (packed.place("auto", root) / "train.pack").touch()
+    (place("auto", root) / "train.pack").touch()
     assert data.list_pairs(root, "train") == before
     if layout != "lists":  # the split's own folder as the root, whose scenes are listed
-        (packed.place("auto", root / "train") / "train.pack").touch()
+        (place("auto", root / "train") / "train.pack").touch()
         assert data.list_pairs(root, "train") == before
 
 
@@ -705,46 +708,46 @@ def test_place_auto_of_read_only_data_is_the_users_cache(tmp_path, monkeypatch):
     refuse(monkeypatch, *(root / ".litedepth_cache" for root in roots))
     for root in roots:
         root.mkdir(parents=True)
-    places = [packed.place("auto", root) for root in roots]
+    places = [place("auto", root) for root in roots]
     assert places[0] != places[1]  # two sets of one name
     for where in places:
         assert where.parent == tmp_path / "home/packed" and where.is_dir()
         assert re.fullmatch(r"nyu-[0-9a-f]{12}", where.name)
     monkeypatch.chdir(tmp_path / "a")
-    assert packed.place("auto", Path("nyu")) == places[0]
+    assert place("auto", Path("nyu")) == places[0]
     refuse(monkeypatch, roots[0] / ".litedepth_cache", places[0])
-    with pytest.raises(packed.PackError, match=r"neither .* nor .* can be written .*--cache none"):
-        packed.place("auto", roots[0])
+    with pytest.raises(PackError, match=r"neither .* nor .* can be written .*--cache none"):
+        place("auto", roots[0])
 
 
 def test_place_makes_no_folder_for_data_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("LITEDEPTH_CACHE", str(tmp_path / "home"))
-    assert packed.place("auto", tmp_path / "missing").parent == tmp_path / "home/packed"
+    assert place("auto", tmp_path / "missing").parent == tmp_path / "home/packed"
     assert not (tmp_path / "missing").exists()
 
 
 def test_place_dir(tmp_path, monkeypatch):
-    assert packed.place(str(tmp_path / "x/y"), tmp_path) == tmp_path / "x/y"
+    assert place(str(tmp_path / "x/y"), tmp_path) == tmp_path / "x/y"
     assert (tmp_path / "x/y").is_dir() and not any((tmp_path / "x/y").iterdir())
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert packed.place("~/z", tmp_path) == tmp_path / "z"
+    assert place("~/z", tmp_path) == tmp_path / "z"
     (tmp_path / "file").touch()
-    with pytest.raises(packed.PackError, match=r"--cache .*file: cannot be written \(.*exists"):
-        packed.place(str(tmp_path / "file"), tmp_path)
+    with pytest.raises(PackError, match=r"--cache .*file: cannot be written \(.*exists"):
+        place(str(tmp_path / "file"), tmp_path)
     refuse(monkeypatch, tmp_path / "z")
-    with pytest.raises(packed.PackError, match="Read-only file system.*--cache none"):
-        packed.place("~/z", tmp_path)
+    with pytest.raises(PackError, match="Read-only file system.*--cache none"):
+        place("~/z", tmp_path)
     (tmp_path / "z/train.pack").touch()  # packs that others made may be read
-    assert packed.place("~/z", tmp_path) == tmp_path / "z"
+    assert place("~/z", tmp_path) == tmp_path / "z"
 
 
 def test_refusal_asks_the_file_system_itself(tmp_path):
-    assert packed.refusal(tmp_path) == "" and not any(tmp_path.iterdir())
+    assert refusal(tmp_path) == "" and not any(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert packed.refusal(tmp_path / "file/folder") != ""
+    assert refusal(tmp_path / "file/folder") != ""
     if Path("/proc/self").is_dir():  # refuses root as well
-        assert packed.refusal(Path("/proc/self")) != ""
+        assert refusal(Path("/proc/self")) != ""
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
@@ -752,13 +755,13 @@ def test_permissions(pairs, tmp_path):
     where = tmp_path / "c"
     pack = pairs.open(where)
     pack.path.chmod(0)
-    with pytest.raises(packed.PackError, match=r"cannot be opened \(Permission denied\).*--cache"):
+    with pytest.raises(PackError, match=r"cannot be opened \(Permission denied\).*--cache"):
         pairs.open(where)
     pack.path.chmod(0o444)
     where.chmod(0o555)
     try:
         assert not pairs.builds(where)  # read-only is enough for a pack that fits
-        with pytest.raises(packed.PackError, match=r"cannot be written \(Permission denied\)"):
+        with pytest.raises(PackError, match=r"cannot be written \(Permission denied\)"):
             pairs.open(where, settings={})
     finally:
         where.chmod(0o755)
@@ -768,17 +771,17 @@ def test_errors_of_opening_and_writing_say_so(pairs, tmp_path, monkeypatch):
     """As test_permissions, for root."""
     where = tmp_path / "c"
     (where / "train.pack").mkdir(parents=True)
-    with pytest.raises(packed.PackError, match=r"train.pack: cannot be opened \(.*--cache DIR"):
+    with pytest.raises(PackError, match=r"train.pack: cannot be opened \(.*--cache DIR"):
         pairs.open(where)
     (tmp_path / "file").touch()
-    with pytest.raises(packed.PackError, match=r"train.pack: cannot be (opened|written) \("):
+    with pytest.raises(PackError, match=r"train.pack: cannot be (opened|written) \("):
         pairs.open(tmp_path / "file")
 
     def refused(old, new):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(packed.PackError, match=r"cannot be written \(Permission denied\)"):
+    with pytest.raises(PackError, match=r"cannot be written \(Permission denied\)"):
         pairs.open(tmp_path / "d")
     assert left_behind(tmp_path / "d") == []
 

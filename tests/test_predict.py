@@ -11,7 +11,24 @@ import numpy as np
 import pytest
 from test_device import described
 
+import plumbing.files
+import plumbing.pictures
 import predict
+from plumbing.files import usable_cores
+from plumbing.pictures import (
+    HOLE,
+    WHITE,
+    PredictError,
+    auto_range,
+    colorize,
+    panel,
+    read_picture,
+    resize_depth,
+    ticks,
+    with_colorbar,
+    write_picture,
+)
+from plumbing.runtime import Predictor, seal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +54,7 @@ def millimetres(path: Path) -> np.ndarray:
 @pytest.fixture
 def toy(monkeypatch):
     """A predictor whose depth is the red channel / 50 m, in place of the one --model names."""
-    made = predict.Predictor(lambda x: x[..., 0] / 50, (48, 64), "nearest", "toy")
+    made = Predictor(lambda x: x[..., 0] / 50, (48, 64), "nearest", "toy")
     monkeypatch.setattr(predict, "load_predictor", lambda path, **options: made)
     return made
 
@@ -64,7 +81,7 @@ def networks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
     model.save(folder / "best.pt", network)
     (folder / "model.tflite").write_bytes(
-        predict.seal(export.convert(network, export.standard(network, (96, 128))), described())
+        seal(export.convert(network, export.standard(network, (96, 128))), described())
     )
     return folder
 
@@ -75,8 +92,8 @@ def networks(tmp_path_factory):
 def test_png_is_rounded_millimetres_clipped():
     depth = np.array([[0.0014, 0.0016, 1.2345678, 40.2], [65.535, 70, -1, np.nan]], np.float32)
     expected = [[1, 2, 1235, 40200], [65535, 65535, 0, 0]]  # 40.2 m: no clamp at 40
-    assert predict.millimetres(depth).tolist() == expected
-    assert predict.millimetres(depth).dtype == np.uint16
+    assert millimetres(depth).tolist() == expected
+    assert millimetres(depth).dtype == np.uint16
 
 
 def test_written_png_holds_the_predictors_depth(tmp_path, toy):
@@ -99,12 +116,12 @@ def test_depth_keeps_the_pictures_size(tmp_path, toy, h, w):
 
 def test_nearest_invents_no_depth_and_is_centred():
     depth = np.array([[1, 5]], np.float32)
-    assert predict.resize_depth(depth, (1, 6), "nearest").tolist() == [[1, 1, 1, 5, 5, 5]]
+    assert resize_depth(depth, (1, 6), "nearest").tolist() == [[1, 1, 1, 5, 5, 5]]
     ramp = np.arange(9, dtype=np.float32)[None]
-    assert predict.resize_depth(ramp, (1, 3), "nearest").tolist() == [[1, 4, 7]]
-    assert predict.resize_depth(ramp, ramp.shape, "nearest") is ramp  # nothing to copy
-    assert set(predict.resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
-    assert len(set(predict.resize_depth(depth, (1, 6), "bilinear").ravel())) > 2
+    assert resize_depth(ramp, (1, 3), "nearest").tolist() == [[1, 4, 7]]
+    assert resize_depth(ramp, ramp.shape, "nearest") is ramp  # nothing to copy
+    assert set(resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
+    assert len(set(resize_depth(depth, (1, 6), "bilinear").ravel())) > 2
 
 
 def test_stretching_is_told_once(tmp_path, toy, capsys):
@@ -134,7 +151,7 @@ def jpeg_with_exif(image: np.ndarray, orientation: int, thumbnail: bytes = b"") 
 def test_exif_orientation_is_applied(tmp_path, toy, orientation, turn):
     (tmp_path / "a.jpg").write_bytes(jpeg_with_exif(picture(40, 64), orientation))
     plain = cv2.imdecode(cv2.imencode(".jpg", picture(40, 64))[1], cv2.IMREAD_COLOR)
-    rgb = predict.read_picture(tmp_path / "a.jpg")
+    rgb = read_picture(tmp_path / "a.jpg")
     np.testing.assert_array_equal(rgb, turn(plain)[..., ::-1])
     assert toy_run(tmp_path / "a.jpg", "--out", tmp_path) == 0
     assert millimetres(tmp_path / "a_depth.png").shape == turn(plain).shape[:2]
@@ -142,14 +159,14 @@ def test_exif_orientation_is_applied(tmp_path, toy, orientation, turn):
 
 def test_grey_alpha_and_16_bit(tmp_path):
     bgr = picture()
-    read = predict.read_picture
+    read = read_picture
     grey = read(write(tmp_path / "grey.png", bgr[..., 0]))
     np.testing.assert_array_equal(grey, np.repeat(bgr[..., :1], 3, 2))
     alpha = np.dstack([bgr, np.full(bgr.shape[:2], 7, np.uint8)])
     np.testing.assert_array_equal(read(write(tmp_path / "alpha.png", alpha)), bgr[..., ::-1])
     deep = read(write(tmp_path / "deep.png", bgr.astype(np.uint16) * 257))
     assert deep.dtype == np.uint8 and np.abs(deep.astype(int) - bgr[..., ::-1]).max() <= 1
-    with pytest.raises(predict.PredictError, match="depth map"):
+    with pytest.raises(PredictError, match="depth map"):
         read(write(tmp_path / "depth.png", bgr[..., 0].astype(np.uint16)))
 
 
@@ -250,35 +267,35 @@ def test_default_model_is_the_newest(tmp_path, monkeypatch, capsys):
 
 def test_colorize_ends_order_and_holes():
     depth = np.array([[0.5, 1, 2, 4, 8, 0, -1, np.nan, np.inf]], np.float32)
-    color = predict.colorize(depth, 1, 4)[0]
+    color = colorize(depth, 1, 4)[0]
     assert color.dtype == np.uint8
     assert (color[0] == color[1]).all() and (color[4] == color[3]).all()  # end colours are kept
     lut = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_MAGMA)[0]
     assert (color[1:4] == lut[[255, 140, 25]]).all()  # equal steps of colour: equal ratios of depth
     light = color[1:4].astype(int).sum(1)
     assert light[0] > light[1] > light[2]  # near is bright
-    assert (color[5:] == predict.HOLE).all()
-    every = predict.colorize(np.geomspace(1, 4, 2000)[None], 1, 4)[0].astype(int)
-    assert np.abs(every - predict.HOLE).max(1).min() > 20  # no depth looks like a hole
+    assert (color[5:] == HOLE).all()
+    every = colorize(np.geomspace(1, 4, 2000)[None], 1, 4)[0].astype(int)
+    assert np.abs(every - HOLE).max(1).min() > 20  # no depth looks like a hole
 
 
 @pytest.mark.parametrize("near, far", [(0.85, 2.7), (6.2, 59), (1.9, 2.3), (0.1, 10), (0.5, 0.6)])
 def test_ticks_are_true(near, far):
-    marks = predict.ticks(near, far, 1 / 7)
+    marks = ticks(near, far, 1 / 7)
     assert marks[0] == (near, 0) and marks[-1] == (far, 1) and 4 <= len(marks) <= 8
-    bar = predict.colorize(near * (far / near) ** np.linspace(0, 1, 1001)[None], near, far)[0]
+    bar = colorize(near * (far / near) ** np.linspace(0, 1, 1001)[None], near, far)[0]
     for value, place in marks:
         assert float(f"{value:.4g}") == value  # the label says exactly this value
-        own = predict.colorize(np.array([[value]]), near, far)[0, 0]
+        own = colorize(np.array([[value]]), near, far)[0, 0]
         assert np.abs(bar[round(1000 * place)].astype(int) - own).max() <= 3
 
 
 def test_colorbar_shows_the_scale_it_labels():
     bare = np.zeros((300, 10, 3), np.uint8)
-    canvas = predict.with_colorbar(bare, 1, 4)
+    canvas = with_colorbar(bare, 1, 4)
     column = canvas[:, 10 + 11 + 5]  # inside the bar: letters are 11 at this height
-    rows = np.flatnonzero((column != predict.PAPER).any(1))
-    ends = predict.colorize(np.array([[4, 2, 1]]), 1, 4)[0]
+    rows = np.flatnonzero((column != WHITE).any(1))
+    ends = colorize(np.array([[4, 2, 1]]), 1, 4)[0]
     for row, color in zip((rows[0], rows.mean().round(), rows[-1]), ends):
         assert np.abs(column[int(row)].astype(int) - color).max() <= 4
 
@@ -286,11 +303,11 @@ def test_colorbar_shows_the_scale_it_labels():
 def test_auto_range():
     depth = np.linspace(1, 3, 10_000).reshape(100, 100)
     depth[:, 0], depth[0, :3] = 0, np.nan
-    near, far = predict.auto_range([depth])
+    near, far = auto_range([depth])
     assert 1 <= near <= 1.06 and 2.9 <= far <= 3
-    near, far = predict.auto_range([np.full((4, 4), 2.0)])
+    near, far = auto_range([np.full((4, 4), 2.0)])
     assert near == 2 and far >= 1.2 * near
-    assert predict.auto_range([np.zeros((4, 4))]) == (0.1, 10)
+    assert auto_range([np.zeros((4, 4))]) == (0.1, 10)
 
 
 @pytest.mark.parametrize("truth", [True, False])
@@ -298,11 +315,11 @@ def test_panel_of_different_sizes(truth):
     depth = np.full((48, 64), 2, np.float32)
     holes = depth.copy()
     holes[:24] = 0
-    image = predict.panel(picture(12, 16), holes if truth else None, depth[::12, ::12], 1, 4, "t")
+    image = panel(picture(12, 16), holes if truth else None, depth[::12, ::12], 1, 4, "t")
     assert image.dtype == np.uint8 and not any(s % 2 for s in image.shape[:2])
-    two = predict.colorize(np.array([[2.0]]), 1, 4)[0, 0]
+    two = colorize(np.array([[2.0]]), 1, 4)[0, 0]
     assert (image == two).all(2).sum() > 5000
-    assert ((image == predict.HOLE).all(2).sum() > 5000) == truth
+    assert ((image == HOLE).all(2).sum() > 5000) == truth
 
 
 # ------------------------------------------------------------------------------------ video, camera
@@ -327,8 +344,8 @@ def read_video(path: Path) -> tuple[list[np.ndarray], float]:
 
 def test_video_keeps_frames_rate_and_colour_range(tmp_path, toy, monkeypatch, capsys):
     ranges = []
-    original = predict.panel
-    monkeypatch.setattr(predict, "panel", lambda *a: ranges.append(a[3:5]) or original(*a))
+    original = panel
+    monkeypatch.setattr(plumbing.pictures, "panel", lambda *a: ranges.append(a[3:5]) or original(*a))
     source = video(tmp_path / "clip.avi", 21)
     assert toy_run(source, "--out", tmp_path / "out", "--frames") == 0
     frames, rate = read_video(tmp_path / "out/clip_color.mp4")
@@ -397,7 +414,7 @@ def test_ctrl_c_while_writing_leaves_no_part(tmp_path, monkeypatch):
     before = target.read_bytes()
     monkeypatch.setattr(predict.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        predict.write_picture(target, picture(seed=2))
+        write_picture(target, picture(seed=2))
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
 
 
@@ -453,10 +470,10 @@ def test_checkpoint_knows_its_image_size(networks, tmp_path):
 
 
 def test_no_threads_means_all_usable_cores(networks, monkeypatch):
-    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    monkeypatch.setattr(plumbing.files, "usable_cores", lambda: 3)
     assert "threads 3" in predict.load_predictor(networks / "model.tflite", threads=0).about
     monkeypatch.undo()
-    assert 1 <= predict.usable_cores() <= os.cpu_count()
+    assert 1 <= usable_cores() <= os.cpu_count()
 
 
 def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, capsys):

@@ -52,12 +52,12 @@ def test_only_export_imports_tensorflow():
 
 def parsers():
     import distill
-    import doctor
     import evaluate
     import export
     import predict
-    import synthetic
     import train
+    from plumbing import doctor
+    from plumbing import scenes as synthetic
 
     return {
         "train.py": train.make_parser(), "distill.py": distill.make_parser(),

@@ -24,6 +24,8 @@ import losses
 import model
 import resident
 import train
+from plumbing.batches import open_reader
+from plumbing.pairs import DataError, Pair, list_pairs
 
 # source, canvas, size: the prediction's size (a quarter of it) divides the canvas, or it does not;
 # the canvas is the source's, or smaller
@@ -315,7 +317,7 @@ def test_resident_keeps_every_bit(tmp_path, monkeypatch):
 def test_room():
     resident.check_room(10.6e9, free=15e9, whole=16e9)
     with pytest.raises(
-        data.DataError, match=r"takes 10\.6 GB.*11\.5 of.*16\.0 GB.*--data_device cpu"
+        DataError, match=r"takes 10\.6 GB.*11\.5 of.*16\.0 GB.*--data_device cpu"
     ):
         resident.check_room(10.6e9, free=11.5e9, whole=16e9)
 
@@ -359,10 +361,10 @@ NETWORK = (64, 96)  # its prediction, 16x24, divides 96x128 in one direction onl
 
 
 def make_planner(
-    pairs: list[data.Pair], cache: Path | str, maps: list[Path | None] | None = None, **changes
+    pairs: list[Pair], cache: Path | str, maps: list[Path | None] | None = None, **changes
 ) -> data.Loader:
     """A Loader over a pack of the tiny pictures."""
-    reader = data.open_reader(
+    reader = open_reader(
         pairs, cache=str(cache), root=pairs[0].folder, name="train", image_size=(96, 128),
         intrinsics=(110.0, 110.0, 60.0, 50.0), depth_scale=1000.0, threads=1, ram_cache=0.0,
         teacher=maps, quiet=True,
@@ -397,8 +399,8 @@ def plan_for(rgbd, tmp_path):
     """plan_for(...): a planner, see make_planner, closed after the test."""
     made = []
 
-    def make(pairs: list[data.Pair] | None = None, **changes) -> data.Loader:
-        made.append(make_planner(pairs or data.list_pairs(rgbd, "train"), tmp_path, **changes))
+    def make(pairs: list[Pair] | None = None, **changes) -> data.Loader:
+        made.append(make_planner(pairs or list_pairs(rgbd, "train"), tmp_path, **changes))
         return made[-1]
 
     yield make
@@ -454,7 +456,7 @@ def test_a_pair_that_cannot_be_read_is_replaced_as_by_the_loader(tmp_path, make_
     root = make_rgbd(tmp_path / "set")
     broken = root / "train/depth/sample_4.png"
     broken.write_bytes(broken.read_bytes()[:-40])
-    planner = plan_for(data.list_pairs(root, "train"), batch_size=8)
+    planner = plan_for(list_pairs(root, "train"), batch_size=8)
     expected = copies(planner.epoch(0))
     assert sorted(expected[0]["index"].tolist()) == [0, 1, 2, 3, 5, 5, 6, 7]
     loader = make_loader(planner)
@@ -497,10 +499,10 @@ def test_plan_that_fails_is_heard_of(planner, monkeypatch):
     loader = make_loader(planner)
 
     def broken(*_):
-        raise data.DataError("no pair can be read")
+        raise DataError("no pair can be read")
 
     monkeypatch.setattr(planner, "plan", broken)
-    with pytest.raises(data.DataError, match="no pair can be read"):
+    with pytest.raises(DataError, match="no pair can be read"):
         next(loader.epoch(0))
 
 
@@ -520,8 +522,8 @@ def test_another_set_is_refused(planner):
 
 
 def test_without_a_pack_nothing_is_uploaded(rgbd):
-    planner = make_planner(data.list_pairs(rgbd, "train"), "none")
-    with pytest.raises(data.DataError, match="packed cache: not with --cache none"):
+    planner = make_planner(list_pairs(rgbd, "train"), "none")
+    with pytest.raises(DataError, match="packed cache: not with --cache none"):
         make_loader(planner)
     planner.close()
 

@@ -23,7 +23,9 @@ from test_model import count, pictures, same_tensors
 from torch import nn
 
 import model as M
-from model import CheckpointError, LiteDepth, Swin, Teacher
+from model import LiteDepth, Teacher
+from plumbing.checkpoints import CheckpointError
+from plumbing.swin import Swin
 
 one_thread, timm = test_model.one_thread, test_model.timm  # fixtures
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import synthetic as S
+from plumbing import scenes as S
 
 ROOT = Path(S.__file__).parent
 

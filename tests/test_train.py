@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import losses
 import model
 import train
+from evaluate import Validator
+from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.pairs import DataError, list_pairs
+from plumbing.run import DEAD_BATCHES, TrainError
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = {
@@ -65,7 +68,7 @@ def flags(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    return model.read_checkpoint(path)["model"]
+    return read_checkpoint(path)["model"]
 
 
 def same(a: Path, b: Path) -> bool:
@@ -160,7 +163,7 @@ def test_a_teacher_trains_and_says_what_is_next(root, tmp_path, capsys):
     teacher = model.load(tmp_path / "best.pt")
     assert teacher.model_args["model"] == "swin_nano" and teacher.encoder.window == 5
     assert teacher.mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
-    with pytest.raises(train.TrainError, match="another network.*--window 5"):
+    with pytest.raises(TrainError, match="another network.*--window 5"):
         train.main([*flags(root, tmp_path, *more), "--resume", "--window", "7"])
 
 
@@ -291,7 +294,7 @@ def test_compile_compiles_the_objective_for_each_size(root, tmp_path, monkeypatc
 
 
 def test_the_gpus_data_needs_a_gpu(root, tmp_path):
-    with pytest.raises(train.TrainError, match="--data_device cuda: the network is on the CPU"):
+    with pytest.raises(TrainError, match="--data_device cuda: the network is on the CPU"):
         train.main(flags(root, tmp_path / "run", "--data_device", "cuda"))
 
 
@@ -318,7 +321,7 @@ def test_loader_gradients_and_fig4_give_the_same_step(root):
     """Eq. 8 with the kernel's gradients and with losses.gt_gradient: one loss, one step."""
     outcome = []
     for path in ("loader", "losses"):
-        objective, loader = objective_on(data.list_pairs(root, "train"), *flags(root, Path("x")))
+        objective, loader = objective_on(list_pairs(root, "train"), *flags(root, Path("x")))
         batch = {k: v.clone() for k, v in next(iter(loader.epoch(0))).items()} | {"step": 0}
         if path == "losses":
             names = ("grad_x", "grad_y", "M_x", "M_y")
@@ -333,7 +336,7 @@ def test_loader_gradients_and_fig4_give_the_same_step(root):
 
 def test_no_seed_dies(root):
     """Ten seeds, thirty steps at the full learning rate: the last ReLU never goes dark."""
-    pairs = data.list_pairs(root, "train")
+    pairs = list_pairs(root, "train")
     for seed in range(10):
         objective, loader = objective_on(pairs, *flags(root, Path("x"), "--seed", str(seed)))
         dead = [float(terms["dead"]) for _, terms in steps(objective, loader, 30, lambda _: 4e-3)]
@@ -350,14 +353,14 @@ def test_fit_stops_when_the_prediction_is_dead(root, tmp_path, monkeypatch):
         self.decoder.depth.bias.data.fill_(-1000.0)
 
     monkeypatch.setattr(model.LiteDepth, "__init__", dead)
-    with pytest.raises(train.TrainError, match="predicted 0 m everywhere.*--seed"):
+    with pytest.raises(TrainError, match="predicted 0 m everywhere.*--seed"):
         train.main(flags(root, tmp_path / "run", "--epochs", "30"))
-    assert len(rows(tmp_path / "run")) == train.DEAD_BATCHES // 2 - 1
+    assert len(rows(tmp_path / "run")) == DEAD_BATCHES // 2 - 1
 
 
 def test_fit_stops_when_the_loss_is_not_finite(root, tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "L_silog_cells", lambda d_hat, *_, **__: d_hat.sum() * math.nan)
-    with pytest.raises(train.TrainError, match="not finite"):
+    with pytest.raises(TrainError, match="not finite"):
         train.main(flags(root, tmp_path / "run", "--epochs", "2"))
     assert not (tmp_path / "run/last.pt").exists()
 
@@ -385,11 +388,11 @@ def test_run_folder_explains_itself(root, tmp_path):
 
 def test_best_is_the_lowest_si_rmse(root, tmp_path, monkeypatch):
     scores = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(train.Validator, "__call__", lambda self, epoch: {
+    monkeypatch.setattr(Validator, "__call__", lambda self, epoch: {
         "si_rmse": next(scores), "rmse": 1.0})  # fmt: skip
     train.main(flags(root, tmp_path, "--epochs", "3"))
-    assert model.read_checkpoint(tmp_path / "best.pt")["epoch"] == 2
-    last = model.read_checkpoint(tmp_path / "last.pt")
+    assert read_checkpoint(tmp_path / "best.pt")["epoch"] == 2
+    last = read_checkpoint(tmp_path / "last.pt")
     assert last["epoch"] == 3 and last["best"] == 0.3
 
 
@@ -429,7 +432,7 @@ def test_resume_is_bit_exact(root, tmp_path, more):
     teacher's drop path draws from torch's generator."""
     train.main(flags(root, tmp_path / "once", "--epochs", "4", *more))
     stop = tmp_path / "stopped"
-    real = train.Validator.__call__
+    real = Validator.__call__
 
     def interrupt(self, epoch):
         if epoch == 2:
@@ -437,14 +440,14 @@ def test_resume_is_bit_exact(root, tmp_path, more):
         return real(self, epoch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Validator, "__call__", interrupt)
+        patch.setattr(Validator, "__call__", interrupt)
         assert train.main(flags(root, stop, "--epochs", "4", *more)) == 143
     assert [r["epoch"] for r in rows(stop)] == [1, 2]
     with pytest.MonkeyPatch.context() as patch:  # nothing is asked on resume
         patch.setattr(model, "load_pretrained", lambda *_: pytest.fail("asked for weights"))
         assert train.main(flags(root, stop, "--epochs", "4", "--resume", *more)) == 0
     assert same(tmp_path / "once/last.pt", stop / "last.pt")
-    a, b = (model.read_checkpoint(p / "last.pt") for p in (tmp_path / "once", stop))
+    a, b = (read_checkpoint(p / "last.pt") for p in (tmp_path / "once", stop))
     for i, moments in a["optimizer"]["state"].items():
         assert all(torch.equal(v, b["optimizer"]["state"][i][k]) for k, v in moments.items())
     assert all(torch.equal(v, b["objective"][k]) for k, v in a["objective"].items())
@@ -470,7 +473,7 @@ def test_signals_save_in_mid_epoch_and_resume_bit_exact(root, tmp_path, number, 
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err and "--resume" in err
-    state = model.read_checkpoint(tmp_path / "run/last.pt")
+    state = read_checkpoint(tmp_path / "run/last.pt")
     assert state["epoch"] < 9
     assert train.main([*few, "--resume"]) == 0
     whole = flags(tmp_path / "pairs", tmp_path / "whole", "--epochs", "9", "--val_split", "none")
@@ -493,7 +496,7 @@ def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(losses.DepthLoss, "forward", stop)
         assert train.main(few) == 130
-    state = model.read_checkpoint(tmp_path / "run/last.pt")
+    state = read_checkpoint(tmp_path / "run/last.pt")
     assert (state["epoch"], state["batch"]) == (0, 2)
     assert train.main([*few, "--resume"]) == 0
     train.main(flags(root, tmp_path / "whole", "--epochs", "3", "--val_split", "none"))
@@ -505,9 +508,9 @@ def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch)
 def test_resume_names_other_flags_and_refuses_another_network(root, tmp_path, capsys):
     few = flags(root, tmp_path / "run", "--epochs", "1")
     train.main(few)
-    with pytest.raises(train.TrainError, match="another network.*--decoder mix"):
+    with pytest.raises(TrainError, match="another network.*--decoder mix"):
         train.main([*few, "--resume", "--decoder", "1x1"])
-    with pytest.raises(train.TrainError, match="another loss or network"):
+    with pytest.raises(TrainError, match="another loss or network"):
         train.main([*few, "--resume", "--epochs", "2", "--dynamic_weights"])
     capsys.readouterr()
     assert train.main([*few, "--resume", "--epochs", "2", "--lr", "1e-3"]) == 0
@@ -528,19 +531,19 @@ def test_resume_of_another_folders_run_leaves_that_folder_alone(root, tmp_path):
 
 def test_a_validation_picture_that_breaks_costs_no_epoch(root, tmp_path, monkeypatch):
     def fail(self, epoch):
-        raise data.DataError("gone")
+        raise DataError("gone")
 
-    monkeypatch.setattr(train.Validator, "__call__", fail)
-    with pytest.raises(data.DataError):
+    monkeypatch.setattr(Validator, "__call__", fail)
+    with pytest.raises(DataError):
         train.main(flags(root, tmp_path, "--epochs", "2"))
-    state = model.read_checkpoint(tmp_path / "last.pt")
+    state = read_checkpoint(tmp_path / "last.pt")
     # All steps of the epoch are done; what is left of it is the validation.
     assert (state["step"], state["epoch"], state["batch"]) == (2, 0, 2)
 
 
 def test_checkpoints_remember_the_picture_size(root, tmp_path):
     train.main(flags(root, tmp_path, "--epochs", "1"))
-    assert model.read_checkpoint(tmp_path / "best.pt")["image_size"] == [96, 128]
+    assert read_checkpoint(tmp_path / "best.pt")["image_size"] == [96, 128]
 
 
 def test_flags_that_do_not_go_together_are_one_line(root, tmp_path):
@@ -549,7 +552,7 @@ def test_flags_that_do_not_go_together_are_one_line(root, tmp_path):
         (["--size", "100x160"], "multiples of 32"),
         (["--robust_adaptive", "--robust_alpha", "2"], "adaptive"),
     ):
-        with pytest.raises(train.TrainError, match=message):
+        with pytest.raises(TrainError, match=message):
             train.main(flags(root, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
 
@@ -558,9 +561,9 @@ def test_bare_resume_starts_afresh_and_a_named_one_insists(root, tmp_path, capsy
     assert train.main(flags(root, tmp_path / "run", "--epochs", "1", "--resume")) == 0
     assert "starting afresh" in capsys.readouterr().err
     model.save(tmp_path / "weights.pt", model.load(tmp_path / "run/last.pt"))
-    with pytest.raises(model.CheckpointError, match="no training state.*--pretrained"):
+    with pytest.raises(CheckpointError, match="no training state.*--pretrained"):
         train.main(flags(root, tmp_path / "run", "--resume", str(tmp_path / "weights.pt")))
-    with pytest.raises(model.CheckpointError, match="nothing.pt: no such"):
+    with pytest.raises(CheckpointError, match="nothing.pt: no such"):
         train.main(flags(root, tmp_path / "run", "--resume", str(tmp_path / "nothing.pt")))
 
 

@@ -1,15 +1,4 @@
-"""Sec. 4.1, decoded pairs on disk: a whole split as raw numbers in one memory-mapped file.
-
-    place(--cache, folder of the data) -> folder of the packs
-    open_pack(folder, name, files, size, read) -> Pack     packs once; opens at once from then on
-
-    <name>.pack   header, 4096 B | rgb u8 | depth u16 | teacher u16 | K f64, taught u8, JSON | zeros
-
-Every part begins at a multiple of 4096 bytes, numbers are little-endian, and 4096 bytes of zeros
-close the file, so that a kernel may load a little beyond the last row. Plain shared maps with the
-kernel's own read-ahead: the readers of one machine share the pages, a picture is read in large
-pieces wherever it stands, and from the second epoch on not a page faults.
-"""
+"""All decoded pairs of a split in one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -19,7 +8,6 @@ import hashlib
 import json
 import mmap
 import os
-import platform
 import re
 import shutil
 import sys
@@ -35,20 +23,22 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-import synthetic
-from predict import open_regular
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from plumbing.files import cache_root, locked, open_regular, refusal
 
 FORMAT = 1  # raise it when the layout changes: packs of another number are built anew
+
+
 MAGIC = b"LiteDepth pack "
+
+
 PAGE = 4096
-STALE = 30.0  # seconds: a lock file (where there is no flock) that nobody touched is nobody's
+
+
 FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")}
+
+
 CURE = "--cache DIR takes another folder, --cache none decodes anew in every epoch"
+
 
 Read = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]
 
@@ -59,9 +49,6 @@ class PackError(ValueError):
 
 class DamagedPack(PackError):
     """A file that is no pack of this version, or not the whole of one; the message says which."""
-
-
-# --------------------------------------------------------------------------------- where it stands
 
 
 def place(cache: str, root: Path) -> Path | None:
@@ -89,31 +76,11 @@ def place(cache: str, root: Path) -> Path | None:
         return beside
     full = root.resolve()
     key = hashlib.sha256(str(full).encode(errors="surrogateescape")).hexdigest()[:12]
-    folder = synthetic.cache_root() / "packed" / f"{full.name or 'root'}-{key}"
+    folder = cache_root() / "packed" / f"{full.name or 'root'}-{key}"
     reason = refusal(folder)
     if reason:
         raise PackError(f"neither {beside} nor {folder} can be written ({reason}); {CURE}")
     return folder
-
-
-def refusal(folder: Path) -> str:
-    """Why nothing can be written to a folder, which is made if missing; "" = it can be.
-
-    Written to in earnest: permission bits say nothing to root, to read-only mounts, to quotas.
-    """
-    probe = folder / f".probe.{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        with suppress(OSError):
-            probe.unlink()
-        return error.strerror or str(error)
-    return ""
-
-
-# --------------------------------------------------------------------------------- opening, reading
 
 
 class Pack:
@@ -362,9 +329,6 @@ def _look(
     return pack, ""
 
 
-# ----------------------------------------------------------------------------------------- building
-
-
 class _WriteError(Exception):
     """The folder or the disk refuses; kept apart from an OSError of `read`."""
 
@@ -478,7 +442,6 @@ def _reserve(f: BinaryIO, path: Path, need: int) -> None:
             raise _no_room(f, path, need, error) from error
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise _WriteError(error.strerror) from error
-        # a file system that cannot reserve: a write tells when it is full
 
 
 def _no_room(f: BinaryIO, path: Path, need: int, error: OSError | None) -> PackError:
@@ -492,97 +455,3 @@ def _no_room(f: BinaryIO, path: Path, need: int, error: OSError | None) -> PackE
         f"{path.parent}: no room for the decoded pairs{why}: {amount(need)} needed, {free} free; "
         f"make room, or: {CURE}"
     )
-
-
-# -------------------------------------------------------------------------------- one at a time
-
-
-@contextmanager
-def locked(where: Path, name: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time holds the name `name` in the folder `where`, while it builds that pack
-    or trains into that folder. waiting() is called once if it is not us; what it raises is raised.
-
-    flock where there is: the system frees a killed process's lock. Else a file that its holder
-    touches time and again; one that nobody touched for STALE seconds is taken away. Either file
-    says who holds it, and goes with its holder. Raises OSError where nothing can be written.
-    """
-    free, held = where / f".{name}.lock", where / f".{name}.held"
-    fd = _flock(free, waiting) if fcntl else None
-    if fd is None:
-        _take(held, waiting)
-    with suppress(OSError):  # another user's file
-        (held if fd is None else free).write_text(f"process {os.getpid()} on {platform.node()}")
-    done = threading.Event()
-
-    def touch() -> None:
-        while not done.wait(STALE / 6):
-            with suppress(OSError):
-                os.utime(held)
-
-    try:
-        if fd is None:
-            threading.Thread(target=touch, daemon=True).start()
-        yield
-    finally:
-        done.set()
-        if fd is None:
-            with suppress(OSError):
-                held.unlink()
-        else:
-            with suppress(OSError):
-                if os.path.samestat(os.fstat(fd), os.stat(free)):  # not in a folder that was moved
-                    free.unlink()
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked child has fd as well
-            os.close(fd)
-
-
-def _flock(path: Path, waiting: Callable[[], None]) -> int | None:
-    """A file descriptor that holds the lock; None where the file system knows no locks."""
-    told = False
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # another user's
-            fd = os.open(path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    waiting()
-                told = True
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            # Its holder may have taken the file away since it was opened: then others have a lock
-            # on another file of that name, and this one is worth nothing.
-            if os.path.samestat(os.fstat(fd), os.stat(path)):
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException as error:
-            os.close(fd)
-            if getattr(error, "errno", None) in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                return None
-            raise
-        os.close(fd)
-
-
-def _take(path: Path, waiting: Callable[[], None]) -> None:
-    """Returns when this process has made the lock file `path`."""
-    seen, since, told = None, 0.0, False
-    while True:
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return
-        try:
-            touched = os.stat(path).st_mtime_ns
-        except FileNotFoundError:
-            continue
-        if touched != seen:  # timed by our own clock: a server's may be another
-            seen, since = touched, time.monotonic()
-        elif time.monotonic() - since > STALE:
-            path.unlink(missing_ok=True)
-            continue
-        if not told:
-            waiting()
-            told = True
-        time.sleep(0.1)

@@ -32,6 +32,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from plumbing.files import cache_root
+
 VERSION = "v1"  # part of the folder's name; raise it when the pictures change
 NEAR, FAR = 0.4, 40.0  # metres: what the sensor can measure; outside is a hole
 BASELINE = 0.12  # metres between the sensor's two eyes: the width of its occlusion shadows
@@ -658,13 +660,6 @@ def render(seed: int, index: int, size: tuple[int, int] = (480, 640)) -> Scene:
 
 
 # ------------------------------------------------------------------------------------ the data set
-
-
-def cache_root() -> Path:
-    """$LITEDEPTH_CACHE, else $XDG_CACHE_HOME/litedepth, else ~/.cache/litedepth."""
-    if os.environ.get("LITEDEPTH_CACHE"):
-        return Path(os.environ["LITEDEPTH_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "litedepth"
 
 
 def write_scene(task: tuple[Path, int, int]) -> tuple[str, dict[str, float]]:

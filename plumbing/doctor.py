@@ -29,10 +29,32 @@ from typing import Any
 
 import numpy as np
 
-import data
-import predict
-from losses import positive, whole
-from predict import cv2
+from plumbing.files import natural, progress, usable_cores, write_file
+from plumbing.flags import Parser, parse_size, positive, whole
+from plumbing.pairs import (
+    RGB_SUFFIXES,
+    DataError,
+    Pair,
+    _bytes,
+    _decode,
+    check_headers,
+    find_split,
+    list_pairs,
+    read_header,
+    resolve,
+    stored_intrinsics,
+)
+from plumbing.pictures import (
+    WHITE,
+    _write,
+    auto_range,
+    colorize,
+    cv2,
+    resize_depth,
+    resize_picture,
+    with_colorbar,
+    write_picture,
+)
 
 SEVERITIES = ("error", "warning", "note")
 SCALES = {  # units per metre -> who writes such files
@@ -61,7 +83,7 @@ class Finding:
     cure: str
     count: int = 0
     examples: list[str] = field(default_factory=list)
-    pairs: list[data.Pair] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
 
 
 class Findings(list):
@@ -73,7 +95,7 @@ class Findings(list):
 
     def add(
         self, severity: str, check: str, what: str, cure: str, examples: Iterable[Any] = (),
-        pairs: Iterable[data.Pair] = (), count: int | None = None,
+        pairs: Iterable[Pair] = (), count: int | None = None,
     ) -> None:  # fmt: skip
         """count: None = the number of examples."""
         examples = [str(e).replace(f"{self.root}{os.sep}", "") for e in examples]
@@ -92,11 +114,11 @@ def graded(share: float, limit: float) -> str:
 # ------------------------------------------------------------------------------ pairs and names
 
 
-def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[data.Pair]:
+def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[Pair]:
     """The pairs of a split that are whole. One that is not there is a warning unless `required`."""
     try:
-        name = data.find_split(root, split)
-    except data.DataError:
+        name = find_split(root, split)
+    except DataError:
         if required:
             found.add("error", "no split", f"there is no split {split!r}", layout(root, split))
         else:
@@ -112,7 +134,7 @@ def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[
     def collect(check: str, what: str, about: Sequence[object]) -> None:
         by[check] += about
 
-    pairs = data.list_pairs(root, name, collect)
+    pairs = list_pairs(root, name, collect)
     for check, about in by.items():
         what, cure = LIST_CHECKS[check]
         cure = cure.format(split=name) if cure else layout(root, name)
@@ -120,7 +142,7 @@ def find_pairs(root: Path, split: str, found: Findings, required: bool) -> list[
     if foreign := foreign_files(root / name) if not (root / f"{name}.txt").is_file() else []:
         found.add(
             "warning" if pairs else "error", "foreign file", f"{name}: files that are not read in "
-            f"rgb/ ({', '.join(data.RGB_SUFFIXES)}) and depth/ (.png)",
+            f"rgb/ ({', '.join(RGB_SUFFIXES)}) and depth/ (.png)",
             "depth as .npy, .exr or .tiff: write it anew, cv2.imwrite('x.png', (1000 * "
             "metres).astype('uint16')); remove the rest", foreign,
         )  # fmt: skip
@@ -149,14 +171,14 @@ LIST_CHECKS = {  # data.list_pairs' complaints -> what, cure ("" = layout's)
 
 def foreign_files(folder: Path) -> list[Path]:
     """What lies in <folder>/{rgb,depth} or <folder>/<scene>/{rgb,depth} and is no picture there."""
-    kinds = {"rgb": data.RGB_SUFFIXES, "depth": (".png",)}
+    kinds = {"rgb": RGB_SUFFIXES, "depth": (".png",)}
     found = []
     for name, suffixes in kinds.items():
         for home in (folder / name, *folder.glob(f"*/{name}")):
             with suppress(OSError):
                 seen = [p for p in home.iterdir() if not p.name.startswith(".")]
                 found += [p for p in seen if p.suffix.lower() not in suffixes]
-    return sorted(found, key=data.natural)
+    return sorted(found, key=natural)
 
 
 def layout(root: Path, split: str) -> str:
@@ -166,7 +188,7 @@ def layout(root: Path, split: str) -> str:
     want += f"the folders {split}/rgb and {split}/depth with equal file names"
     if (root / f"{split}.txt").is_file():  # which wins over folders
         return f"mend {split}.txt: one 'rgb depth' pair of paths a line, relative to {here}"
-    for folder in (root, root / split, *sorted(root.glob("*/"), key=data.natural)[:50]):
+    for folder in (root, root / split, *sorted(root.glob("*/"), key=natural)[:50]):
         try:
             names = sorted(p.name for p in folder.iterdir() if p.is_dir())
         except OSError:
@@ -205,14 +227,14 @@ class Look:
     thumb: np.ndarray | None = None
 
 
-def look(pair: data.Pair) -> Look:
+def look(pair: Pair) -> Look:
     """Reads both files whole: header, end mark, digest; the picture also at an eighth."""
     headers, digests, contents = [], [], []
     for path in (pair.rgb, pair.depth):
         try:
-            content = data._bytes(path)
-            headers.append(data.read_header(content, path))
-        except data.DataError as error:
+            content = _bytes(path)
+            headers.append(read_header(content, path))
+        except DataError as error:
             return Look(("unreadable", str(error)))
         # Of a PNG the pixels alone: a time or a text before them may differ.
         start = max(0, content.find(b"IDAT")) if content[:4] == b"\x89PNG" else 0
@@ -221,8 +243,8 @@ def look(pair: data.Pair) -> Look:
     rgb, depth = headers
     seen = Look(None, rgb.size, False, *digests)
     try:
-        seen.resized = data.check_headers(rgb, depth, pair)
-    except data.DataError as error:
+        seen.resized = check_headers(rgb, depth, pair)
+    except DataError as error:
         why = {
             "depth for a picture": (rgb.bits, rgb.channels) == (16, 1),
             "coloured depth": depth.channels != 1, "8-bit depth": depth.bits != 16,
@@ -324,8 +346,8 @@ def check_intrinsics(pairs, looks: list[Look], split: str, found: Findings) -> d
         if path in broken:
             continue
         try:
-            K = data.stored_intrinsics(pair, seen.size if min(seen.size) else (480, 640), known)
-        except data.DataError as error:
+            K = stored_intrinsics(pair, seen.size if min(seen.size) else (480, 640), known)
+        except DataError as error:
             bad.setdefault(str(error), pair)
             if pair.folder not in known:  # the file itself, which is read once
                 broken.add(path)
@@ -345,7 +367,7 @@ def check_intrinsics(pairs, looks: list[Look], split: str, found: Findings) -> d
             'stored picture, or {"frames": {stem: {...}}}', bad, bad.values(),
         )  # fmt: skip
     if without:
-        names = sorted(without, key=data.natural)
+        names = sorted(without, key=natural)
         found.add(
             "warning", "intrinsics", f"{split}: scenes without a focal length: the Kinect's is "
             "taken, and the virtual normals of Eq. 9 are as wrong as that is",
@@ -369,8 +391,8 @@ def check_repeats(pairs, looks: list[Look], split: str, found: Findings) -> None
         if len(group) < 2:
             continue
         try:
-            depth = data._decode(pairs[group[0]].depth, cv2.IMREAD_UNCHANGED)
-        except data.DataError:
+            depth = _decode(pairs[group[0]].depth, cv2.IMREAD_UNCHANGED)
+        except DataError:
             continue
         if not depth.any() or depth.min() == depth.max():
             continue  # two maps of nothing are equal
@@ -470,7 +492,7 @@ class Probe:
     score of the depth's edges on the picture's for every shift (2R+1, 2R+1); flips: its best within
     4 pixels for the depth mirrored; lags: its mean for the depth of the k-th next frame."""
 
-    pair: data.Pair
+    pair: Pair
     problem: str = ""
     valid: float = 0.0
     top: float = 0.0  # share of the valid pixels that is in the upper quarter
@@ -489,16 +511,16 @@ class Probe:
     lags: dict[int, float] = field(default_factory=dict)
 
 
-def probe_run(pairs: list[data.Pair]) -> list[Probe]:
+def probe_run(pairs: list[Pair]) -> list[Probe]:
     """Probes of neighbouring frames of one scene."""
     probes, marks, lines = [], [], []
     for pair in pairs:
         try:
-            grey = data._decode(pair.rgb, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-            depth = data._decode(pair.depth, cv2.IMREAD_UNCHANGED)
+            grey = _decode(pair.rgb, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+            depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
             if depth.dtype != np.uint16 or depth.ndim != 2:
-                raise data.DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
-        except data.DataError as error:
+                raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
+        except DataError as error:
             probes.append(Probe(pair, str(error)))
             marks.append(None)
             lines.append(None)
@@ -508,9 +530,9 @@ def probe_run(pairs: list[data.Pair]) -> list[Probe]:
         zoom = min(1.0, 640 / depth.shape[1])
         size = round(depth.shape[0] * zoom), round(depth.shape[1] * zoom)
         seen.zoom = 1 / zoom
-        depth = predict.resize_depth(depth, size, "nearest")
+        depth = resize_depth(depth, size, "nearest")
         seen.planes = bent_planes(depth)
-        E, M = depth_edges(depth), picture_edges(predict.resize_picture(grey, size))
+        E, M = depth_edges(depth), picture_edges(resize_picture(grey, size))
         seen.edges = slide(E, M, reach(size))
         if seen.edges is not None:
             R, w = reach(size), min(4, reach(size))
@@ -532,7 +554,7 @@ def probe_run(pairs: list[data.Pair]) -> list[Probe]:
     return probes
 
 
-def probe_depth(pair: data.Pair, depth: np.ndarray) -> Probe:
+def probe_depth(pair: Pair, depth: np.ndarray) -> Probe:
     """The numbers of one depth map (H, W) u16."""
     seen = Probe(pair)
     known = depth > 0
@@ -641,10 +663,10 @@ def slide(E: np.ndarray, M: np.ndarray, R: int) -> np.ndarray | None:
 # ---------------------------------------------------------------------- what the decoded ones tell
 
 
-def choose(pairs: list[data.Pair], count: int, seed: int) -> list[list[data.Pair]]:
+def choose(pairs: list[Pair], count: int, seed: int) -> list[list[Pair]]:
     """Runs of at most RUN neighbours of one scene, `count` pairs or a few more, evenly spread over
     all scenes from a seeded start; of each scene two runs where there is room for that."""
-    scenes: dict[str, list[data.Pair]] = defaultdict(list)
+    scenes: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         scenes[str(pair.folder)].append(pair)
     runs = [[m[k : k + RUN] for k in range(0, len(m), RUN)] for m in scenes.values()]
@@ -1112,13 +1134,13 @@ def describe(finding: Finding) -> list[str]:
     return [*lines, f"    cure: {finding.cure}"]
 
 
-def tile(pair: data.Pair, title: str, scale: float, size: tuple[int, int]) -> np.ndarray | None:
+def tile(pair: Pair, title: str, scale: float, size: tuple[int, int]) -> np.ndarray | None:
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar; None where
     the pair cannot be decoded."""
     try:
-        rgb = data._decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        depth = data._decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    except data.DataError:
+        rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
+    except DataError:
         return None
     if depth.ndim == 3:
         depth = depth.max(2)
@@ -1129,25 +1151,25 @@ def tile(pair: data.Pair, title: str, scale: float, size: tuple[int, int]) -> np
     to = max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom))
     # Found at twice the size at most, where a window of 3 pixels still is one edge.
     fine = tuple(min(2 * t, max(t, s)) for t, s in zip(to, depth.shape))
-    E = depth_edges(predict.resize_depth(depth, fine, "nearest"))
+    E = depth_edges(resize_depth(depth, fine, "nearest"))
     E = cv2.resize(E.astype(np.uint8), to[::-1], interpolation=cv2.INTER_AREA)
     E = cv2.dilate(E, np.ones((2, 2))) > 0
-    view = predict.resize_picture(rgb, to)
+    view = resize_picture(rgb, to)
     view = (0.75 * view).astype(np.uint8)  # a little darker, so that the edges stand out
     view[E] = (255, 60, 255)
-    shown = predict.resize_depth(depth.astype(np.float32), to, "nearest") / np.float32(scale)
+    shown = resize_depth(depth.astype(np.float32), to, "nearest") / np.float32(scale)
     known = shown > 0
     if 0 < known.mean() < 0.1:  # single pixels of a LiDAR cannot be seen
         shown = cv2.erode(np.where(known, shown, np.float32(1e9)), np.ones((3, 3)))
         shown[shown > 1e8] = 0
-    near, far = predict.auto_range([shown])
-    canvas = np.full((h, 2 * w + 6, 3), predict.PAPER, np.uint8)
+    near, far = auto_range([shown])
+    canvas = np.full((h, 2 * w + 6, 3), WHITE, np.uint8)
     canvas[: to[0], : to[1]] = view
-    canvas[: to[0], w + 6 : w + 6 + to[1]] = predict.colorize(shown, near, far)
-    canvas = predict.with_colorbar(canvas, near, far, holes=not known.all())
-    head = np.full((30, canvas.shape[1], 3), predict.PAPER, np.uint8)
+    canvas[: to[0], w + 6 : w + 6 + to[1]] = colorize(shown, near, far)
+    canvas = with_colorbar(canvas, near, far, holes=not known.all())
+    head = np.full((30, canvas.shape[1], 3), WHITE, np.uint8)
     plain = title[:90].encode("ascii", "replace").decode()  # OpenCV has no other letters
-    predict._write(head, plain, 2, 16, 13)
+    _write(head, plain, 2, 16, 13)
     return np.concatenate([head, canvas])
 
 
@@ -1156,7 +1178,7 @@ def contact_sheet(
 ) -> np.ndarray | None:
     """A dozen pairs in two columns, those of findings first, the others spread over the scenes;
     BGR u8, None where nothing can be decoded."""
-    wanted: dict[data.Pair, str] = {}
+    wanted: dict[Pair, str] = {}
     for most in (1, 2):  # of each finding one, then one more
         for finding in found.worst():
             for pair in finding.pairs[:most]:
@@ -1202,10 +1224,10 @@ def examine(
     seen: dict[str, dict] = {}
     focal: dict[str, float] = {}
     cv2.setNumThreads(1)  # one picture a thread
-    with ThreadPoolExecutor(predict.usable_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for number, split in enumerate(splits):
             pairs = find_pairs(root, split, found, required=number == 0)
-            bar = predict.progress(pool.map(look, pairs), len(pairs), f"{split}: files")
+            bar = progress(pool.map(look, pairs), len(pairs), f"{split}: files")
             looks = list(bar)
             check_looks(pairs, looks, split, image_size, found)
             focal |= {f"{split}/{scene}": share for scene, share in
@@ -1213,7 +1235,7 @@ def examine(
             check_repeats(pairs, looks, split, found)
             usable = [p for p, s in zip(pairs, looks) if not s.problem]
             runs = choose(usable, samples, seed)
-            bar = predict.progress(pool.map(probe_run, runs), len(runs), f"{split}: decoding")
+            bar = progress(pool.map(probe_run, runs), len(runs), f"{split}: decoding")
             probes = [p for run in bar for p in run]
             check_depths(probes, split, depth_scale, found)
             if number == 0 and 0 < len(pairs) < 50:
@@ -1299,7 +1321,7 @@ def write_report(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    p = predict.Parser(
+    p = Parser(
         prog="data.py",
         description="Looks at a set of RGB-D pairs and says whether training on it would be a "
         "mistake, and what to do about it. Changes nothing.",
@@ -1315,7 +1337,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--val_split", default="val", help="split to validate on; none = without (default val)"
     )
     p.add_argument(
-        "--image_size", default="480x640", type=predict.parse_size, metavar="HxW",
+        "--image_size", default="480x640", type=parse_size, metavar="HxW",
         help="what train.py will bring every pair to (default 480x640)",
     )  # fmt: skip
     p.add_argument(
@@ -1346,8 +1368,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
-        root = data.resolve(args.check)
-    except data.DataError as error:
+        root = resolve(args.check)
+    except DataError as error:
         parser.error(str(error).replace("--data", "--check"))
     splits = (args.split,) if args.val_split == "none" else (args.split, args.val_split)
     if len(set(splits)) < len(splits):
@@ -1361,10 +1383,10 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(report, indent=1, allow_nan=False, default=float) + "\n"
-    predict.write_file(out / "report.json", content.encode())
+    write_file(out / "report.json", content.encode())
     sheet = contact_sheet(seen, found, args.depth_scale)
     if sheet is not None:
-        predict.write_picture(out / "contact.png", sheet)
+        write_picture(out / "contact.png", sheet)
     print(f"see {out / 'contact.png'} and {out / 'report.json'}" if sheet is not None
           else f"see {out / 'report.json'}")  # fmt: skip
     return 1 if report["errors"] else 0

@@ -1,0 +1,317 @@
+"""Pictures: decoded, resized, coloured by depth, set side by side with a colour bar."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from plumbing.files import read_regular, write_file
+
+try:
+    import cv2
+except ImportError as error:
+    sys.exit(
+        f"OpenCV cannot be imported ({error}). On a bare Linux server it lacks system libraries: "
+        "apt install libgl1 libglib2.0-0 (or pip install opencv-python-headless in its place)"
+    )
+
+
+HOLE = (150, 150, 150)  # flat grey is not in the colour map
+
+
+WHITE, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
+
+
+class PredictError(ValueError):
+    """Something the user can mend; the message says what."""
+
+
+def colorize(depth_m: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Depth (H, W) in metres -> BGR u8 (H, W, 3): magma over log depth, near bright, far dark.
+
+    Equal steps of colour are equal *ratios* of depth, as in si-RMSE, so a desk and a street both
+    read well. Beyond near or far the end colour is kept. Holes (<= 0, NaN, inf) are flat grey.
+    """
+    depth = np.asarray(depth_m, np.float32)
+    hole = ~(np.isfinite(depth) & (depth > 0))
+    t = np.log(np.where(hole, near, depth) / near) / math.log(far / near)
+    level = np.rint(255 - 230 * t.clip(0, 1))  # without magma's last tenth, black in black
+    color = cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_MAGMA)
+    color[hole] = HOLE
+    return color
+
+
+def auto_range(depths: Iterable[np.ndarray]) -> tuple[float, float]:
+    """2nd and 98th percentile of all depths > 0, rounded outward to two digits; metres.
+
+    far >= 1.2 near, so that an almost flat wall is not a firework; no depth at all -> (0.1, 10).
+    """
+    samples = [d.ravel()[:: max(1, d.size // 200_000)] for d in depths]
+    valid = np.concatenate([s[np.isfinite(s) & (s > 0)] for s in samples])
+    if not valid.size:
+        return 0.1, 10.0
+    near, far = np.percentile(valid, (2, 98)).clip(min=1e-3)
+    near, far = _two_digits(near, math.floor), _two_digits(far, math.ceil)
+    return near, max(far, _two_digits(1.2 * near, math.ceil))
+
+
+def _two_digits(v: float, rounding: Callable[[float], int]) -> float:
+    step = 10.0 ** (math.floor(math.log10(v)) - 1)
+    return float(f"{rounding(round(v / step, 6)) * step:.2g}")
+
+
+def ticks(near: float, far: float, gap: float) -> list[tuple[float, float]]:
+    """(value, place) of the bar's labels: both ends, then round values at least `gap` apart.
+
+    place: 0 at near .. 1 at far on the same log scale as `colorize`; gap is in the same unit.
+    """
+    marks = [(near, 0.0), (far, 1.0)]
+    for digits in (1, 2, 3):
+        if len(marks) > 4:
+            break
+        mantissas = range(10 ** (digits - 1), 10**digits)
+        round_first = sorted(mantissas, key=lambda m: (m not in (1, 2), m % 5 > 0, m % 2))
+        powers = range(math.floor(math.log10(near)), math.floor(math.log10(far)) + 1)
+        for m, p in itertools.product(round_first, powers):
+            value = float(f"{m}e{p - digits + 1}")
+            place = math.log(value / near) / math.log(far / near)
+            if 0 < place < 1 and all(abs(place - other) >= gap for _, other in marks):
+                marks.append((value, place))
+    return sorted(marks)
+
+
+def _write(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
+    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall."""
+    where, thick = (int(x), round(middle + 0.4 * height)), max(1, round(height / 12))
+    cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, height / 22, INK, thick, cv2.LINE_AA)
+
+
+def with_colorbar(
+    picture: np.ndarray, near: float, far: float, *, holes: bool = False
+) -> np.ndarray:
+    """BGR u8 -> the same with a bar at its right: near at the bottom, labelled in metres.
+
+    holes adds a swatch of the holes' grey. Rows of white are added to a picture under 120.
+    """
+    H = max(120, len(picture))
+    letter = min(max(11, round(H / 32)), 22)
+    pad, bar = letter, round(1.6 * letter)
+    canvas = np.full((H, picture.shape[1] + 2 * pad + bar + 6 * letter, 3), WHITE, np.uint8)
+    canvas[: len(picture), : picture.shape[1]] = picture
+    x, top, bottom = picture.shape[1] + pad, pad, H - pad
+    if holes:
+        bottom -= 3 * letter
+        canvas[H - pad - round(1.4 * letter) : H - pad, x : x + bar] = HOLE
+        _write(canvas, "none", x + bar + pad, H - pad - 0.7 * letter, letter)
+    scale = near * (far / near) ** np.linspace(1, 0, bottom - top)
+    canvas[top:bottom, x : x + bar] = colorize(scale[:, None], near, far)
+    for value, place in ticks(near, far, max(1.8 * letter / (bottom - top), 1 / 7)):
+        row = bottom - 1 - place * (bottom - 1 - top)
+        y = round(row)
+        cv2.line(canvas, (x + bar, y), (x + bar + pad // 2, y), INK, 1)
+        _write(canvas, f"{value:.4g} m", x + bar + pad, row, letter)
+    return canvas
+
+
+def panel(
+    rgb: np.ndarray, truth: np.ndarray | None, prediction: np.ndarray,
+    near: float, far: float, title: str = "",
+) -> np.ndarray:  # fmt: skip
+    """Input | truth | prediction side by side with one bar; BGR u8.
+
+    rgb (h, w, 3) u8 RGB; truth and prediction (h, w) in metres, 0 = hole. Sizes may differ: all are
+    drawn at the largest, at most 1280 on its long side. Truth with under 10 % of its pixels known
+    (LiDAR) is drawn as 3x3 dots, the nearest on top: single pixels cannot be seen.
+    """
+    shown = {"input": rgb, "truth": truth, "prediction": prediction}
+    shown = {name: tile for name, tile in shown.items() if tile is not None}
+    h, w = max((tile.shape[:2] for tile in shown.values()), key=lambda s: s[0] * s[1])
+    zoom = min(1280 / max(h, w), max(1.0, 240 / h))
+    h, w = max(1, round(h * zoom)), max(1, round(w * zoom))
+    letter = min(max(11, round(h / 32)), 22)
+    head = round((4.4 if title else 2.2) * letter)
+    space = max(4, letter // 2)
+    canvas = np.full((head + h, len(shown) * (w + space) - space, 3), WHITE, np.uint8)
+    holes = False
+    for i, (name, tile) in enumerate(shown.items()):
+        x = i * (w + space)
+        if name == "input":
+            view = cv2.cvtColor(resize_picture(tile, (h, w)), cv2.COLOR_RGB2BGR)
+        else:
+            depth = resize_depth(np.asarray(tile, np.float32), (h, w), "nearest")
+            known = np.isfinite(depth) & (depth > 0)
+            if name == "truth" and known.mean() < 0.1:
+                depth = cv2.erode(np.where(known, depth, np.float32(1e9)), np.ones((3, 3)))
+                depth[depth > 1e8] = 0
+            holes |= not known.all()
+            view = colorize(depth, near, far)
+        canvas[head:, x : x + w] = view
+        _write(canvas, name, x + space, head - 1.1 * letter, letter)
+    if title:
+        _write(canvas, title, space, 1.4 * letter, letter)
+    canvas = with_colorbar(canvas, near, far, holes=holes)
+    odd = [(0, s % 2) for s in canvas.shape[:2]]  # video codecs want even sizes
+    return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
+
+
+def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) u8 -> (*size, 3): area average when shrinking, bilinear otherwise; the picture
+    itself where it has that size already."""
+    if rgb.shape[:2] == tuple(size):
+        return rgb
+    shrinks = size[0] <= rgb.shape[0] and size[1] <= rgb.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(rgb, size[::-1], interpolation=how)
+
+
+def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
+    """(h, w) -> size. nearest: the cell under each pixel's centre (depth itself where it has that
+    size already); bilinear mixes neighbours.
+
+    bilinear takes the `cells` of a map that the network's graph has enlarged already; holes (<= 0,
+    NaN, inf) do not mix: their cells become 0.
+    """
+    (h, w), (H, W) = depth.shape, size
+    if how == "bilinear":
+        depth = block_values(depth)
+        known = np.isfinite(depth) & (depth > 0)
+        mix = functools.partial(cv2.resize, dsize=(W, H), interpolation=cv2.INTER_LINEAR)
+        if known.all():
+            return mix(depth)
+        share = mix(known.astype(np.float32)).clip(min=1e-6)  # of each pixel, that is no hole
+        mixed = mix(np.where(known, depth, np.float32(0))) / share
+        return np.where(resize_depth(known, size, "nearest"), mixed, np.float32(0))
+    if (h, w) == (H, W):
+        return depth
+    rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
+    cols = (2 * np.arange(W) + 1) * w // (2 * W)
+    return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]
+
+
+def block_values(depth: np.ndarray) -> np.ndarray:
+    """One value for each block of a map (h, w) that was enlarged by nearest; others as they are.
+
+    The blocks of such a map are of one size, to a pixel. Under 8 a side are no network's but those
+    of a scene that is flat by chance.
+    """
+    corners = []
+    for side in (depth, depth.T):
+        starts = np.flatnonzero(np.r_[True, (side[1:] != side[:-1]).any(1)])
+        if len(starts) < 8 or np.ptp(np.diff(starts, append=len(side))) > 1:
+            return depth
+        corners.append(starts)
+    return depth[np.ix_(*corners)]
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """RGB u8 (H, W, 3), turned as its EXIF says; grey is repeated, alpha dropped, 16 bit -> 8.
+
+    Raises PredictError for what is no picture, for a file cut short (OpenCV would return it with a
+    flat grey rest), for one that claims more pixels than it can hold and for 16-bit grey PNG, which
+    is a depth map.
+    """
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise PredictError(str(error)) from error
+    if is_cut(data):
+        raise PredictError("cut short (its end mark is missing); copy it anew")
+    if reason := overstated(data):
+        raise PredictError(f"impossible header: {reason}")
+    if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
+        raise PredictError("16-bit grey PNG: a depth map, not a picture")
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:
+        raise PredictError(f"OpenCV cannot read it: {error.err}") from error
+    if bgr is None:
+        raise PredictError("not a picture that OpenCV can read")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell."""
+    if data[:2] == b"\xff\xd8":  # JPEG: from the scan on, past an EXIF thumbnail's own end mark
+        return data.find(b"\xff\xd9", walk_jpeg(data)[0]) < 0
+    if data[:4] == b"\x89PNG":
+        return b"IEND" not in data
+    if data[:4] == b"RIFF":  # WebP
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little")
+
+
+def walk_jpeg(data: bytes) -> tuple[int, int | None]:
+    """Where a JPEG's first scan begins (or its segments end), and the segment that tells its size;
+    None = there is no such segment."""
+    at, frame = 2, None
+    while fill := FILL.match(data, at):  # any number of them may stand before a mark
+        at = fill.end() - 1
+        marker = data[at + 1] if at + 1 < len(data) else 0xDA
+        if marker == 0xDA:
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and frame is None:
+            frame = at
+        alone = 0xD0 <= marker <= 0xD8 or marker == 0x01  # no length follows
+        at += 2 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, frame
+
+
+FILL = re.compile(rb"\xff+")
+
+
+def overstated(data: bytes, length: int | None = None) -> str:
+    """What a PNG or JPEG claims but cannot hold; "" where all can be, and for other kinds of files.
+    Decoding such a file takes gigabytes and minutes. data: all of it, or what a file of `length`
+    bytes begins with: then its head alone is judged, for one that is damaged further on has a
+    place of its own in a count of pictures that could not be decoded.
+
+    A PNG is packed by deflate: a match gives 258 bytes at most and costs two bits at least, one for
+    its length and one for its distance, so that a byte holds 4 * 258 = 1032. In a JPEG each block
+    of 8x8 in the finest component costs a bit or more, the Huffman code of its first coefficient,
+    so that a byte holds 512 pixels. (Arithmetic coding, frames C9 to CF, has no such bound, and
+    this is not asked of it.) Each scan of a JPEG is a pass over all its pixels: ten are usual, and
+    two bytes that look like one stand by chance in every 64 kB of a preview or colour profile.
+    OpenCV clears as much memory as a PNG's chunk says it is long before it looks for its bytes.
+    """
+    whole = length is None
+    length = len(data) if whole else length
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
+        w, h = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        bits = data[24] * {2: 3, 4: 2, 6: 4}.get(data[25], 1)
+        possible = h * (-(-w * bits // 8)) <= 1032 * length
+        at = 8
+        while whole and at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
+            n = int.from_bytes(data[at : at + 4], "big")
+            at += 12 + n
+            if at > length:
+                return f"a chunk of {n} bytes in {length}"
+    elif data[:2] == b"\xff\xd8":
+        at = walk_jpeg(data)[1]
+        if at is None or len(data) < at + 9:
+            return ""
+        h, w = (int.from_bytes(data[k : k + 2], "big") for k in (at + 5, at + 7))
+        possible = data[at + 1] >= 0xC9 or h * w <= 512 * length
+        scans = data.count(b"\xff\xda") if whole else 0
+        if scans > 256 + length // 4096:
+            return f"{scans} scans in {length} bytes"
+    else:
+        return ""
+    return "" if possible else f"{h}x{w} pixels in {length} bytes"
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """PNG, whole or not at all. Raises OSError."""
+    write_file(path, cv2.imencode(".png", picture)[1].tobytes())
+
+
+def millimetres(depth_m: np.ndarray) -> np.ndarray:
+    """Metres -> u16 millimetres, rounded, at most 65,535; no depth (<= 0, NaN, inf) -> 0."""
+    depth = np.where(np.isfinite(depth_m), depth_m, 0).astype(np.float64)
+    return np.rint(1000 * depth).clip(0, 65535).astype(np.uint16)

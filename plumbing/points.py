@@ -1,0 +1,82 @@
+"""Depth as coloured points in metres, for MeshLab, CloudCompare and Open3D."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from plumbing.pictures import PredictError, resize_depth
+
+
+def camera(
+    known: dict | None, stem: str, size: tuple[int, int], to: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of the picture `stem` of size (H, W) when it is resized to `to`.
+
+    known: fx, fy, cx, cy and perhaps width, height of the pictures they are for, or "frames" with
+    one such entry per stem; None: a guess, the Kinect's 63 degrees along the longer side. A pixel's
+    centre is at whole numbers. Raises PredictError.
+    """
+    H, W = size
+    f = 518.858 * max(H, W) / 640
+    entry = {"fx": f, "fy": f, "cx": (W - 1) / 2, "cy": (H - 1) / 2} if known is None else known
+    try:
+        entry = entry["frames"][stem] if "frames" in entry else entry
+        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
+        h, w = float(entry.get("height", H)), float(entry.get("width", W))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise PredictError(
+            f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height), in "
+            'pixels, or "frames" with such an entry for each stem'
+        ) from None
+    # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169 degrees:
+    # rather a camera in other units.
+    near = -w <= cx <= 2 * w and -h <= cy <= 2 * h and math.isfinite(fx + fy + w + h)
+    if not (near and min(w, h) > 0 and min(fx / w, fy / h) > 0.05):  # False for NaN too
+        raise PredictError(
+            f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "
+            f"{h:g} high: focal lengths and centre are in pixels"
+        )
+    if abs(math.log(W * h / (H * w))) > 0.02:
+        raise PredictError(
+            f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
+            "another camera, cropped or turned"
+        )
+    sy, sx = to[0] / h, to[1] / w
+    return fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+
+
+def point_cloud(
+    rgb: np.ndarray, native: np.ndarray, K: tuple[float, float, float, float], *,
+    how: str, edge: float, near_far: tuple[float, float] | None,
+) -> np.ndarray:  # fmt: skip
+    """RGB u8 (H, W, 3), a map (h, w) of it in metres, fx fy cx cy -> x y z red green blue, (n,).
+
+    x right, y up, z towards the viewer, metres: viewers (MeshLab, CloudCompare, Open3D) look along
+    -z with y up, so the cloud opens as the camera saw it. (x, -y, -z) is the camera's own frame,
+    that of `losses.back_project`. One point per pixel; how: see `resize_depth`. Left out are holes,
+    what lies outside near_far, and what differs by more than the ratio `edge` from the cell it
+    stands in: it would fly between the two sides of an edge.
+    """
+    size, (near, far) = rgb.shape[:2], near_far or (0, math.inf)
+    depth, own = resize_depth(native, size, how), resize_depth(native, size, "nearest")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        keep = np.abs(np.log(depth / own)) <= math.log(edge)  # False for holes
+    v, u = np.nonzero(keep & (depth > 0) & (depth >= near) & (depth <= far))
+    z, (fx, fy, cx, cy) = depth[v, u], K
+    kinds = [(k, "<f4") for k in "xyz"] + [(k, "u1") for k in ("red", "green", "blue")]
+    xyz = (u - cx) / fx * z, (cy - v) / fy * z, -z
+    return np.rec.fromarrays([*xyz, *rgb[v, u].T], dtype=kinds)
+
+
+def ply(points: np.ndarray) -> bytes:
+    """Records of `point_cloud` -> a binary PLY file."""
+    kinds = {"<f4": "float", "|u1": "uchar"}
+    lines = [
+        "ply", "format binary_little_endian 1.0",
+        "comment metres; x right, y up, z towards the viewer",
+        "comment (x, -y, -z): x right, y down, z forward", f"element vertex {len(points)}",
+        *(f"property {kinds[kind]} {name}" for name, kind in points.dtype.descr), "end_header\n",
+    ]  # fmt: skip
+    return "\n".join(lines).encode() + points.tobytes()
