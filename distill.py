@@ -29,8 +29,7 @@ import losses
 import model
 import train
 from plumbing.checkpoints import CHECKPOINT_FORMAT, CheckpointError, read_weights
-from plumbing.files import notice
-from plumbing.run import TrainError
+from plumbing.files import UserError, notice
 from plumbing.swin import recognize
 from plumbing.weights import backbone_weights
 
@@ -303,7 +302,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwork | None]:
     """-> the flags, of which the network's are the stage-1 student's own, and the teacher. Raises
-    TrainError (no student, flags of another network, sizes that differ) and CheckpointError."""
+    UserError (no student, flags of another network, sizes that differ) and CheckpointError."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if not args.teacher and not args.teacher_depth:
@@ -319,10 +318,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
     args = parser.parse_args(argv)
     other = [f"--{k}" for k, v in own.items() if getattr(args, k) != v]
     if other:
-        raise TrainError(f"{args.student} is another network than {', '.join(other)} asks")
+        raise UserError(f"{args.student} is another network than {', '.join(other)} asks")
     if teacher is not None and teacher.size != tuple(args.size):
         sizes = ["x".join(map(str, size)) for size in (teacher.size, args.size)]
-        raise TrainError(
+        raise UserError(
             f"{args.teacher} works at {sizes[0]}, the student at {sizes[1]}: Eq. 12 compares maps "
             f"of one size; train the teacher with --size {sizes[1]}"
         )
@@ -332,13 +331,13 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
 def student_flags(path: str, place: str) -> dict:
     """Network flags of a stage-1 student's checkpoint; place: --data, for the message."""
     if not Path(path).is_file():
-        raise TrainError(
+        raise UserError(
             f"--student {path}: no such file. Train stage 1 first (python train.py --data {place}),"
             " name another student, or start from scratch with --student none"
         )
     stage_1 = model.load(path)
     if not isinstance(stage_1, model.LiteDepth):
-        raise TrainError(f"--student {path} is a teacher: give it as --teacher")
+        raise UserError(f"--student {path} is a teacher: give it as --teacher")
     flags = {k: v for k, v in stage_1.model_args.items() if k in train.NETWORK_FLAGS}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
 

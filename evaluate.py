@@ -28,10 +28,10 @@ from tqdm import tqdm
 import data
 import predict
 from plumbing.checkpoints import CALIBRATION, CheckpointError, read_calibration
-from plumbing.files import natural, notice, sha256, write_json
+from plumbing.files import UserError, natural, notice, sha256, write_json
 from plumbing.flags import Parser
 from plumbing.pairs import DataError, Pair, Sample, find_split, open_split, read_pair, resolve
-from plumbing.pictures import PredictError, auto_range, panel, write_picture
+from plumbing.pictures import auto_range, panel, write_picture
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
 FEW = 20  # a calibration on fewer pictures comes with a warning
@@ -593,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (DataError, PredictError, CheckpointError, OSError) as error:
+    except (DataError, UserError, CheckpointError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

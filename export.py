@@ -26,13 +26,12 @@ from torch import nn
 from model import ConvSame, LiteDepth, build, calibrate, merge_normalization, same_padding, upsample
 from plumbing.checkpoints import CheckpointError, read_calibration, read_checkpoint
 from plumbing.device import machine, run_times
-from plumbing.files import git_state, read_regular, usable_cores, write_file
+from plumbing.files import UserError, git_state, usable_cores, write_file
 from plumbing.flags import Parser, parse_size
 from plumbing.pictures import resize_depth
 from plumbing.report import (
     DELEGATE,
     Card,
-    ExportError,
     Limits,
     Parity,
     broken,
@@ -226,7 +225,7 @@ def _conv(
     k, s = layer.kernel_size[0], layer.stride[0]
     # ConvSame follows TensorFlow's SAME rule; nn.Conv2d agrees with it only where it is symmetric.
     if not isinstance(layer, ConvSame) and (s != 1 or layer.padding != (k // 2, k // 2)):
-        raise ExportError(f"cannot export {layer}: its padding is not TensorFlow's SAME")
+        raise UserError(f"cannot export {layer}: its padding is not TensorFlow's SAME")
     bias = None if layer.bias is None else _double(layer.bias)
     W, b = fold_batchnorm(_double(layer.weight) / np.reshape(std, (1, -1, 1, 1)), bias, bn)
     if layer.groups == 1:
@@ -294,12 +293,12 @@ def convert(
     "int8": everything in int8, per channel, ranges taken from `pictures`, (H, W, 3) uint8 training
     pictures; but the first resize (of raw colours, so not with normalization "graph"), the last
     convolution and the last resize stay in float.
-    Raises ExportError when TensorFlow is missing and for int8 without pictures.
+    Raises UserError when TensorFlow is missing and for int8 without pictures.
     """
     tf = tensorflow_quietly()
     pictures = list(pictures)
     if precision == "int8" and not pictures:
-        raise ExportError("int8 needs training pictures for its ranges: give --data ROOT")
+        raise UserError("int8 needs training pictures for its ranges: give --data ROOT")
     source = tf.TensorSpec((1, *layout.input_size, 3), layout.input_type, name="image")
 
     @tf.function(input_signature=[source], autograph=False)
@@ -365,7 +364,7 @@ def _float_depthwise(content: bytes, plain: bytes) -> bytes:
     kinds = [[m.operatorCodes[op.opcodeIndex].builtinCode for op in m.subgraphs[0].operators]
              for m in models]  # fmt: skip
     if kinds[0] != kinds[1]:
-        raise ExportError("TensorFlow's int8-dynamic graph is not the float one any more")
+        raise UserError("TensorFlow's int8-dynamic graph is not the float one any more")
     for kind, a, b in zip(kinds[0], graph.operators, source.operators):
         if kind == schema.BuiltinOperator.DEPTHWISE_CONV_2D:
             kernel, original = graph.tensors[a.inputs[1]], source.tensors[b.inputs[1]]
@@ -519,12 +518,12 @@ def _half(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def onnx_package():
-    """onnx, where onnxruntime is too. Raises ExportError."""
+    """onnx, where onnxruntime is too. Raises UserError."""
     try:
         import onnx
         import onnxruntime  # noqa: F401  to be there when the file is compared
     except ImportError as error:
-        raise ExportError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
+        raise UserError(f"--format onnx: pip install onnx onnxruntime ({error})") from error
     return onnx
 
 
@@ -536,7 +535,7 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
     (1, 1, h, w) float32. metadata: goes into the file as the property "litedepth.json", with NCHW
     as the layout of both.
     onnxruntime's Resize places the input's samples in float32, some 4e-5 pixels off: that is most
-    of its distance to PyTorch. Raises ExportError when the packages are missing.
+    of its distance to PyTorch. Raises UserError when the packages are missing.
     """
     onnx = onnx_package()
     from onnx import helper, numpy_helper
@@ -561,7 +560,7 @@ def to_onnx(model: LiteDepth, layout: Layout, metadata: dict | None = None) -> b
 
 
 class OnnxRunner:
-    """An ONNX file, loaded: as `Runner`. Raises ExportError when the packages are missing."""
+    """An ONNX file, loaded: as `Runner`. Raises UserError when the packages are missing."""
 
     def __init__(self, content: bytes, layout: Layout, threads: int) -> None:
         onnx_package()
@@ -620,7 +619,7 @@ def newest_checkpoint(runs: Path) -> Path:
         files = [runs / run / name for name in ("best.pt", "last.pt")]
         found += [file for file in files if file.is_file()][:1]
     if not found:
-        raise ExportError(
+        raise UserError(
             f"no checkpoint in {runs / 'student'} or {runs / 'distilled'}: "
             "python train.py first, or --checkpoint FILE"
         )
@@ -632,7 +631,7 @@ def trained_on(checkpoint: Path) -> dict:
     args.json says so; without "data" where the data is not there any more (embedded scenes always
     are: they are rendered again)."""
     try:
-        run = json.loads(read_regular(checkpoint.parent / "args.json").decode())
+        run = json.loads(Path(checkpoint.parent / "args.json").read_bytes().decode())
         words = ("data", "split", "val_split")
         facts = {name: run[name] for name in words if isinstance(run.get(name), str)}
         for name in ("depth_scale", "max_depth"):
@@ -655,8 +654,8 @@ class Pictures:
         self, data_arg: str, split: str, train_split: str, size: tuple[int, int], limit: int | None,
         depth_scale: float,
     ) -> None:  # fmt: skip
-        import data  # here, so that the test pictures need neither the kernels nor a data set
-        import evaluate
+        import evaluate  # here, so that the test pictures need neither the kernels nor a data set
+        from plumbing import pairs as data
 
         self.data, self.evaluate, self.depth_scale = data, evaluate, depth_scale
         self.root, self.train_split, self.size = data.resolve(data_arg), train_split, size
@@ -674,7 +673,7 @@ class Pictures:
         try:
             pairs = self.data.list_pairs(self.root, self.train_split)
         except self.data.DataError as error:
-            raise ExportError(f"ranges of int8: {error}") from error
+            raise UserError(f"ranges of int8: {error}") from error
         pairs = self.evaluate.spread(pairs, n)
         return [sample.rgb for _, sample in self._read(pairs, "ranges of int8")]
 
@@ -683,7 +682,7 @@ class Pictures:
         try:
             yield from self.evaluate.read_all(pairs, self.size, None, progress)
         except self.data.DataError as error:
-            raise ExportError(str(error)) from error
+            raise UserError(str(error)) from error
 
 
 def examine(
@@ -857,7 +856,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         return run(args)
-    except (CheckpointError, ExportError, OSError) as error:
+    except (CheckpointError, UserError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
 
@@ -877,7 +876,7 @@ def open_pictures(args: argparse.Namespace, run: dict, size: tuple[int, int]) ->
         )  # fmt: skip
     except (ImportError, OSError, ValueError) as error:
         if args.data or "int8" in args.formats:
-            raise ExportError(f"pictures of {data_arg}: {error}") from error
+            raise UserError(f"pictures of {data_arg}: {error}") from error
         print(f"notice: pictures of {data_arg}: {error}; only the test pictures are compared",
               file=sys.stderr)  # fmt: skip
         return None
@@ -914,7 +913,7 @@ def run(args: argparse.Namespace) -> int:
     if calibration:
         model = calibrate(model, calibration["scale"], calibration["shift_m"])
         if calibration.get("model_sha256", digest) != digest:
-            raise ExportError(
+            raise UserError(
                 f"{args.calibration} was fitted for another model file "
                 f"({calibration.get('model')}): "
                 f"python evaluate.py --model {checkpoint} --calibrate SPLIT"
@@ -995,10 +994,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def student(model: nn.Module) -> LiteDepth:
-    """The network itself. Raises ExportError for a teacher."""
+    """The network itself. Raises UserError for a teacher."""
     if isinstance(model, LiteDepth):
         return model
-    raise ExportError(
+    raise UserError(
         f"this is a teacher ({model.model_args['model']}), and only the student is exported: "
         "distil it into one with python distill.py --teacher FILE"
     )

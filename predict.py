@@ -34,10 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.device import benchmark, benchmark_table
-from plumbing.files import progress, say, usable_cores, write_file
+from plumbing.files import UserError, progress, say, usable_cores, write_file
 from plumbing.flags import Parser, parse_size
 from plumbing.pictures import (
-    PredictError,
     auto_range,
     cv2,
     millimetres,
@@ -74,11 +73,11 @@ def load_predictor(
 
     image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that does
     not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
-    default. PyTorch is imported for a .pt only. Raises PredictError.
+    default. PyTorch is imported for a .pt only. Raises UserError.
     """
     path = Path(path)
     if not path.is_file():
-        raise PredictError(f"{path}: no such model file")
+        raise UserError(f"{path}: no such model file")
     threads = usable_cores() if threads == 0 else threads
     if path.suffix == ".tflite":
         if device == "cuda":
@@ -86,7 +85,7 @@ def load_predictor(
         run, size, precision, extra = load_tflite(path, threads)
         if image_size not in (None, size):
             shape = f"{size[0]}x{size[1]}"
-            raise PredictError(
+            raise UserError(
                 f"{path} takes {shape} only: give --image_size {shape}, or leave it out"
             )
         about = f"TFLite {precision}, threads {threads or 1}"
@@ -94,7 +93,7 @@ def load_predictor(
         run, own, about = _load_checkpoint(path, threads, device)
         size, extra = image_size or own, {}
     else:
-        raise PredictError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
+        raise UserError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
     return Predictor(run, size, resize, f"{about}, {size[0]}x{size[1]}", **extra)
 
 
@@ -106,20 +105,20 @@ def _load_checkpoint(
 
         import model
     except ImportError as error:
-        raise PredictError(
+        raise UserError(
             f"{path} needs PyTorch and model.py ({error}): pip install torch, or use a .tflite"
         ) from error
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
-        raise PredictError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     if threads:
         torch.set_num_threads(threads)
     try:
         checkpoint = model.read_checkpoint(path)
         network = model.build(checkpoint, path).eval().to(device)
     except model.CheckpointError as error:
-        raise PredictError(str(error)) from error
+        raise UserError(str(error)) from error
 
     def run(image: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
@@ -155,13 +154,13 @@ def collect(inputs: Iterable[str]) -> list[Path]:
             found = sorted((p for p in found if not p.name.startswith(".")), key=natural)
             if not found:
                 kinds = " ".join(sorted(IMAGES))
-                raise PredictError(f"{path}: no pictures at this folder's top level ({kinds})")
+                raise UserError(f"{path}: no pictures at this folder's top level ({kinds})")
             print(f"{path}: {len(found)} pictures")
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise PredictError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder")
     return list({p.resolve(): p for p in files}.values())
 
 
@@ -305,10 +304,10 @@ def parse_intrinsics(text: str) -> dict:
 
 
 def newest_model(kind: str = "") -> Path:
-    """The newest of DEFAULTS that ends in `kind`, under the current folder. Raises PredictError."""
+    """The newest of DEFAULTS that ends in `kind`, under the current folder. Raises UserError."""
     found = [Path(p) for p in DEFAULTS if p.endswith(kind) and Path(p).is_file()]
     if not found:
-        raise PredictError(
+        raise UserError(
             f"no model here (looked for {', '.join(DEFAULTS)}): train one with train.py, or name "
             "a file with --model FILE"
         )
@@ -322,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 130
-    except (PredictError, OSError, cv2.error) as error:
+    except (UserError, OSError, cv2.error) as error:
         say(f"predict.py: error: {' '.join(str(error).split())}")
         return 2
 
@@ -330,13 +329,13 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """`main` without the handling of errors."""
     if args.threads is not None and args.threads < 0:
-        raise PredictError(f"--threads must be 0 (all cores) or more, got {args.threads}")
+        raise UserError(f"--threads must be 0 (all cores) or more, got {args.threads}")
     live, out = args.camera is not None, Path(args.out)
     if live == bool(args.inputs) and not args.benchmark:
-        raise PredictError("give pictures, folders or videos, or else --camera N")
+        raise UserError("give pictures, folders or videos, or else --camera N")
     files = collect(args.inputs)
     if args.benchmark and (live or len(files) > 1):
-        raise PredictError("--benchmark takes one picture as INPUT, or none")
+        raise UserError("--benchmark takes one picture as INPUT, or none")
     model = Path(args.model) if args.model else newest_model()
     load = functools.partial(
         load_predictor, model, image_size=args.image_size, resize=args.resize or "nearest",
@@ -344,7 +343,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.benchmark:
         if files and files[0].suffix.lower() not in IMAGES:
-            raise PredictError(f"{files[0]}: --benchmark takes one picture as INPUT, or none")
+            raise UserError(f"{files[0]}: --benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
         return run_benchmark(args, model, lambda n: load(threads=n), picture)
     moving = live or any(p.suffix.lower() in VIDEOS for p in files)
@@ -367,13 +366,13 @@ def run(args: argparse.Namespace) -> int:
     for path, name in zip(files, names):
         for end in ("depth.png", "color.png", "color.mp4", "frames"):
             if (out / f"{name}_{end}").resolve() in taken:
-                raise PredictError(f"{out / name}_{end} is an input itself: choose another --out")
+                raise UserError(f"{out / name}_{end} is an input itself: choose another --out")
         if name != path.stem:
             print(f"{path}: same stem as another input, written as {name}")
     predictor = load(threads=1 if args.threads is None else args.threads)
     print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
     if out.exists() and not out.is_dir():
-        raise PredictError(f"--out {out} is a file: name a folder")
+        raise UserError(f"--out {out} is a file: name a folder")
     H, W = predictor.size
     stretched: list[tuple[int, int]] = []
 
@@ -394,7 +393,7 @@ def run(args: argparse.Namespace) -> int:
     if live:
         capture = cv2.VideoCapture(args.camera)
         if not capture.isOpened():
-            raise PredictError(
+            raise UserError(
                 f"camera {args.camera} cannot be opened: is it plugged in (ls /dev/video*), or in "
                 "use? OpenCV reads USB cameras; of a Pi's ribbon camera record a file and give that"
             )
@@ -419,7 +418,7 @@ def run(args: argparse.Namespace) -> int:
                 # A map of 32x40 cells fills no 12 megapixels: no more points than (H, W) has.
                 to = min(rgb.shape[:2], (H, W), key=math.prod)
                 K = camera(args.intrinsics, path.stem, rgb.shape[:2], to) if args.ply else None
-            except PredictError as error:
+            except UserError as error:
                 say(f"skipped {path}: {error}")
                 skipped += 1
                 continue

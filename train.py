@@ -36,7 +36,7 @@ import resident
 from evaluate import Validator
 from plumbing.batches import Reader, open_reader
 from plumbing.checkpoints import CheckpointError, read_checkpoint
-from plumbing.files import notice, usable_cores, write_json
+from plumbing.files import UserError, notice, usable_cores, write_json
 from plumbing.flags import Parser
 from plumbing.pairs import DataError, Pair, open_split, open_teacher, resolve
 from plumbing.pictures import write_picture
@@ -45,7 +45,6 @@ from plumbing.run import (
     RunningStatistics,
     Stopped,
     StopSignals,
-    TrainError,
     check_alive,
     check_writable,
     describe,
@@ -133,7 +132,7 @@ def fit(
     it is validated, and in mid-epoch whatever is older than save_minutes (0 = never), a signal and
     a loader that failed: whenever the process is killed, resuming gives the bits of a run that was
     left alone.
-    Raises TrainError (prediction dead, loss not finite, loader failed) and Stopped (signals).
+    Raises UserError (prediction dead, loss not finite, loader failed) and Stopped (signals).
     PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
     best.pt, the lowest validation si-RMSE.
     """
@@ -148,7 +147,7 @@ def fit(
             optimizer.load_state_dict(resume["optimizer"])
             plain.load_state_dict(resume["objective"], strict=False)
         except (ValueError, RuntimeError) as error:
-            raise TrainError(
+            raise UserError(
                 f"--resume: these flags make another loss or network than the run's ({error})"
             ) from error
         for group, now in zip(optimizer.param_groups, given):
@@ -158,7 +157,7 @@ def fit(
             torch.cuda.set_rng_state(resume["cuda_rng"])
         epoch, first, step = resume["epoch"], resume["batch"], resume["step"]
         if first > len(loader):
-            raise TrainError(
+            raise UserError(
                 f"--resume: stopped after step {first} of an epoch that now has {len(loader)}: "
                 "give the run's own --data and --batch_size"
             )
@@ -235,7 +234,7 @@ def fit(
                             if int(meter["skipped_steps"]) < done:
                                 save_here()
                             why = not_finite_message(plain, batch, loader.pairs, step, in_a_row)
-                            raise TrainError(why + kept(out))
+                            raise UserError(why + kept(out))
                     if step % CHECK_EVERY == 0 or done == len(loader):
                         bar.set_postfix(epoch=epoch + 1, loss=f"{float(loss.detach()):.3f}")
                     if (world_size() == 1 or step % CHECK_EVERY == 0) and stop.agreed(device):
@@ -246,7 +245,7 @@ def fit(
             except LoaderFailed as failed:
                 if step > 0:
                     save_here()
-                raise TrainError(f"{failed} (after step {step}).{kept(out)}") from failed
+                raise UserError(f"{failed} (after step {step}).{kept(out)}") from failed
             seconds = time.perf_counter() - started
             sums = {k: float(v) for k, v in meter.items()}
             skipped = int(sums["skipped_steps"])
@@ -284,7 +283,7 @@ def fit(
             if stop.agreed(device):
                 raise Stopped(128 + stop.signal)
     if not taken:
-        raise TrainError(
+        raise UserError(
             f"the loss or its gradient is not finite in any step of the last epoch.{kept(out)}"
         )
     return log
@@ -597,7 +596,7 @@ def run_state(args: argparse.Namespace) -> dict:
 def read_run(args: argparse.Namespace) -> dict | None:
     """The checkpoint of --resume, or None for a fresh start.
 
-    Raises CheckpointError (weights only, damaged) and TrainError (flags of another network); other
+    Raises CheckpointError (weights only, damaged) and UserError (flags of another network); other
     flags that differ are named.
     """
     if not args.resume:
@@ -618,7 +617,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
             whole = read_checkpoint(other)
         if "optimizer" not in whole:
             raise
-        raise TrainError(
+        raise UserError(
             f"{error}. {other} is whole, of epoch {whole['epoch']}: --resume {other}"
         ) from error
     lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
@@ -633,7 +632,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
     ]  # fmt: skip
     network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
     if network:
-        raise TrainError(f"--resume: {path} is another network ({', '.join(network)}); give that")
+        raise UserError(f"--resume: {path} is another network ({', '.join(network)}); give that")
     if changed:
         notice(f"resuming with other flags than the run had: {', '.join(changed)}")
     return {**checkpoint, "path": path, "written": written}
@@ -672,7 +671,7 @@ def start_network(
             **colours, **more,
         )  # fmt: skip
     except ValueError as error:  # flags that do not go together
-        raise TrainError(str(error)) from error
+        raise UserError(str(error)) from error
     return network, *model.load_pretrained(network, args.pretrained)
 
 
@@ -688,24 +687,24 @@ def launch(args: argparse.Namespace, **how: object) -> int:
     device = pick_device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
     torch.set_num_threads(args.threads or cores())
     if min(args.epochs, args.batch_size, args.val_every) < 1:
-        raise TrainError("--epochs, --batch_size and --val_every must be 1 or more")
+        raise UserError("--epochs, --batch_size and --val_every must be 1 or more")
     if args.max_skipped < 1:
-        raise TrainError("--max_skipped must be 1 or more")
+        raise UserError("--max_skipped must be 1 or more")
     if args.data_device == "cuda" and device.type != "cuda":
-        raise TrainError("--data_device cuda: the network is on the CPU (--device)")
+        raise UserError("--data_device cuda: the network is on the CPU (--device)")
     if args.sync_bn and (world == 1 or device.type != "cuda"):
-        raise TrainError("--sync_bn is for several processes on GPUs (torchrun)")
+        raise UserError("--sync_bn is for several processes on GPUs (torchrun)")
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         return train(args, device, rank, world, **how)
     except RuntimeError as error:
-        if world == 1 or isinstance(error, TrainError) or not from_a_peer(error):
+        if world == 1 or isinstance(error, UserError) or not from_a_peer(error):
             raise
         saved = args.out / "last.pt"
         kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
         reason = " ".join(str(error).split())[:300]
-        raise TrainError(
+        raise UserError(
             f"process {rank} of {world} ends, because another one of this run has ended (what that "
             f"one says comes first; killed, it says nothing) or cannot be reached; {kept}. "
             f"PyTorch says: {reason}"
@@ -742,7 +741,7 @@ def _train(
     try:
         loss = build_loss(args, device).to(device)
     except ValueError as error:  # flags that do not go together
-        raise TrainError(str(error)) from error
+        raise UserError(str(error)) from error
     network, weights, fell_back = start(args, resume)
     network.to(device, memory_format=torch.channels_last)
     objective = wrap(network, loss)
@@ -786,7 +785,7 @@ def _train(
             )
             held.enter_context(run_folder(args.out, keep=same_folder))
             if same_folder and resume["written"] != resume["path"].stat().st_mtime_ns:
-                raise TrainError(
+                raise UserError(
                     f"--resume: {resume['path']} is newer than what was read of it: another run "
                     "was about to end there; start this one again"
                 )
@@ -846,7 +845,7 @@ def guarded(main: Callable[[], int], name: str) -> int:
     """main()'s exit code; what the user can mend becomes one line on stderr and 2."""
     try:
         return main()
-    except (DataError, CheckpointError, TrainError, OSError) as error:
+    except (DataError, CheckpointError, UserError, OSError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from plumbing.files import notice
-from plumbing.pack import Pack, PackError, open_pack, place
+from plumbing.files import UserError, notice
+from plumbing.pack import Pack, open_pack, place
 from plumbing.pairs import DataError, Pair, Sample, header_of, read_pair, read_teacher
 from plumbing.pictures import cv2
 
@@ -143,7 +143,7 @@ def open_reader(
             },
             teacher=teacher is not None, quiet=quiet,
         )  # fmt: skip
-    except PackError as error:
+    except UserError as error:
         reader.close()
         raise DataError(str(error)) from error
     pack = reader.pack

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from plumbing.files import open_regular, read_regular
+from plumbing.files import UserError
 
 CHECKPOINT_FORMAT = "litedepth-1"  # written into every checkpoint; raised when an old file could be misread
 
@@ -21,7 +21,7 @@ CHECKPOINT_FORMAT = "litedepth-1"  # written into every checkpoint; raised when 
 CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A weights or calibration file that cannot be used; the message names the file, the keys and
     the cure."""
 
@@ -35,7 +35,7 @@ def read_calibration(path: str | os.PathLike) -> dict:
     if not _is_file(path):
         raise CheckpointError(f"{path}: no such calibration file; {cure}")
     try:
-        content = json.loads(read_regular(path).decode())
+        content = json.loads(Path(path).read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80]
         raise CheckpointError(f"{path}: not readable as JSON ({reason}); {cure}") from error
@@ -149,7 +149,7 @@ def read_weights(path: Path) -> object:
     if not _is_file(path):
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        with open_regular(path) as f:
+        with open(path, "rb") as f:
             if zipfile.is_zipfile(f):
                 if broken := _broken_member(f):
                     raise CheckpointError(

@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from plumbing.files import cache_root, locked, open_regular, refusal
+from plumbing.files import UserError, cache_root, locked, why_not_writable
 
 FORMAT = 1  # raise it when the layout changes: packs of another number are built anew
 
@@ -43,32 +43,24 @@ CURE = "--cache DIR takes another folder, --cache none decodes anew in every epo
 Read = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]
 
 
-class PackError(ValueError):
-    """No pack can be made or opened; the message names the file and the cure."""
-
-
-class DamagedPack(PackError):
-    """A file that is no pack of this version, or not the whole of one; the message says which."""
-
-
 def place(cache: str, root: Path) -> Path | None:
     """The folder for the packs of the data in `root`; None = no packs.
 
     cache: "none"; "auto" = `.litedepth_cache` beside the data or, where nothing can be written
     there, a folder named after root in the user's cache (synthetic.cache_root); else that folder.
-    The folder is made. Raises PackError where nothing can be written, unless an explicit folder
+    The folder is made. Raises UserError where nothing can be written, unless an explicit folder
     holds packs already: those may be read.
     """
     if cache == "none":
         return None
     if cache != "auto":
         folder = Path(cache).expanduser()
-        reason = refusal(folder)
+        reason = why_not_writable(folder)
         if reason and not any(folder.glob("*.pack")):
-            raise PackError(f"--cache {cache}: cannot be written ({reason}); {CURE}")
+            raise UserError(f"--cache {cache}: cannot be written ({reason}); {CURE}")
         return folder
     beside = root / ".litedepth_cache"
-    if root.is_dir() and not refusal(beside):
+    if root.is_dir() and not why_not_writable(beside):
         ignore = beside / ".gitignore"
         with suppress(OSError):  # data sets live in repositories, gigabytes of packs must not
             if not ignore.exists():
@@ -77,9 +69,9 @@ def place(cache: str, root: Path) -> Path | None:
     full = root.resolve()
     key = hashlib.sha256(str(full).encode(errors="surrogateescape")).hexdigest()[:12]
     folder = cache_root() / "packed" / f"{full.name or 'root'}-{key}"
-    reason = refusal(folder)
+    reason = why_not_writable(folder)
     if reason:
-        raise PackError(f"neither {beside} nor {folder} can be written ({reason}); {CURE}")
+        raise UserError(f"neither {beside} nor {folder} can be written ({reason}); {CURE}")
     return folder
 
 
@@ -92,25 +84,25 @@ class Pack:
     could not be read; its rows are 0. settings: of open_pack.
 
     A map outlives the file's name, so a pack built over this one does no harm. Pickled by path;
-    unpickling raises PackError where another pack stands there by now. The pixels themselves are
+    unpickling raises UserError where another pack stands there by now. The pixels themselves are
     not checked: that would read the whole file. All else is, so that no number in the file leads
-    out of it. Raises OSError, DamagedPack.
+    out of it. Raises OSError, UserError.
     """
 
     def __init__(self, path: Path, stamp: str | None = None) -> None:
         self.path = Path(os.path.abspath(path))
-        with open_regular(self.path) as f:
+        with open(self.path, "rb") as f:
             head = f.read(PAGE)
             self.bytes = f.seek(0, 2)
             header = _header(head, self.bytes)
             f.seek(header["tail"])
             tail = f.read(header["tail_bytes"])
             if hashlib.sha256(tail).hexdigest() != header["tail_sha256"]:
-                raise DamagedPack("its list of pairs has changed")
+                raise UserError("its list of pairs has changed")
             self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         self.stamp: str = header["stamp"]
         if stamp is not None and stamp != self.stamp:
-            raise PackError(f"{self.path}: built anew from other files since it was opened; rerun")
+            raise UserError(f"{self.path}: built anew from other files since it was opened; rerun")
         n, H, W = header["shape"]
         self.failed, self.settings = _about(tail[33 * n :], n)
         self.size, self._len = (H, W), n
@@ -126,7 +118,7 @@ class Pack:
         bounds = np.isfinite(self.K).all(1) & (self.K[:, :2] > 0).all(1)
         flags = np.frombuffer(tail, np.uint8, n, 32 * n)
         if not bounds[whole].all() or flags.max() > 1:  # a bool of another value is none
-            raise DamagedPack("its list of pairs cannot be")
+            raise UserError("its list of pairs cannot be")
         self.taught = flags.view(np.bool_)
 
     def __len__(self) -> int:
@@ -141,21 +133,21 @@ class Pack:
 
 
 def _header(head: bytes, length: int) -> dict:
-    """The header's values, checked; length: the file's. Raises DamagedPack.
+    """The header's values, checked; length: the file's. Raises UserError.
 
     A checksum tells damage from what was written, not who wrote it: sizes and places are compared
     with the file's length as well.
     """
     if len(head) < PAGE:
-        raise DamagedPack(f"cut short: {length} bytes")
+        raise UserError(f"cut short: {length} bytes")
     if not head.startswith(MAGIC):
-        raise DamagedPack("its header is none")
+        raise UserError("its header is none")
     version, _, rest = head.partition(b"\n")
     if version != MAGIC + b"%d" % FORMAT:
-        raise DamagedPack("of another version")
+        raise UserError("of another version")
     checksum, _, body = rest.partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != checksum:
-        raise DamagedPack("its header has changed")
+        raise UserError("its header has changed")
     try:
         header = json.loads(body)
         numbers = *header["shape"], header["tail"], header["tail_bytes"], header["bytes"]
@@ -165,21 +157,21 @@ def _header(head: bytes, length: int) -> dict:
     except (ValueError, LookupError, TypeError, RecursionError):
         fine = False
     if not fine:
-        raise DamagedPack("its header holds no layout")
+        raise UserError("its header holds no layout")
     n, H, W, tail, tail_bytes, whole = numbers
     if whole != length:
-        raise DamagedPack(f"{length} bytes long instead of {whole}")
+        raise UserError(f"{length} bytes long instead of {whole}")
     if (
         tail != _layout(n, (H, W), header["teacher"])[1]
         or whole != tail + _up(tail_bytes) + PAGE
         or tail_bytes < 33 * n
     ):
-        raise DamagedPack("its parts do not lie where they should")
+        raise UserError("its parts do not lie where they should")
     return header
 
 
 def _about(text: bytes, n: int) -> tuple[dict[int, str], dict]:
-    """`failed` and `settings` of a pack of n pairs, out of its tail. Raises DamagedPack."""
+    """`failed` and `settings` of a pack of n pairs, out of its tail. Raises UserError."""
     try:
         about = json.loads(text)
         failed = {int(i): why for i, why in about["failed"].items()}
@@ -188,7 +180,7 @@ def _about(text: bytes, n: int) -> tuple[dict[int, str], dict]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         fine = False
     if not fine:
-        raise DamagedPack("its list of pairs is none")
+        raise UserError("its list of pairs is none")
     return failed, about["settings"]
 
 
@@ -258,12 +250,12 @@ def open_pack(
     the stamp. teacher: the pack has room for teacher's maps.
 
     Any number of processes may ask for it at once: one builds, the others wait for that. quiet: no
-    bar and no lines. Raises PackError: not one pair is readable, no room, not writable. A build
+    bar and no lines. Raises UserError: not one pair is readable, no room, not writable. A build
     that ends early, for whatever reason, leaves the folder as it was; a killed one's remains go
     with the next build of that name.
     """
     if not files:
-        raise PackError(f"{where / name}: there are no pairs to pack")
+        raise UserError(f"{where / name}: there are no pairs to pack")
     path = where / f"{name}.pack"
     settings = json.loads(json.dumps({**settings, "image_size": size, "teacher": teacher}))
     stamp = make_stamp(where, files, settings)
@@ -289,7 +281,7 @@ def open_pack(
                     took = f" (built in {time.perf_counter() - start:.1f} s)"
                     pack = Pack(path, stamp)
         except _WriteError as error:
-            raise PackError(f"{path}: cannot be written ({error}); {CURE}") from error
+            raise UserError(f"{path}: cannot be written ({error}); {CURE}") from error
     lost = f", {len(pack.failed)} of {len(pack)} pairs unreadable" if pack.failed else ""
     tell(f"cache: {path}, {amount(pack.bytes)}{lost}{took}")
     return pack
@@ -307,10 +299,10 @@ def _look(
         pack = Pack(path)
     except FileNotFoundError:
         return None, ""
-    except DamagedPack as error:
+    except UserError as error:
         return None, f"cannot be used ({error})"
     except OSError as error:
-        raise PackError(f"{path}: cannot be opened ({error.strerror}); {CURE}") from error
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); {CURE}") from error
     if pack.stamp != stamp:
         keys = settings.keys() | pack.settings.keys()
         other = sorted(k for k in keys if settings.get(k) != pack.settings.get(k))
@@ -400,7 +392,7 @@ def _build(
                 job.result()
                 bar.update()
         if len(failed) == n:
-            raise PackError(f"not one of {n} pairs can be read; the last: {failed[n - 1]}")
+            raise UserError(f"not one of {n} pairs can be read; the last: {failed[n - 1]}")
         about = {"settings": settings, "failed": {str(i): failed[i] for i in sorted(failed)}}
         ending = K.tobytes() + taught.tobytes() + json.dumps(about).encode()
         header = {
@@ -426,7 +418,7 @@ def _build(
 
 
 def _reserve(f: BinaryIO, path: Path, need: int) -> None:
-    """Takes the room for a whole pack before the work begins. Raises PackError, _WriteError."""
+    """Takes the room for a whole pack before the work begins. Raises UserError, _WriteError."""
     with _writing():
         room = shutil.disk_usage(path.parent)
         if room.free < need and path.exists():
@@ -444,14 +436,14 @@ def _reserve(f: BinaryIO, path: Path, need: int) -> None:
             raise _WriteError(error.strerror) from error
 
 
-def _no_room(f: BinaryIO, path: Path, need: int, error: OSError | None) -> PackError:
+def _no_room(f: BinaryIO, path: Path, need: int, error: OSError | None) -> UserError:
     """The message for a disk that cannot take `need` bytes; f: what is written of them so far."""
     why = f" ({error.strerror})" if error else ""
     free = "unknown"
     with suppress(OSError):
         taken = 512 * getattr(os.fstat(f.fileno()), "st_blocks", 0)  # freed again in a moment
         free = amount(shutil.disk_usage(path.parent).free + taken)
-    return PackError(
+    return UserError(
         f"{path.parent}: no room for the decoded pairs{why}: {amount(need)} needed, {free} free; "
         f"make room, or: {CURE}"
     )

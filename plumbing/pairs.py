@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing import scenes as synthetic
-from plumbing.files import natural, notice, open_regular, read_regular
+from plumbing.files import UserError, natural, notice
 from plumbing.pictures import cv2, is_cut, overstated, resize_depth, resize_picture, walk_jpeg
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -33,7 +33,7 @@ SAMPLED_FILES = 2_000
 TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Pictures or lists that cannot be used; the message names the file and the cure."""
 
 
@@ -125,7 +125,7 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
     pairs = []
     homes: dict[str, tuple[Path, set[str], Path]] = {}
     try:
-        lines = read_regular(listing).decode("utf-8-sig").splitlines()
+        lines = Path(listing).read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         complain("list", f"{listing}: not a readable text file ({error})", [listing])
         return []
@@ -316,7 +316,7 @@ def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
     """The first 64 kB and the last 64 bytes of a file, where header and end mark stand; its path
     and its length."""
     try:
-        with open_regular(path) as f:
+        with open(path, "rb") as f:
             first = f.read(head)
             size = f.seek(0, 2)
             f.seek(min(size, max(head, size - 64)))
@@ -327,7 +327,7 @@ def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return read_regular(path)
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -435,7 +435,7 @@ def _read_intrinsics(path: Path) -> dict:
     try:
         if not path.is_file():
             return {}
-        entry = json.loads(read_regular(path).decode())
+        entry = json.loads(Path(path).read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
@@ -580,7 +580,7 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
         # several threads are in it.
-        with _npy_lock, open_regular(path) as f:
+        with _npy_lock, open(path, "rb") as f:
             array = np.lib.format.read_array(f, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

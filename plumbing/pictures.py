@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import read_regular, write_file
+from plumbing.files import UserError, write_file
 
 try:
     import cv2
@@ -27,10 +27,6 @@ HOLE = (150, 150, 150)  # flat grey is not in the colour map
 
 
 WHITE, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
-
-
-class PredictError(ValueError):
-    """Something the user can mend; the message says what."""
 
 
 def colorize(depth_m: np.ndarray, near: float, far: float) -> np.ndarray:
@@ -213,26 +209,26 @@ def block_values(depth: np.ndarray) -> np.ndarray:
 def read_picture(path: Path) -> np.ndarray:
     """RGB u8 (H, W, 3), turned as its EXIF says; grey is repeated, alpha dropped, 16 bit -> 8.
 
-    Raises PredictError for what is no picture, for a file cut short (OpenCV would return it with a
+    Raises UserError for what is no picture, for a file cut short (OpenCV would return it with a
     flat grey rest), for one that claims more pixels than it can hold and for 16-bit grey PNG, which
     is a depth map.
     """
     try:
-        data = read_regular(path)
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise PredictError(str(error)) from error
+        raise UserError(str(error)) from error
     if is_cut(data):
-        raise PredictError("cut short (its end mark is missing); copy it anew")
+        raise UserError("cut short (its end mark is missing); copy it anew")
     if reason := overstated(data):
-        raise PredictError(f"impossible header: {reason}")
+        raise UserError(f"impossible header: {reason}")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
-        raise PredictError("16-bit grey PNG: a depth map, not a picture")
+        raise UserError("16-bit grey PNG: a depth map, not a picture")
     try:
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error as error:
-        raise PredictError(f"OpenCV cannot read it: {error.err}") from error
+        raise UserError(f"OpenCV cannot read it: {error.err}") from error
     if bgr is None:
-        raise PredictError("not a picture that OpenCV can read")
+        raise UserError("not a picture that OpenCV can read")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 

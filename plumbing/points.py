@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from plumbing.pictures import PredictError, resize_depth
+from plumbing.files import UserError
+from plumbing.pictures import resize_depth
 
 
 def camera(
@@ -16,7 +17,7 @@ def camera(
 
     known: fx, fy, cx, cy and perhaps width, height of the pictures they are for, or "frames" with
     one such entry per stem; None: a guess, the Kinect's 63 degrees along the longer side. A pixel's
-    centre is at whole numbers. Raises PredictError.
+    centre is at whole numbers. Raises UserError.
     """
     H, W = size
     f = 518.858 * max(H, W) / 640
@@ -26,7 +27,7 @@ def camera(
         fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
         h, w = float(entry.get("height", H)), float(entry.get("width", W))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise PredictError(
+        raise UserError(
             f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height), in "
             'pixels, or "frames" with such an entry for each stem'
         ) from None
@@ -34,12 +35,12 @@ def camera(
     # rather a camera in other units.
     near = -w <= cx <= 2 * w and -h <= cy <= 2 * h and math.isfinite(fx + fy + w + h)
     if not (near and min(w, h) > 0 and min(fx / w, fy / h) > 0.05):  # False for NaN too
-        raise PredictError(
+        raise UserError(
             f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "
             f"{h:g} high: focal lengths and centre are in pixels"
         )
     if abs(math.log(W * h / (H * w))) > 0.02:
-        raise PredictError(
+        raise UserError(
             f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
             "another camera, cropped or turned"
         )

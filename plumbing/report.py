@@ -15,9 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-class ExportError(ValueError):
-    """An export that cannot be done; the message says why and names the cure."""
+from plumbing.files import UserError
 
 
 @contextlib.contextmanager
@@ -49,7 +47,7 @@ def tensorflow_quietly():
         with hushed():
             import tensorflow as tf
     except ImportError as error:
-        raise ExportError(f"export needs TensorFlow: pip install tensorflow ({error})") from error
+        raise UserError(f"export needs TensorFlow: pip install tensorflow ({error})") from error
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:  # TensorFlow already runs in this process: its devices are settled
@@ -61,11 +59,11 @@ DELEGATE = "DELEGATE"
 
 
 def interpreter(content: bytes, threads: int):
-    """A ready LiteRT interpreter for a TFLite file. Raises ExportError when LiteRT is missing."""
+    """A ready LiteRT interpreter for a TFLite file. Raises UserError when LiteRT is missing."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise ExportError(
+        raise UserError(
             f"running a TFLite file needs LiteRT: pip install ai-edge-litert==2.1.6 ({error})"
         ) from error
     try:
@@ -73,7 +71,7 @@ def interpreter(content: bytes, threads: int):
             runner = Interpreter(model_content=content, num_threads=threads)
             runner.allocate_tensors()
     except RuntimeError as error:
-        raise ExportError(
+        raise UserError(
             f"LiteRT cannot run it; are --input_size and --output_size too large? {error}".strip()
         ) from error
     return runner

@@ -20,14 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from plumbing.files import git_state, locked, notice, plain, refusal, write_file
+from plumbing.files import UserError, git_state, locked, notice, plain, why_not_writable, write_file
 from plumbing.pairs import DataError, Pair
 
 DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
-
-
-class TrainError(RuntimeError):
-    """A run that cannot go on; the message says why and what to try."""
 
 
 class Stopped(Exception):
@@ -128,7 +124,7 @@ def not_finite_message(
 
 def check_alive(dead: Tensor, step: int) -> None:
     if float(dead) >= DEAD_BATCHES:
-        raise TrainError(
+        raise UserError(
             f"step {step}: the last {int(dead)} batches predicted 0 m everywhere: the last ReLU is "
             "dead and no gradient can revive it. Try another --seed, a lower --lr or a longer "
             "--warmup, and check --depth_scale"
@@ -204,15 +200,15 @@ FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what 
 
 
 def check_writable(out: Path) -> None:
-    """Raises TrainError where a run's folder could not be made or written, before any long work.
+    """Raises UserError where a run's folder could not be made or written, before any long work.
 
     Written to in earnest, as packed.place does; nothing is left behind."""
     there = out
     while not there.exists() and there != there.parent:
         there = there.parent
-    reason = refusal(there) if there.is_dir() else f"{there} is no folder"
+    reason = why_not_writable(there) if there.is_dir() else f"{there} is no folder"
     if reason:
-        raise TrainError(f"--out {out}: cannot be written ({reason}); take another folder")
+        raise UserError(f"--out {out}: cannot be written ({reason}); take another folder")
 
 
 @contextmanager
@@ -220,7 +216,7 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
     """Makes the run's folder and holds it as this process's own: a second run into it is refused.
 
     An earlier run in it is moved aside, unless it goes on (`keep`); what a killed one left half
-    written is taken away. Raises TrainError.
+    written is taken away. Raises UserError.
     """
 
     def taken() -> None:
@@ -228,7 +224,7 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
         for file in (out / ".run.lock", out / ".run.held"):
             with suppress(OSError):  # it goes with its holder
                 who = f" ({told})" if (told := file.read_text()) else who
-        raise TrainError(f"--out {out}: another run{who} writes there; take another folder")
+        raise UserError(f"--out {out}: another run{who} writes there; take another folder")
 
     with ExitStack() as held:
         try:
@@ -236,7 +232,7 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
             held.enter_context(locked(out, "run", taken))
             if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
                 if not out.name:
-                    raise TrainError(
+                    raise UserError(
                         f"--out {out}: holds an earlier run and cannot be moved aside; take "
                         "another folder (to go on with it: --resume)"
                     )
@@ -257,7 +253,7 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
             if not keep:  # of a run that never saved
                 (out / "log.jsonl").unlink(missing_ok=True)
         except OSError as error:
-            raise TrainError(
+            raise UserError(
                 f"--out {out}: cannot be written ({error.strerror}); take another folder"
             ) from error
         yield
@@ -301,9 +297,9 @@ def reuse_memory() -> None:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """ "auto" -> CUDA when there is one. Raises TrainError when "cuda" is asked for in vain."""
+    """ "auto" -> CUDA when there is one. Raises UserError when "cuda" is asked for in vain."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise TrainError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)

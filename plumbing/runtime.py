@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing.pictures import PredictError, resize_depth, resize_picture
+from plumbing.files import UserError
+from plumbing.pictures import resize_depth, resize_picture
 
 TFLITE_FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
 
@@ -24,10 +25,10 @@ def seal(content: bytes, metadata: dict) -> bytes:
     The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
     associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
     it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
-    The same in gives the same bytes out. Raises PredictError for what `read_metadata` would refuse.
+    The same in gives the same bytes out. Raises UserError for what `read_metadata` would refuse.
     """
     if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
-        raise PredictError("only a bare TFLite flatbuffer can be sealed, and only once")
+        raise UserError("only a bare TFLite flatbuffer can be sealed, and only once")
     content += bytes(-len(content) % 16)
     digest = hashlib.sha256(content).hexdigest()
     stamp = {"format": TFLITE_FORMAT, "bytes": len(content), "sha256": digest}
@@ -45,14 +46,14 @@ def read_metadata(content: bytes, name: str) -> dict:
     """What `seal` wrote into a .tflite, after its length and checksum were verified.
 
     To be called before an interpreter sees the bytes: one that is given a damaged flatbuffer may
-    crash. name: the file's, for messages. Raises PredictError for a file that is cut, damaged,
+    crash. name: the file's, for messages. Raises UserError for a file that is cut, damaged,
     foreign, older than `seal` or of another format.
     """
     anew = "copy it anew, or write it again with export.py"
     if content[4:8] != b"TFL3":
-        raise PredictError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
+        raise UserError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
     if content[-22:-18] != b"PK\5\6":
-        raise PredictError(
+        raise UserError(
             f"{name}: no {MEMBER} at its end, so it is cut short (copy it anew), or older or "
             "foreign (write it again with export.py)"
         )
@@ -68,21 +69,21 @@ def read_metadata(content: bytes, name: str) -> dict:
     # All that zipfile and json raise on bytes that are not what they should be.
     except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
-        raise PredictError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
+        raise UserError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
     if form != TFLITE_FORMAT:
-        raise PredictError(
+        raise UserError(
             f"{name}: format {reprlib.repr(form)}, and this predict.py reads {TFLITE_FORMAT!r}: take the "
             "predict.py that lies beside the export.py that wrote it, or export anew"
         )
     start = member.header_offset
     if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
-        raise PredictError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
+        raise UserError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
     _check_tensors(metadata, name)
     return metadata
 
 
 def _check_tensors(metadata: dict, name: str) -> None:
-    """Raises PredictError unless the metadata names a precision and tensors known here."""
+    """Raises UserError unless the metadata names a precision and tensors known here."""
     told = {key: metadata.get(key) for key in ("precision", "input", "output")}
     try:
         (H, W), (h, w) = told["input"]["size"], told["output"]["size"]
@@ -97,7 +98,7 @@ def _check_tensors(metadata: dict, name: str) -> None:
     except (AttributeError, KeyError, TypeError, ValueError):
         fine = False
     if not fine:
-        raise PredictError(
+        raise UserError(
             f"{name}: {MEMBER} describes tensors that predict.py cannot use: {reprlib.repr(told)}"
         )
 
@@ -142,13 +143,13 @@ def load_tflite(
         try:
             from tflite_runtime.interpreter import Interpreter
         except ImportError:
-            raise PredictError(f"{path} needs a runtime: pip install ai-edge-litert") from None
+            raise UserError(f"{path} needs a runtime: pip install ai-edge-litert") from None
     try:  # the verified bytes, not the file, which may have changed
         interpreter = Interpreter(model_content=content, num_threads=threads or 1)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PredictError(
+        raise UserError(
             f"{path}: whole, but this TFLite runtime cannot run it; pip install "
             f"ai-edge-litert==2.1.6 is known to: {reason}"
         ) from error
@@ -157,7 +158,7 @@ def load_tflite(
     size, dtype = tuple(metadata["input"]["size"]), metadata["input"]["dtype"]
     said = [[((1, *size, 3), dtype)], [((1, *metadata["output"]["size"], 1), "float32")]]
     if found != said:
-        raise PredictError(
+        raise UserError(
             f"{path}: its {MEMBER} says {said[0]} in and {said[1]} out, the graph has {found[0]} "
             f"and {found[1]}: write it again with export.py"
         )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import progress, say
-from plumbing.pictures import PredictError, auto_range, cv2, millimetres, panel, write_picture
+from plumbing.files import UserError, progress, say
+from plumbing.pictures import auto_range, cv2, millimetres, panel, write_picture
 
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
 
@@ -52,7 +52,7 @@ def predict_video(
     One colour range for all frames: near_far, or that of the first HEAD frames. frames: also
     <out>/<name>_frames/<index>_depth.png. smooth: a new one, for all that is written. live: Ctrl-C
     ends a recording and keeps it; a file's video is written to its end or not at all. Raises
-    PredictError, OSError.
+    UserError, OSError.
     """
     fps = capture.get(cv2.CAP_PROP_FPS)
     fps = fps if 1 <= fps <= 240 else 30.0
@@ -71,7 +71,7 @@ def predict_video(
     pairs = read()
     head = list(itertools.islice(pairs, HEAD))
     if not head:
-        raise PredictError("no frame can be read")
+        raise UserError("no frame can be read")
     near, far = near_far or auto_range(depth for _, depth in head)
     print(f"{name}: colours from {near:g} to {far:g} m" + (
         "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
@@ -98,7 +98,7 @@ def predict_video(
                     code = cv2.VideoWriter_fourcc(*"mp4v")
                     writer = cv2.VideoWriter(str(part), code, fps, picture.shape[1::-1])
                     if not writer.isOpened():
-                        raise PredictError(f"OpenCV cannot write {target} here (mp4v)")
+                        raise UserError(f"OpenCV cannot write {target} here (mp4v)")
                 if writer is not None:
                     writer.write(picture)
                 count += 1

@@ -38,9 +38,9 @@ from pathlib import Path
 import numpy as np
 
 import predict
-from plumbing.files import cache_root, write_file
+from plumbing.files import UserError, cache_root, write_file
 from plumbing.flags import Parser
-from plumbing.pictures import PredictError, cv2, read_picture, resize_picture
+from plumbing.pictures import cv2, read_picture, resize_picture
 from plumbing.runtime import read_metadata
 
 TESTS = Path(__file__).resolve().parent
@@ -289,7 +289,7 @@ def pictures_for(shape: tuple[int, ...], photos: list[Path], seed: int) -> np.nd
     for path in photos:
         try:
             rgb = read_picture(path)
-        except PredictError as error:
+        except UserError as error:
             raise ArmError(f"{path}: {error}") from error
         pictures.append(resize_picture(rgb, shape[:2]))
     return np.stack(pictures)
@@ -299,7 +299,7 @@ def compare(
     path: Path, photos: list[Path], args: argparse.Namespace, counter: Path | None
 ) -> Result:
     """One file on both machines, on the test pictures and photos. counter: insn_count.c, compiled;
-    None = do not count. Raises ArmError, predict.PredictError, OSError."""
+    None = do not count. Raises ArmError, predict.UserError, OSError."""
     import arm_guest
 
     content = path.read_bytes()
@@ -438,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         return run(args)
-    except (ArmError, PredictError, OSError) as error:
+    except (ArmError, UserError, OSError) as error:
         print(f"bench_arm.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

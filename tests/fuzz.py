@@ -56,7 +56,8 @@ from plumbing.checkpoints import (
     read_calibration,
     read_checkpoint,
 )
-from plumbing.pack import PAGE, Pack, PackError, _up, open_pack
+from plumbing.files import UserError
+from plumbing.pack import PAGE, Pack, _up, open_pack
 from plumbing.pairs import (
     DataError,
     Pair,
@@ -68,7 +69,7 @@ from plumbing.pairs import (
     read_teacher,
     stored_intrinsics,
 )
-from plumbing.pictures import PredictError, read_picture
+from plumbing.pictures import read_picture
 from plumbing.runtime import MEMBER, TFLITE_FORMAT, read_metadata, seal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -1405,7 +1406,7 @@ def kinds() -> dict[str, Kind]:
     simple = {k: CAMERA[k] for k in ("fx", "fy", "cx", "cy")}
     return pair | {
         "picture": Kind(8, part(prepare_pair, "picture"), write_any, read_any,
-                        (PredictError,)),
+                        (UserError,)),
         "list": Kind(8, prepare_list, write_list, read_list, (DataError,)),
         "intrinsics": Kind(
             9, part(prepare_pair, "intrinsics"),
@@ -1417,8 +1418,8 @@ def kinds() -> dict[str, Kind]:
         "args": Kind(5, lambda scratch: None, part(write_json, "args", "args.json", (ARGS,)),
                      read_args, ()),
         "npy": Kind(10, lambda scratch: None, write_npy, read_npy, (DataError,)),
-        "pack": Kind(7, prepare_pack, write_pack, read_pack, (PackError,)),
-        "tflite": Kind(7, prepare_tflite, write_tflite, read_tflite, (PredictError,)),
+        "pack": Kind(7, prepare_pack, write_pack, read_pack, (UserError,)),
+        "tflite": Kind(7, prepare_tflite, write_tflite, read_tflite, (UserError,)),
         "checkpoint": Kind(7, prepare_checkpoint, write_checkpoint, read_checkpoint,
                            (CheckpointError,)),
     }  # fmt: skip

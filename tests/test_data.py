@@ -26,7 +26,7 @@ import plumbing.pairs
 import train
 from plumbing.batches import open_reader
 from plumbing.checkpoints import CheckpointError
-from plumbing.files import natural, notice
+from plumbing.files import UserError, natural, notice
 from plumbing.pairs import (
     CHECKED_FILES,
     SAMPLED_FILES,
@@ -43,7 +43,6 @@ from plumbing.pairs import (
     read_teacher,
     teacher_maps,
 )
-from plumbing.run import TrainError
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, NET = (96, 128), (64, 96)  # of the tiny pictures, and of a network for them
@@ -380,7 +379,7 @@ def flags(root: Path | str, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def refusal(argv: list[str], capsys) -> str:
+def why_not_writable(argv: list[str], capsys) -> str:
     """The one line with which train.py turns these flags down, before it writes anything."""
     capsys.readouterr()
     try:
@@ -388,7 +387,7 @@ def refusal(argv: list[str], capsys) -> str:
     except SystemExit as stop:  # argparse
         assert stop.code == 2
         text = capsys.readouterr().err.strip().splitlines()[-1]
-    except (DataError, CheckpointError, TrainError, OSError) as error:
+    except (DataError, CheckpointError, UserError, OSError) as error:
         text = str(error)
     else:
         pytest.fail("was not refused")
@@ -462,7 +461,7 @@ BAD_FILES = {
 
 def test_a_folder_without_rights_is_not_told_to_be_empty(tmp_path, rgbd, monkeypatch, capsys):
     monkeypatch.setattr(data.os, "access", lambda path, mode: False)  # root may do anything
-    assert "the folder may not be looked into" in refusal(flags(rgbd, tmp_path / "out"), capsys)
+    assert "the folder may not be looked into" in why_not_writable(flags(rgbd, tmp_path / "out"), capsys)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -470,7 +469,7 @@ def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, capsys, na
     root = make_rgbd(tmp_path / "set", train=6, val=1)
     damage, message = BAD_FILES[name]
     damage(root)
-    text = refusal(flags(root, tmp_path / "out"), capsys)
+    text = why_not_writable(flags(root, tmp_path / "out"), capsys)
     assert re.search(message, text), text
     assert str(root) in text
 
@@ -493,7 +492,7 @@ def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, capsys, con
     root = make_rgbd(tmp_path / "set", train=2, val=1)
     path = root / "train/intrinsics.json"
     path.write_text(content)
-    text = refusal(flags(root, tmp_path / "out"), capsys)
+    text = why_not_writable(flags(root, tmp_path / "out"), capsys)
     assert str(path) in text and re.search(message, text), text
 
 
@@ -535,16 +534,16 @@ def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, capsys, con
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )  # fmt: skip
 def test_sec41_bad_flags_are_refused_in_one_line(rgbd, tmp_path, capsys, more, message):
-    text = refusal(flags(rgbd, tmp_path / "out", *more), capsys)
+    text = why_not_writable(flags(rgbd, tmp_path / "out", *more), capsys)
     assert re.search(message, text), text
 
 
 def test_sec41_resume_from_what_is_no_checkpoint(rgbd, tmp_path, capsys):
     path = tmp_path / "w.pt"
     path.write_text("not weights")
-    assert str(path) in refusal(flags(rgbd, tmp_path / "out", "--resume", str(path)), capsys)
+    assert str(path) in why_not_writable(flags(rgbd, tmp_path / "out", "--resume", str(path)), capsys)
     torch.save({"conv_stem.weight": torch.zeros(3)}, path)
-    text = refusal(flags(rgbd, tmp_path / "out", "--resume", str(path)), capsys)
+    text = why_not_writable(flags(rgbd, tmp_path / "out", "--resume", str(path)), capsys)
     assert f"{path}: not a LiteDepth checkpoint" in text and "--pretrained" in text
 
 
@@ -1565,9 +1564,9 @@ def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
     suffix, damage, message = BAD_MAPS[name]
     path = tmp_path / f"a.{suffix}"
     damage(path)
-    with pytest.raises(DataError, match=message) as refusal:
+    with pytest.raises(DataError, match=message) as why_not_writable:
         read_teacher(path, SIZE, 1000.0)
-    assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
+    assert str(why_not_writable.value).startswith(f"{path}: ") and "\n" not in str(why_not_writable.value)
 
 
 def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(
@@ -1659,9 +1658,9 @@ def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
 
 def test_teacher_maps_refusals(tmp_path, make_rgbd):
     def refused(pairs: list[Pair], message: str, folder: Path = tmp_path / "maps") -> None:
-        with pytest.raises(DataError) as refusal:
+        with pytest.raises(DataError) as why_not_writable:
             teacher_maps(pairs, folder)
-        text = str(refusal.value)
+        text = str(why_not_writable.value)
         assert re.search(message, text) and str(folder) in text and "\n" not in text, text
 
     pairs = list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")

@@ -21,8 +21,8 @@ import torch
 import plumbing.files
 import predict
 from plumbing.device import benchmark, benchmark_table, machine, run_times
-from plumbing.files import usable_cores
-from plumbing.pictures import PredictError, block_values, resize_depth
+from plumbing.files import UserError, usable_cores
+from plumbing.pictures import block_values, resize_depth
 from plumbing.points import camera, ply, point_cloud
 from plumbing.runtime import Predictor, read_metadata, seal
 from plumbing.video import Smooth, predict_video
@@ -68,7 +68,7 @@ def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
 def test_every_cut_and_every_changed_byte_is_refused():
     sealed = seal(FLATBUFFER, described())
     for keep in range(len(sealed)):
-        with pytest.raises(PredictError, match="m.tflite: .*(export.py|tensors)"):
+        with pytest.raises(UserError, match="m.tflite: .*(export.py|tensors)"):
             read_metadata(sealed[:keep], "m.tflite")
     whole, unnoticed = read_metadata(sealed, "m.tflite"), []
     for at in range(len(sealed)):
@@ -77,7 +77,7 @@ def test_every_cut_and_every_changed_byte_is_refused():
             try:
                 assert read_metadata(changed, "m.tflite") == whole
                 unnoticed.append(at)
-            except PredictError:
+            except UserError:
                 pass
     assert min(unnoticed) >= 64  # dates and rights in the zip's headers; no flatbuffer byte
 
@@ -87,7 +87,7 @@ def test_every_cut_and_every_changed_byte_is_refused():
     (FLATBUFFER, "older or foreign"), (FLATBUFFER + bytes(11), "older or foreign"),
 ])  # fmt: skip
 def test_files_without_metadata_are_refused_with_the_cure(content, told):
-    with pytest.raises(PredictError, match=f"m.tflite: .*{told}.*export.py"):
+    with pytest.raises(UserError, match=f"m.tflite: .*{told}.*export.py"):
         read_metadata(content, "m.tflite")
 
 
@@ -116,20 +116,20 @@ def test_other_formats_and_other_tensors_are_refused():
         ({"output": good["output"] | {"dtype": "int8"}}, "int8"),
     ]  # fmt: skip
     for change, told in changes:
-        with pytest.raises(PredictError, match=told):
+        with pytest.raises(UserError, match=told):
             read_metadata(repacked(good | change), "m.tflite")
     for content in (repacked("{"), repacked("[]"), repacked(good, name="other.json"),
                     repacked(good, compression=zipfile.ZIP_DEFLATED)):  # fmt: skip
-        with pytest.raises(PredictError, match="m.tflite: "):
+        with pytest.raises(UserError, match="m.tflite: "):
             read_metadata(content, "m.tflite")
 
 
 def test_only_what_can_be_read_is_sealed():
     sealed = seal(FLATBUFFER, described())
     for content in (b"no flatbuffer", sealed):
-        with pytest.raises(PredictError, match="bare TFLite flatbuffer"):
+        with pytest.raises(UserError, match="bare TFLite flatbuffer"):
             seal(content, described())
-    with pytest.raises(PredictError, match="sealing: .*inch"):
+    with pytest.raises(UserError, match="sealing: .*inch"):
         seal(FLATBUFFER, described(unit="inch"))
     with pytest.raises(ValueError):
         seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
@@ -205,7 +205,7 @@ def test_smaller_output_is_resized_to_the_picture(device_file):
 def test_graph_that_is_not_as_described_is_refused(tmp_path, change):
     metadata = described(**({"size": (48, 64), "out": (48, 64)} | change))
     (tmp_path / "m.tflite").write_bytes(seal(graph((48, 64), 1, "float32", 1.0), metadata))
-    with pytest.raises(PredictError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
+    with pytest.raises(UserError, match=r"\(1, 48, 64, 3\), 'float32'.*export.py"):
         predict.load_predictor(tmp_path / "m.tflite")
 
 
@@ -224,11 +224,11 @@ def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
     assert seen == [(None, whole)]  # the bytes that were verified
     for content in (whole[:-1], whole[:600] + b"\xff" + whole[601:], whole[:600]):
         path.write_bytes(content)
-        with pytest.raises(PredictError, match="copy it anew"):
+        with pytest.raises(UserError, match="copy it anew"):
             predict.load_predictor(path)
     assert len(seen) == 1
     path.write_bytes(seal(b"\x1c\0\0\0TFL3" + bytes(40), described()))
-    with pytest.raises(PredictError, match="cannot run it"):
+    with pytest.raises(UserError, match="cannot run it"):
         predict.load_predictor(path)
 
 
@@ -647,7 +647,7 @@ def test_camera_is_scaled_with_the_picture(tmp_path):
     ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
 ])  # fmt: skip
 def test_useless_intrinsics_are_named(known, told):
-    with pytest.raises(PredictError, match=f"--intrinsics .*{told}"):
+    with pytest.raises(UserError, match=f"--intrinsics .*{told}"):
         camera(known, "a", (480, 640), (480, 640))
 
 

@@ -18,9 +18,9 @@ import export
 import plumbing.report
 import predict
 from model import LiteDepth, Teacher, load, merge_normalization, save
+from plumbing.files import UserError
 from plumbing.report import (
     DELEGATE,
-    ExportError,
     Limits,
     Parity,
     broken,
@@ -273,7 +273,7 @@ def test_table2_gpu_compatibility(paper, monkeypatch):
 def test_convert_rejects_other_padding(small):
     model = load_copy(small[0])
     model.decoder.fuse1.padding = (0, 0)
-    with pytest.raises(ExportError, match="padding"):
+    with pytest.raises(UserError, match="padding"):
         to_tflite(model, (64, 96))
 
 
@@ -373,7 +373,7 @@ def test_int8_native_size(small, size, normalization):
 
 
 def test_int8_without_pictures(small):
-    with pytest.raises(ExportError, match="--data ROOT"):
+    with pytest.raises(UserError, match="--data ROOT"):
         export.convert(small[0], small[1], "int8")
 
 
@@ -621,7 +621,7 @@ def test_command_takes_the_checkpoints_image_size(small, tmp_path, monkeypatch, 
 
     def stop(_, layout, *__):
         layouts.append(layout)
-        raise ExportError("enough")
+        raise UserError("enough")
 
     monkeypatch.setattr(export, "convert", stop)
     command = ["--checkpoint", str(tmp_path / "best.pt"), *QUICK[2:]]
@@ -878,7 +878,7 @@ def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):
         assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2
         assert "--output_size too large?" in one_line(capsys)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(ExportError, match="pip install ai-edge-litert"):
+    with pytest.raises(UserError, match="pip install ai-edge-litert"):
         interpreter(b"", 1)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert export.main(["--checkpoint", str(checkpoint), *QUICK]) == 2

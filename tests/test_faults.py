@@ -31,8 +31,9 @@ import plumbing.run
 import train
 from evaluate import Validator
 from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.files import UserError
 from plumbing.pairs import DataError
-from plumbing.run import FILES, TrainError, run_folder, write_log
+from plumbing.run import FILES, run_folder, write_log
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, limits and mounts of POSIX")
@@ -340,7 +341,7 @@ def test_two_runs_into_one_folder(root, tmp_path, zygote, alone, counted):
     while not (out / "last.pt").exists() and time.time() < deadline:
         time.sleep(0.01)
     for more in ([], ["--resume"]):
-        with pytest.raises(TrainError, match=r"another run \(process \d+ on .*writes there"):
+        with pytest.raises(UserError, match=r"another run \(process \d+ on .*writes there"):
             train.main(one_thread(root, out, *few, *more))
     code, told = zygote.end()
     assert code == 0, told
@@ -354,13 +355,13 @@ def test_the_folder_is_held_while_an_earlier_run_is_moved_aside(tmp_path, monkey
     for earlier in range(2):
         with run_folder(out, keep=False):
             (out / "last.pt").write_text(str(earlier))
-            with pytest.raises(TrainError, match="another run"), run_folder(out, True):
+            with pytest.raises(UserError, match="another run"), run_folder(out, True):
                 pass
         assert {p.name for p in out.iterdir()} == {"last.pt"}
     assert {p.name for p in (tmp_path / "run.1").iterdir()} == {"last.pt"}
     monkeypatch.setattr(plumbing.files, "fcntl", None)  # as on Windows: a file that is touched
     with run_folder(out, keep=True):
-        with pytest.raises(TrainError, match="another run"), run_folder(out, True):
+        with pytest.raises(UserError, match="another run"), run_folder(out, True):
             pass
     assert {p.name for p in out.iterdir()} == {"last.pt"}
 
@@ -375,7 +376,7 @@ def test_who_holds_a_folder_need_not_be_known(tmp_path, monkeypatch):
     for names in ([], [".run.lock"], [".run.lock", ".run.held"]):
         for name in names:
             (tmp_path / name).touch()
-        with pytest.raises(TrainError, match="another run writes there"):
+        with pytest.raises(UserError, match="another run writes there"):
             run_folder(tmp_path, True).__enter__()
 
 
@@ -394,7 +395,7 @@ def test_what_another_run_saved_meanwhile_is_not_undone(root, tmp_path, monkeypa
     before = (out / "log.jsonl").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(train, "open_data", late)
-        with pytest.raises(TrainError, match="last.pt is newer than what was read"):
+        with pytest.raises(UserError, match="last.pt is newer than what was read"):
             train.main(one_thread(root, out, "--epochs", "3", "--resume"))
     assert (out / "last.pt").read_bytes() == newer and (out / "log.jsonl").read_bytes() == before
     assert train.main(one_thread(root, out, "--epochs", "3", "--resume")) == 0
@@ -413,7 +414,7 @@ def test_the_folder_one_stands_in_is_not_moved_aside(root, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     few = ("--epochs", "1", "--val_split", "none", "--cache", "none")
     assert train.main(one_thread(root, Path("."), *few)) == 0
-    with pytest.raises(TrainError, match="--out .: holds an earlier run and cannot be moved"):
+    with pytest.raises(UserError, match="--out .: holds an earlier run and cannot be moved"):
         train.main(one_thread(root, Path("."), *few))
 
 
@@ -486,7 +487,7 @@ def test_damaged_checkpoints_are_not_resumed_and_best_is_offered(root, trained, 
     for at in range(len(whole) // 10, len(whole), len(whole) // 5):
         (out / "last.pt").write_bytes(whole[:at])
         before = {p.name: p.read_bytes() for p in out.iterdir()}
-        with pytest.raises(TrainError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
+        with pytest.raises(UserError, match=r"last.pt: .*cut.*best.pt is whole.*--resume"):
             train.main([*few, "--resume"])
         assert {p.name: p.read_bytes() for p in out.iterdir()} == before
         counted("resume from a cut checkpoint", 1)
@@ -543,7 +544,7 @@ def test_a_loader_thread_that_throws(root, tmp_path, alone, monkeypatch, error, 
 
     with monkeypatch.context() as patch:
         patch.setattr(data.Loader, "_make", fail)
-        with pytest.raises(TrainError, match=r"\(after step 4\)\. .*last.pt holds") as told:
+        with pytest.raises(UserError, match=r"\(after step 4\)\. .*last.pt holds") as told:
             train.main(few)
     for word in (str(error) or type(error).__name__, "--resume"):
         assert word in str(told.value)
@@ -561,7 +562,7 @@ def test_a_loader_that_throws_at_once_saves_nothing(root, tmp_path, monkeypatch)
         raise DataError("all gone")
 
     monkeypatch.setattr(data.Loader, "_make", fail)
-    with pytest.raises(TrainError, match="all gone.*Nothing was trained yet"):
+    with pytest.raises(UserError, match="all gone.*Nothing was trained yet"):
         train.main(one_thread(root, tmp_path / "run", "--epochs", "1"))
     assert not list((tmp_path / "run").glob("*.pt"))
 
@@ -631,7 +632,7 @@ def test_what_pytorch_says_of_other_processes_is_not_lost(tmp_path, monkeypatch)
         raise RuntimeError("NCCL error:\nDuplicate GPU detected")
 
     monkeypatch.setattr(train, "train", fail)
-    with pytest.raises(TrainError, match="PyTorch says: NCCL error: Duplicate GPU detected$"):
+    with pytest.raises(UserError, match="PyTorch says: NCCL error: Duplicate GPU detected$"):
         train.main(["--device", "cpu", "--out", str(tmp_path)])
 
 
@@ -744,7 +745,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
 
     monkeypatch.setattr(data.Loader, "order", order)
     poison(monkeypatch, lambda batch: bool((batch["index"] == 5).any()))
-    with pytest.raises(TrainError, match="steps 4 to 5, which were skipped") as told:
+    with pytest.raises(UserError, match="steps 4 to 5, which were skipped") as told:
         train.main(few)
     assert f"not finite by themselves are {root / 'train/rgb/5.png'}." in str(told.value)
     assert "last.pt holds the run up to there" in str(told.value)
@@ -756,7 +757,7 @@ def test_the_run_ends_after_k_in_a_row_and_names_the_pair(root, tmp_path, monkey
 def test_a_network_that_has_diverged_is_told_from_a_bad_pair(root, tmp_path, monkeypatch):
     few = one_thread(root, tmp_path / "run", "--epochs", "9", "--max_skipped", "2")
     poison(monkeypatch, lambda batch: True)
-    with pytest.raises(TrainError, match="steps 1 to 2.*no pair alone has a finite loss"):
+    with pytest.raises(UserError, match="steps 1 to 2.*no pair alone has a finite loss"):
         train.main(few)
     assert not (tmp_path / "run/last.pt").exists()
 
@@ -773,7 +774,7 @@ def test_an_epoch_of_skipped_steps_ends_no_run_but_the_last(root, tmp_path, monk
     assert ["si_rmse" in r for r in rows(tmp_path / "run")] == [True, False, False, True]
     count.clear()
     poison(monkeypatch, lambda batch: (count.append(1), len(count) > 3)[1])
-    with pytest.raises(TrainError, match="not finite in any step of the last epoch.*last.pt"):
+    with pytest.raises(UserError, match="not finite in any step of the last epoch.*last.pt"):
         train.main(one_thread(root, tmp_path / "end", *few))
     assert content(tmp_path / "end/last.pt")["epoch"] == 3
 

@@ -35,7 +35,8 @@ from plumbing.checkpoints import (
     read_checkpoint,
     read_weights,
 )
-from plumbing.pack import PAGE, DamagedPack, Pack
+from plumbing.files import UserError
+from plumbing.pack import PAGE, Pack
 from plumbing.pairs import (
     DataError,
     Pair,
@@ -49,7 +50,7 @@ from plumbing.pairs import (
     read_teacher,
     stored_intrinsics,
 )
-from plumbing.pictures import PredictError, is_cut, overstated, read_picture, walk_jpeg
+from plumbing.pictures import is_cut, overstated, read_picture, walk_jpeg
 from plumbing.runtime import MEMBER, TFLITE_FORMAT, read_metadata
 from plumbing.swin import recognize
 
@@ -203,7 +204,7 @@ def refused(path: Path, content: object, match: str) -> None:
 )  # fmt: skip
 def test_what_a_checkpoint_says_of_itself(tmp_path, content, name, value):
     refused(tmp_path / "odd.pt", content | {name: value}, rf"odd\.pt: .*({name}|more than)")
-    with pytest.raises(PredictError, match=f"{name}|more than"):
+    with pytest.raises(UserError, match=f"{name}|more than"):
         predict.load_predictor(tmp_path / "odd.pt")
 
 
@@ -374,7 +375,7 @@ def test_a_picture_that_claims_more_than_it_holds(tmp_path, bits):
         with pytest.raises(DataError, match="impossible header: 30000x30000 pixels in"):
             read()
     if bits == 8:
-        with pytest.raises(PredictError, match="impossible header: 30000x30000"):
+        with pytest.raises(UserError, match="impossible header: 30000x30000"):
             read_picture(path)
 
 
@@ -382,7 +383,7 @@ def test_a_png_whose_chunk_is_longer_than_the_file(tmp_path):
     """12 kB, of which OpenCV would make 3.5 GB of zeros."""
     raw, path = cv2.imencode(".png", fuzz.colours(1))[1].tobytes(), tmp_path / "chunk.png"
     path.write_bytes(raw[:33] + struct.pack(">I", 0xD0000000) + raw[37:])
-    with pytest.raises(PredictError, match="impossible header: a chunk of 3489660928 "):
+    with pytest.raises(UserError, match="impossible header: a chunk of 3489660928 "):
         read_picture(path)
     with pytest.raises(DataError, match="impossible header: a chunk of 3489660928 bytes in"):
         _decode(path, cv2.IMREAD_COLOR)
@@ -393,7 +394,7 @@ def test_a_jpeg_that_claims_more_than_it_holds(tmp_path):
     frame = walk_jpeg(raw)[1]
     raw[frame + 5 : frame + 9] = struct.pack(">HH", 30000, 30000)
     (tmp_path / "huge.jpg").write_bytes(raw)
-    with pytest.raises(PredictError, match="impossible header: 30000x30000"):
+    with pytest.raises(UserError, match="impossible header: 30000x30000"):
         read_picture(tmp_path / "huge.jpg")
     with pytest.raises(DataError, match="impossible header"):
         header_of(tmp_path / "huge.jpg")
@@ -405,7 +406,7 @@ def test_a_jpeg_of_a_thousand_scans(tmp_path):
     scan = raw[raw.rfind(b"\xff\xda") : -2]
     many = raw[:-2] + scan[:40] * 1000 + raw[-2:]
     (tmp_path / "scans.jpg").write_bytes(many)
-    with pytest.raises(PredictError, match="impossible header: 10.. scans"):
+    with pytest.raises(UserError, match="impossible header: 10.. scans"):
         read_picture(tmp_path / "scans.jpg")
 
 
@@ -443,7 +444,7 @@ def test_folders_that_hold_what_is_no_picture(tmp_path, name):
         check_files(pairs)
     with pytest.raises(DataError, match="a.png: cannot be read"):
         read_pair(pairs[0], (64, 96), None, {})
-    with pytest.raises(PredictError):
+    with pytest.raises(UserError):
         read_picture(tmp_path / name)
 
 
@@ -525,7 +526,7 @@ def test_metadata_that_cannot_be(side, token):
     text = json.dumps(stamp | fuzz.ABOUT | {side: "@"}).replace('"@"', token)
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(MEMBER, text)
-    with pytest.raises(PredictError, match="cannot use"):
+    with pytest.raises(UserError, match="cannot use"):
         read_metadata(file.getvalue(), "model.tflite")
 
 
@@ -587,7 +588,7 @@ def test_a_pack_forged_under_the_right_checksum(tmp_path, pack, change, reason):
     path.write_bytes(forged(pack, lambda *parts: None))
     assert len(Pack(path)) == 4
     path.write_bytes(forged(pack, change))
-    with pytest.raises(DamagedPack, match=reason):
+    with pytest.raises(UserError, match=reason):
         Pack(path)
 
 

@@ -11,7 +11,8 @@ from test_export import TOLERANCE, UNEQUAL, random_network
 
 import export
 from model import LiteDepth, save
-from plumbing.report import ExportError, Parity, compare
+from plumbing.files import UserError
+from plumbing.report import Parity, compare
 
 one_thread = test_export.one_thread  # fixture
 
@@ -151,9 +152,9 @@ def test_missing_packages_are_named(monkeypatch, tmp_path, capsys):
         monkeypatch.setitem(sys.modules, package, None)
     network = LiteDepth(size=(64, 96))
     layout = export.standard(network, (64, 96))
-    with pytest.raises(ExportError, match="pip install onnx onnxruntime"):
+    with pytest.raises(UserError, match="pip install onnx onnxruntime"):
         export.to_onnx(network, layout)
-    with pytest.raises(ExportError, match="pip install onnx onnxruntime"):
+    with pytest.raises(UserError, match="pip install onnx onnxruntime"):
         export.OnnxRunner(b"", layout, 1)
     save(tmp_path / "best.pt", network)
     command = ["--checkpoint", str(tmp_path / "best.pt"), "--format", "onnx"]

@@ -19,8 +19,8 @@ import pytest
 
 import plumbing.files
 from plumbing import pack as packed
-from plumbing.files import fcntl, refusal
-from plumbing.pack import DamagedPack, Pack, PackError, make_stamp, open_pack, place
+from plumbing.files import UserError, fcntl, why_not_writable
+from plumbing.pack import Pack, make_stamp, open_pack, place
 
 H, W = SIZE = (7, 11)  # no part of a pack ends at a page's end by itself
 N = 6
@@ -165,7 +165,7 @@ def test_pickled_by_path(pairs, tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     check(pickle.loads(pickled), pairs)
     pairs.open(tmp_path / "c", settings={})
-    with pytest.raises(PackError, match="built anew from other files since"):
+    with pytest.raises(UserError, match="built anew from other files since"):
         pickle.loads(pickled)
 
 
@@ -306,7 +306,7 @@ def test_a_damaged_pack_is_packed_anew(pairs, tmp_path, damage, reason):
     where, said = tmp_path / "c", []
     path = pairs.open(where).path
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DamagedPack, match=reason):
+    with pytest.raises(UserError, match=reason):
         Pack(path)
     assert pairs.builds(where, say=said.append)
     assert said[0] == f"note: {path} cannot be used ({reason}): packed anew"
@@ -366,10 +366,10 @@ def test_a_pair_that_can_be_read_by_now_leaves_no_trace_in_the_stamp(pairs, tmp_
 def test_not_one_readable_pair(pairs, tmp_path):
     for paths in pairs.files:
         paths[0].write_bytes(b"")
-    with pytest.raises(PackError, match="not one of 6 pairs can be read; the last: pair 5"):
+    with pytest.raises(UserError, match="not one of 6 pairs can be read; the last: pair 5"):
         pairs.open(tmp_path / "c")
     assert left_behind(tmp_path / "c") == [] and not (tmp_path / "c/train.pack").exists()
-    with pytest.raises(PackError, match="no pairs"):
+    with pytest.raises(UserError, match="no pairs"):
         open_pack(tmp_path, "x", [], SIZE, pairs.read, settings={}, teacher=False, threads=1)
 
 
@@ -481,7 +481,7 @@ NEEDED = 16384 + 33 * N + 2 * 4096
 
 
 def no_room(pairs: Pairs, where: Path, reason: str) -> None:
-    with pytest.raises(PackError) as caught:
+    with pytest.raises(UserError) as caught:
         pairs.open(where)
     text = str(caught.value)
     assert f"{where}: no room for the decoded pairs{reason}" in text
@@ -545,7 +545,7 @@ def under_a_limit(root: Path, where: Path, reserve: bool, out) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
         pairs.open(where, threads=1, teacher=False)
-    except PackError as error:
+    except UserError as error:
         out.send((str(error), len(pairs.asked), left_behind(where)))
 
 
@@ -673,12 +673,12 @@ def test_a_lock_file_that_is_touched_is_respected(pairs, tmp_path, monkeypatch):
 
 def refuse(monkeypatch, *folders: Path) -> None:
     """Nothing can be written to these, as on a read-only mount; permissions do not stop root."""
-    real = plumbing.files.refusal
+    real = plumbing.files.why_not_writable
 
-    def refusal(folder):
+    def why_not_writable(folder):
         return "Read-only file system" if folder.absolute() in folders else real(folder)
 
-    monkeypatch.setattr(plumbing.files, "refusal", refusal)
+    monkeypatch.setattr(plumbing.files, "why_not_writable", why_not_writable)
 
 
 def test_place_auto_is_beside_the_data_and_kept_out_of_git(tmp_path):
@@ -716,7 +716,7 @@ def test_place_auto_of_read_only_data_is_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     assert place("auto", Path("nyu")) == places[0]
     refuse(monkeypatch, roots[0] / ".litedepth_cache", places[0])
-    with pytest.raises(PackError, match=r"neither .* nor .* can be written .*--cache none"):
+    with pytest.raises(UserError, match=r"neither .* nor .* can be written .*--cache none"):
         place("auto", roots[0])
 
 
@@ -733,21 +733,21 @@ def test_place_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert place("~/z", tmp_path) == tmp_path / "z"
     (tmp_path / "file").touch()
-    with pytest.raises(PackError, match=r"--cache .*file: cannot be written \(.*exists"):
+    with pytest.raises(UserError, match=r"--cache .*file: cannot be written \(.*exists"):
         place(str(tmp_path / "file"), tmp_path)
     refuse(monkeypatch, tmp_path / "z")
-    with pytest.raises(PackError, match="Read-only file system.*--cache none"):
+    with pytest.raises(UserError, match="Read-only file system.*--cache none"):
         place("~/z", tmp_path)
     (tmp_path / "z/train.pack").touch()  # packs that others made may be read
     assert place("~/z", tmp_path) == tmp_path / "z"
 
 
 def test_refusal_asks_the_file_system_itself(tmp_path):
-    assert refusal(tmp_path) == "" and not any(tmp_path.iterdir())
+    assert why_not_writable(tmp_path) == "" and not any(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    assert refusal(tmp_path / "file/folder") != ""
+    assert why_not_writable(tmp_path / "file/folder") != ""
     if Path("/proc/self").is_dir():  # refuses root as well
-        assert refusal(Path("/proc/self")) != ""
+        assert why_not_writable(Path("/proc/self")) != ""
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
@@ -755,13 +755,13 @@ def test_permissions(pairs, tmp_path):
     where = tmp_path / "c"
     pack = pairs.open(where)
     pack.path.chmod(0)
-    with pytest.raises(PackError, match=r"cannot be opened \(Permission denied\).*--cache"):
+    with pytest.raises(UserError, match=r"cannot be opened \(Permission denied\).*--cache"):
         pairs.open(where)
     pack.path.chmod(0o444)
     where.chmod(0o555)
     try:
         assert not pairs.builds(where)  # read-only is enough for a pack that fits
-        with pytest.raises(PackError, match=r"cannot be written \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
             pairs.open(where, settings={})
     finally:
         where.chmod(0o755)
@@ -771,17 +771,17 @@ def test_errors_of_opening_and_writing_say_so(pairs, tmp_path, monkeypatch):
     """As test_permissions, for root."""
     where = tmp_path / "c"
     (where / "train.pack").mkdir(parents=True)
-    with pytest.raises(PackError, match=r"train.pack: cannot be opened \(.*--cache DIR"):
+    with pytest.raises(UserError, match=r"train.pack: cannot be opened \(.*--cache DIR"):
         pairs.open(where)
     (tmp_path / "file").touch()
-    with pytest.raises(PackError, match=r"train.pack: cannot be (opened|written) \("):
+    with pytest.raises(UserError, match=r"train.pack: cannot be (opened|written) \("):
         pairs.open(tmp_path / "file")
 
     def refused(old, new):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(PackError, match=r"cannot be written \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
         pairs.open(tmp_path / "d")
     assert left_behind(tmp_path / "d") == []
 

@@ -14,11 +14,10 @@ from test_device import described
 import plumbing.files
 import plumbing.pictures
 import predict
-from plumbing.files import usable_cores
+from plumbing.files import UserError, usable_cores
 from plumbing.pictures import (
     HOLE,
     WHITE,
-    PredictError,
     auto_range,
     colorize,
     panel,
@@ -166,7 +165,7 @@ def test_grey_alpha_and_16_bit(tmp_path):
     np.testing.assert_array_equal(read(write(tmp_path / "alpha.png", alpha)), bgr[..., ::-1])
     deep = read(write(tmp_path / "deep.png", bgr.astype(np.uint16) * 257))
     assert deep.dtype == np.uint8 and np.abs(deep.astype(int) - bgr[..., ::-1]).max() <= 1
-    with pytest.raises(PredictError, match="depth map"):
+    with pytest.raises(UserError, match="depth map"):
         read(write(tmp_path / "depth.png", bgr[..., 0].astype(np.uint16)))
 
 

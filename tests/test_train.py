@@ -19,8 +19,9 @@ import model
 import train
 from evaluate import Validator
 from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.files import UserError
 from plumbing.pairs import DataError, list_pairs
-from plumbing.run import DEAD_BATCHES, TrainError
+from plumbing.run import DEAD_BATCHES
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = {
@@ -163,7 +164,7 @@ def test_a_teacher_trains_and_says_what_is_next(root, tmp_path, capsys):
     teacher = model.load(tmp_path / "best.pt")
     assert teacher.model_args["model"] == "swin_nano" and teacher.encoder.window == 5
     assert teacher.mean.tolist() == pytest.approx([123.675, 116.28, 103.53])
-    with pytest.raises(TrainError, match="another network.*--window 5"):
+    with pytest.raises(UserError, match="another network.*--window 5"):
         train.main([*flags(root, tmp_path, *more), "--resume", "--window", "7"])
 
 
@@ -294,7 +295,7 @@ def test_compile_compiles_the_objective_for_each_size(root, tmp_path, monkeypatc
 
 
 def test_the_gpus_data_needs_a_gpu(root, tmp_path):
-    with pytest.raises(TrainError, match="--data_device cuda: the network is on the CPU"):
+    with pytest.raises(UserError, match="--data_device cuda: the network is on the CPU"):
         train.main(flags(root, tmp_path / "run", "--data_device", "cuda"))
 
 
@@ -353,14 +354,14 @@ def test_fit_stops_when_the_prediction_is_dead(root, tmp_path, monkeypatch):
         self.decoder.depth.bias.data.fill_(-1000.0)
 
     monkeypatch.setattr(model.LiteDepth, "__init__", dead)
-    with pytest.raises(TrainError, match="predicted 0 m everywhere.*--seed"):
+    with pytest.raises(UserError, match="predicted 0 m everywhere.*--seed"):
         train.main(flags(root, tmp_path / "run", "--epochs", "30"))
     assert len(rows(tmp_path / "run")) == DEAD_BATCHES // 2 - 1
 
 
 def test_fit_stops_when_the_loss_is_not_finite(root, tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "L_silog_cells", lambda d_hat, *_, **__: d_hat.sum() * math.nan)
-    with pytest.raises(TrainError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         train.main(flags(root, tmp_path / "run", "--epochs", "2"))
     assert not (tmp_path / "run/last.pt").exists()
 
@@ -508,9 +509,9 @@ def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch)
 def test_resume_names_other_flags_and_refuses_another_network(root, tmp_path, capsys):
     few = flags(root, tmp_path / "run", "--epochs", "1")
     train.main(few)
-    with pytest.raises(TrainError, match="another network.*--decoder mix"):
+    with pytest.raises(UserError, match="another network.*--decoder mix"):
         train.main([*few, "--resume", "--decoder", "1x1"])
-    with pytest.raises(TrainError, match="another loss or network"):
+    with pytest.raises(UserError, match="another loss or network"):
         train.main([*few, "--resume", "--epochs", "2", "--dynamic_weights"])
     capsys.readouterr()
     assert train.main([*few, "--resume", "--epochs", "2", "--lr", "1e-3"]) == 0
@@ -552,7 +553,7 @@ def test_flags_that_do_not_go_together_are_one_line(root, tmp_path):
         (["--size", "100x160"], "multiples of 32"),
         (["--robust_adaptive", "--robust_alpha", "2"], "adaptive"),
     ):
-        with pytest.raises(TrainError, match=message):
+        with pytest.raises(UserError, match=message):
             train.main(flags(root, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
 
