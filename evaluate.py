@@ -15,9 +15,10 @@ network was not trained on, and writes calibration.json for export.py --calibrat
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,31 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import data
-import predict
-from plumbing.checkpoints import CALIBRATION, CheckpointError, read_calibration
-from plumbing.files import UserError, natural, notice, sha256, write_json
-from plumbing.flags import Parser
-from plumbing.pairs import DataError, Pair, Sample, find_split, open_split, read_pair, resolve
+import model
+from plumbing import runtime
+from plumbing.checkpoints import CALIBRATION, read_calibration
+from plumbing.device import run_times
+from plumbing.files import UserError, natural, notice, run_main, sha256, write_json
+from plumbing.flags import Parser, add, count, positive, take, whole
+from plumbing.pairs import (
+    DataError,
+    Pair,
+    Sample,
+    Source,
+    find_split,
+    open_split,
+    read_pair,
+    resolve,
+)  # fmt: skip
 from plumbing.pictures import auto_range, panel, write_picture
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
+BINS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0, math.inf)  # metres
 FEW = 20  # a calibration on fewer pictures comes with a warning
-BINS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0, float("inf"))  # metres
 Predictor = Callable[[np.ndarray], np.ndarray]  # RGB u8 (H,W,3) -> metres (H,W)
 
 
-# -------------------------------------------------------------------------- Sec. 4.1, one picture
+# ------------------------------------------------------------------------- Sec. 4.1, one picture
 
 
 def known(d: np.ndarray) -> np.ndarray:
@@ -48,7 +59,7 @@ def known(d: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(d), d, 0) > np.float32(1e-3)
 
 
-def prepare(
+def valid_millimetres(
     d_hat: np.ndarray, d: np.ndarray, max_depth: float
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Valid pixels of prediction and truth, in millimetres, as the challenge's script takes them.
@@ -71,9 +82,9 @@ def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, flo
     si_rmse = sqrt(mean(g^2) - mean(g)^2), g = ln d_hat - ln d; rmse in metres; log10 and rel are
     mean absolute errors; delta_k the share of pixels with max(d_hat/d, d/d_hat) < 1.25^k.
     """
-    p, t = prepare(d_hat, d, max_depth)
+    p, t = valid_millimetres(d_hat, d, max_depth)
     if t.size == 0 or np.isnan(p).any():
-        return dict.fromkeys(METRICS, float("nan"))
+        return dict.fromkeys(METRICS, math.nan)
     g = np.log(p) - np.log(t)
     ratio = np.maximum(p / t, t / p)
     return {
@@ -87,7 +98,7 @@ def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, flo
 
 def median_aligned(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> np.ndarray:
     """The prediction scaled so that its median over valid pixels is the truth's (not metric!)."""
-    p, t = prepare(d_hat, d, max_depth)
+    p, t = valid_millimetres(d_hat, d, max_depth)
     return d_hat * (np.median(t) / np.median(p)) if t.size else d_hat
 
 
@@ -108,16 +119,16 @@ class Tally:
 
     def __init__(self, max_depth: float) -> None:
         self.max_depth = max_depth
-        self.rows: list[tuple[str, str, dict, dict]] = []  # name, scene, raw, median-aligned
+        self.rows: list[tuple[str, dict, dict]] = []  # scene, raw, median-aligned
         self.bins = np.zeros((len(BINS) - 1, 4))  # pixels, sum rel, sum squared error, sum error
         self.empty = self.not_finite = 0  # pictures that no mean can count
 
-    def add(self, name: str, scene: str, d_hat: np.ndarray, d: np.ndarray) -> None:
+    def add(self, scene: str, d_hat: np.ndarray, d: np.ndarray) -> None:
         """One picture: (H, W) metres each, 0 = hole in d."""
         aligned = median_aligned(d_hat, d, self.max_depth)
         raw = metrics(d_hat, d, self.max_depth)
-        self.rows.append((name, scene, raw, metrics(aligned, d, self.max_depth)))
-        p, t = (v / 1000 for v in prepare(d_hat, d, self.max_depth))
+        self.rows.append((scene, raw, metrics(aligned, d, self.max_depth)))
+        p, t = (v / 1000 for v in valid_millimetres(d_hat, d, self.max_depth))
         if np.isnan(raw["si_rmse"]):
             self.empty += t.size == 0
             self.not_finite += t.size > 0
@@ -128,14 +139,13 @@ class Tally:
 
     def mean(self, scene: str | None = None, aligned: bool = False) -> dict[str, float]:
         """Mean over the pictures with valid depth and a finite prediction; "images": how many."""
-        rows = [r[3] if aligned else r[2] for r in self.rows if scene in (None, r[1])]
+        rows = [r[2] if aligned else r[1] for r in self.rows if scene in (None, r[0])]
         rows = [r for r in rows if np.isfinite(r["si_rmse"])]
-        out = {k: float(np.mean([r[k] for r in rows])) if rows else float("nan") for k in METRICS}
+        out = {k: float(np.mean([r[k] for r in rows])) if rows else math.nan for k in METRICS}
         return {**out, "images": len(rows)}
 
     def report(self) -> dict:
         """Everything as plain values, ready for JSON."""
-        scenes = sorted({r[1] for r in self.rows}, key=natural)
         by_distance = [
             {
                 "from": BINS[i], "to": BINS[i + 1] if np.isfinite(BINS[i + 1]) else None,
@@ -144,42 +154,43 @@ class Tally:
             for i, (n, rel, sq, err) in enumerate(self.bins.tolist())
             if n
         ]  # fmt: skip
+        scenes = sorted({r[0] for r in self.rows}, key=natural)
         return {
-            "metric": self.mean(),
-            "median_aligned": self.mean(aligned=True),
-            "scenes": {s: self.mean(s) for s in scenes},
-            "by_distance": by_distance,
-            "without_valid_depth": self.empty,
-            "not_finite": self.not_finite,
+            "metric": self.mean(), "median_aligned": self.mean(aligned=True),
+            "scenes": {s: self.mean(s) for s in scenes}, "by_distance": by_distance,
+            "without_valid_depth": self.empty, "not_finite": self.not_finite,
             "max_depth": self.max_depth,
-        }
+        }  # fmt: skip
 
 
-def run(
-    predictor: Predictor, samples: Iterable[tuple[Pair, Sample]], *,
-    depth_scale: float, max_depth: float,
-) -> Tally:  # fmt: skip
-    """Scores a predictor on decoded samples."""
-    tally = Tally(max_depth)
-    for pair, sample in samples:
-        d = sample.depth.astype(np.float32) / np.float32(depth_scale)
-        tally.add(pair.rgb.name, pair.scene, predictor(sample.rgb), d)
+Pictures = Iterable[tuple[Pair, Sample]]
+
+
+def score_pictures(predictor: Predictor, pictures: Pictures, source: Source) -> Tally:
+    """Scores a predictor on decoded pairs; source: their depth_scale, and max_depth."""
+    tally = Tally(source.max_depth)
+    for pair, sample in pictures:
+        tally.add(pair.scene, predictor(sample.rgb), metres(sample, source.depth_scale))
     return tally
 
 
-def read_all(
-    pairs: list[Pair], image_size: tuple[int, int], intrinsics: tuple[float, ...] | None,
-    progress: str | None = None,
-) -> Iterable[tuple[Pair, Sample]]:  # fmt: skip
+def metres(sample: Sample, depth_scale: float) -> np.ndarray:
+    """Its truth (H, W), float32, 0 = hole."""
+    return sample.depth.astype(np.float32) / np.float32(depth_scale)
+
+
+def decoded(
+    pairs: list[Pair], image_size: tuple[int, int], progress: str | None = None
+) -> Iterator[tuple[Pair, Sample]]:
     """Decodes pairs one after the other; `progress` names the bar (None: no bar).
 
     A pair that cannot be read is named and skipped. Raises DataError when none can be.
     """
-    known: dict = {}
+    cameras: dict = {}
     skipped = 0
     for pair in tqdm(pairs, desc=progress, unit="image", disable=progress is None):
         try:
-            sample = read_pair(pair, image_size, intrinsics, known)
+            sample = read_pair(pair, image_size, None, cameras)
         except DataError as error:
             notice(f"skipped: {error}")
             skipped += 1
@@ -189,13 +200,86 @@ def read_all(
         raise DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
 
 
-# -------------------------------------------------------------------- calibration, ours (no Eq.)
+def spread(pairs: list[Pair], number: int) -> list[Pair]:
+    """At most so many of them, evenly spread."""
+    chosen = np.linspace(0, len(pairs) - 1, min(number, len(pairs))).round().astype(int)
+    return [pairs[i] for i in chosen]
+
+
+class Validator:
+    """Scores the network on the validation split and draws out/preview.png (Sec. 4.1, Fig. 7)."""
+
+    SHOWN = 6
+
+    def __init__(
+        self, network: nn.Module, pairs: list[Pair], source: Source, device: torch.device,
+        out: Path, ram_cache: float,
+    ) -> None:  # fmt: skip
+        self.network, self.source, self.device, self.out = network, source, device, out
+        self._read = functools.partial(decoded, pairs, source.image_size)
+        fits = len(pairs) * 5e-9 * math.prod(source.image_size) <= ram_cache
+        self._kept = list(self._read()) if fits else None
+        # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
+        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
+        self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
+        # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
+        ranges = [auto_range([metres(s, source.depth_scale)]) for _, s in self._shown]
+        self._range = min(r[0] for r in ranges), max(r[1] for r in ranges)
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """-> mean metrics over the split; `epoch` is written on the picture."""
+        training = self.network.training
+        self.network.eval()
+        try:
+            tally = score_pictures(self.predict, self._kept or self._read(), self.source)
+            self._draw(epoch)
+        finally:
+            self.network.train(training)
+        report = tally.report()
+        if tally.not_finite:
+            notice(f"epoch {epoch}: {tally.not_finite} prediction(s) are not finite")
+            report["metric"]["si_rmse"] = math.nan  # never the best
+        per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
+        return {k: report["metric"][k] for k in METRICS} | per_scene
+
+    @torch.inference_mode()
+    def predict(self, rgb: np.ndarray) -> np.ndarray:
+        """RGB u8 (H,W,3) -> metres (H,W)."""
+        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
+        return self.network(image)[0, 0].float().cpu().numpy()
+
+    def _draw(self, epoch: int) -> None:
+        panels = []
+        for pair, sample in self._shown:
+            truth, prediction = metres(sample, self.source.depth_scale), self.predict(sample.rgb)
+            title = f"{pair.scene}/{pair.rgb.stem}, epoch {epoch}"
+            panels.append(panel(sample.rgb, truth, prediction, *self._range, title))
+        write_picture(self.out / "preview.png", np.concatenate(panels))
+
+
+def trivial_predictors(pictures: Pictures, depth_scale: float) -> dict[str, Predictor]:
+    """What any network has to beat: two predictors that never look at the picture, fitted on
+    `pictures` (the training split): the geometric mean of all depths, and that of each pixel."""
+    total = n = 0.0
+    for _, sample in pictures:
+        M = sample.depth > 0
+        total = total + np.where(M, np.log(np.maximum(sample.depth, 1) / depth_scale), 0)
+        n = n + M
+    constant = float(np.exp(np.sum(total) / max(np.sum(n), 1)))
+    per_pixel = np.where(n > 0, np.exp(total / np.maximum(n, 1)), constant)
+    return {
+        "constant (geometric mean)": lambda rgb: np.full(rgb.shape[:2], constant),
+        "per-pixel geometric mean": lambda rgb: per_pixel,
+    }
+
+
+# ------------------------------------------------------------------- calibration, ours (no Eq.)
 
 
 def sample_pixels(
-    d_hat: np.ndarray, d: np.ndarray, count: int, seed: int
+    d_hat: np.ndarray, d: np.ndarray, number: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """At most `count` valid pixels of one picture, at random: d_hat in metres and ln d, (n,) each.
+    """At most `number` valid pixels of one picture, at random: d_hat and d in metres, (n,) each.
 
     d_hat, d: (H, W) metres, 0 = hole in d. n = 0 where `metrics` says NaN: no pixel is valid, or
     the prediction is not finite at one.
@@ -204,10 +288,10 @@ def sample_pixels(
     x, y = d_hat[M].astype(np.float64), d[M].astype(np.float64)
     if not np.isfinite(x).all():
         return x[:0], y[:0]
-    if x.size > count:
-        chosen = np.random.default_rng(seed).choice(x.size, count, replace=False)
+    if x.size > number:
+        chosen = np.random.default_rng(seed).choice(x.size, number, replace=False)
         x, y = x[chosen], y[chosen]
-    return x, np.log(y)
+    return x, y
 
 
 def fit_calibration(
@@ -217,12 +301,11 @@ def fit_calibration(
 
         mean over pictures of mean over pixels of |ln d' - ln d|,  d' cut to 1 mm .. max_depth
 
-    samples: of each picture d_hat (metres) and ln d, as `sample_pixels` returns them. Why this one
-    of the metrics: RMSE listens to the farthest pixels, REL is least for depths that are too small,
+    samples: of each picture d_hat and d (metres), as `sample_pixels` returns them. Why this one of
+    the metrics: RMSE listens to the farthest pixels, REL is least for depths that are too small,
     si-RMSE does not feel the scale, and squares of the logarithm follow a few pictures of another
-    kind. |r| is sqrt(r^2 + 0.01^2), smooth; reweighted Gauss-Newton steps in (ln a, b), damped so
-    that each one is an improvement, from the best of 41 values of b: depths that are cut to 1 mm
-    make valleys that no small step leaves.
+    kind. With d' = a (d_hat + r) the best a for a given r is a weighted median, so that r alone is
+    searched: a grid, then a finer one around its best, and again.
 
     Predictions that are all alike say nothing of b: it is 0 then. Raises DataError: no pixels, a
     dead network, or predictions that go against the truth (a falls to 0).
@@ -234,46 +317,33 @@ def fit_calibration(
         raise DataError(f"no picture to calibrate on: all are {what}")
     w = np.concatenate([np.full(s[0].size, 1 / s[0].size) for s in samples]) / len(samples)
 
-    def errors(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """-> |r|, r = ln d' - ln d, and r's derivative by (ln a, b), (2, n): 0 where d' is cut."""
-        scaled = np.exp(p[0]) * x
-        d = np.clip(scaled + p[1], 1e-3, max_depth)
-        r, inside = np.log(d) - y, (d == scaled + p[1]) / d
-        return np.sqrt(r**2 + 0.01**2), r, np.stack([scaled * inside, inside])
+    def best_scale(r: float) -> float:
+        """The weighted median of the scales that the pixels ask for."""
+        M = x + r > 1e-3 * x.max()  # others are cut to 1 mm whatever a is
+        ratio = y[M] / (x[M] + r)
+        order = np.argsort(ratio)
+        below = np.cumsum(w[M][order])
+        return float(ratio[order][np.searchsorted(below, below[-1] / 2)])
 
-    def start(b: float) -> np.ndarray:
-        """b, and the median of the scales that it asks for."""
-        M = (x > 1e-3) & (np.exp(y) > b)
-        return np.array([np.median(np.log(np.exp(y[M]) - b) - np.log(x[M])) if M.any() else 0, b])
+    def error(r: float) -> float:
+        d = np.clip(best_scale(r) * (x + r), 1e-3, max_depth)
+        return float(np.sum(w * np.abs(np.log(d) - np.log(y))))
 
-    free = 2 if np.ptp(x) > 1e-6 * x.max() else 1  # parameters that the pixels can tell
-    shifts = np.exp(np.median(y)) * np.linspace(-2, 2, 41) if free == 2 else [0.0]
-    starts = [start(b) for b in shifts]
-    losses = [np.sum(w * errors(p)[0]) for p in starts]
-    p, loss, damping = starts[np.argmin(losses)], min(losses), 1e-3
-    lowest = start(0.0)[0] - 4
-    size, r, J = errors(p)
-    for _ in range(200):
-        JW = (J * (w / size))[:free]
-        H = JW @ J[:free].T
-        step = np.zeros(2)
-        step[:free] = np.linalg.solve(H + damping * np.diag(np.diag(H) + 1e-12), -(JW @ r))
-        step = np.clip(step, -1, 1)
-        new = errors(p + step)
-        gain = loss - np.sum(w * new[0])
-        if gain > 0:
-            p, (size, r, J), damping = p + step, new, max(damping / 10, 1e-9)
-            loss -= gain
-        else:
-            damping *= 10
-        if p[0] < lowest:
+    if np.ptp(x) <= 1e-6 * x.max():
+        return best_scale(0.0), 0.0
+    middle = float(np.median(x[x > 1e-3]))
+    grid = middle * np.concatenate([np.linspace(-1.5, 1, 51), np.geomspace(1.2, 50, 20)])
+    for _ in range(9):
+        at = int(np.argmin([error(r) for r in grid]))
+        if grid[at] >= 49 * middle:
             raise DataError(
                 "no calibration: this network's depths do not grow with the true ones here (the "
                 "best scale falls to 0); look at its predictions, and at --depth_scale"
             )
-        if damping > 1e9 or 0 < gain < 1e-13:  # no step, however small, improves it any more
-            break
-    return float(np.exp(p[0])), float(p[1])
+        r = float(grid[at])
+        grid = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 17)
+    a = best_scale(r)
+    return a, a * r
 
 
 def calibrated(predictor: Predictor, scale: float, shift: float) -> Predictor:
@@ -281,12 +351,30 @@ def calibrated(predictor: Predictor, scale: float, shift: float) -> Predictor:
     return lambda rgb: np.maximum(scale * predictor(rgb).astype(np.float64) + shift, 0)
 
 
-def check_apart(
-    root: Path, split: str, pairs: list[Pair], reported: str, others: list[Pair]
-) -> None:
+def calibrate(
+    predictor: Predictor, pairs: list[Pair], source: Source, size: tuple[int, int]
+) -> dict:  # fmt: skip
+    """Fits a calibration on pairs, read twice at `size`.
+
+    -> {"scale", "shift_m", "pairs": pictures that counted, "fit": {"before", "after": metrics of
+    the same pictures}}. Some 65,000 pixels are kept, shared out among the pictures (64 each at
+    least). Raises DataError, as `fit_calibration` and `decoded` do.
+    """
+    pixels, before = [], Tally(source.max_depth)
+    for pair, sample in decoded(pairs, size, "calibrate"):
+        d_hat, d = predictor(sample.rgb), metres(sample, source.depth_scale)
+        pixels.append(sample_pixels(d_hat, d, max(64, (1 << 16) // len(pairs)), len(pixels)))
+        before.add(pair.scene, d_hat, d)
+    a, b = fit_calibration(pixels, source.max_depth)
+    after = score_pictures(calibrated(predictor, a, b), decoded(pairs, size, "calibrated"), source)
+    fit = {"before": before.mean(), "after": after.mean()}
+    return {"scale": a, "shift_m": b, "pairs": fit["after"]["images"], "fit": fit}
+
+
+def check_apart(root: Path, split: str, pairs: list[Pair], reported: Source, others: list[Pair]):
     """Raises DataError where the split of the fit is the reported one, or shares pictures with it:
     a fit on the pictures that it is judged by only flatters itself."""
-    if find_split(root, split) == find_split(root, reported):
+    if find_split(root, split) == find_split(root, reported.split):
         raise DataError(
             f"--calibrate {split} is the split that is reported: name another one (train, or "
             f"better one that was held out of training), or report another with --split"
@@ -294,55 +382,12 @@ def check_apart(
     shared = {pair.rgb.resolve() for pair in pairs} & {pair.rgb.resolve() for pair in others}
     if shared:
         raise DataError(
-            f"--calibrate {split}: {len(shared)} of its pictures are in --split {reported} too "
-            f"(one is {min(shared)}): take them out of one of the two lists"
+            f"--calibrate {split}: {len(shared)} of its pictures are in --split {reported.split} "
+            f"too (one is {min(shared)}): take them out of one of the two lists"
         )
 
 
-def calibrate(
-    predictor: Predictor, read: Callable[[str], Iterable[tuple[Pair, Sample]]],
-    count: int, *, depth_scale: float, max_depth: float,
-) -> dict:  # fmt: skip
-    """Fits a calibration. read(what): the `count` pictures, read twice; `what` names the pass.
-
-    -> {"scale", "shift_m", "pairs": pictures that counted, "fit": {"before", "after": metrics of
-    the same pictures}}. Half a million pixels are kept, shared out among the pictures (64 each at
-    least). Raises DataError, as `fit_calibration` and `read_all` do.
-    """
-    pixels, before = [], Tally(max_depth)
-    for pair, sample in read("calibrate"):
-        d_hat, d = predictor(sample.rgb), sample.depth.astype(np.float32) / np.float32(depth_scale)
-        pixels.append(sample_pixels(d_hat, d, max(64, (1 << 19) // count), seed=len(pixels)))
-        before.add(pair.rgb.name, pair.scene, d_hat, d)
-    a, b = fit_calibration(pixels, max_depth)
-    options = {"depth_scale": depth_scale, "max_depth": max_depth}
-    after = run(calibrated(predictor, a, b), read("calibrated"), **options).mean()
-    fit = {"before": before.mean(), "after": after}
-    return {"scale": a, "shift_m": b, "pairs": after["images"], "fit": fit}
-
-
-# ------------------------------------------------------------------ what any network has to beat
-
-
-def trivial_predictors(
-    samples: Iterable[tuple[Pair, Sample]], *, depth_scale: float
-) -> dict[str, Predictor]:
-    """Two predictors that never look at the picture, fitted on `samples` (the training split):
-    the geometric mean of all depths, and that of each pixel."""
-    total = count = 0.0
-    for _, sample in samples:
-        M = sample.depth > 0
-        total = total + np.where(M, np.log(np.maximum(sample.depth, 1) / depth_scale), 0)
-        count = count + M
-    constant = float(np.exp(np.sum(total) / max(np.sum(count), 1)))
-    per_pixel = np.where(count > 0, np.exp(total / np.maximum(count, 1)), constant)
-    return {
-        "constant (geometric mean)": lambda rgb: np.full(rgb.shape[:2], constant),
-        "per-pixel geometric mean": lambda rgb: per_pixel,
-    }
-
-
-# ---------------------------------------------------------------------------------------- printing
+# ------------------------------------------------------------------------------------- printing
 
 
 def markdown_row(name: str, m: dict[str, float], runtime_s: float | None, C: float) -> str:
@@ -365,7 +410,7 @@ def metric_lines(rows: Iterable[tuple[str, dict[str, float]]]) -> list[str]:
     ]
 
 
-def table(report: dict) -> str:
+def report_table(report: dict) -> str:
     """The whole report for the terminal: totals, scenes, distances."""
     rows = [("all, metric", report["metric"]), ("all, median-aligned", report["median_aligned"])]
     lines = metric_lines(rows + [(f"  {name}", m) for name, m in report["scenes"].items()])
@@ -377,31 +422,28 @@ def table(report: dict) -> str:
             f"  {b['from']:g} {to:<25}{b['pixels'] / pixels:>8.1%}{b['rel']:>7.3f}{b['rmse']:>8.2f}"
             f"{b['bias']:>+8.2f}"
         )
-    if report["without_valid_depth"]:
-        lines.append(f"{report['without_valid_depth']} picture(s) without valid depth left out")
-    if report["not_finite"]:
-        lines.append(
-            f"WARNING: {report['not_finite']} prediction(s) are NaN or infinite where there is "
-            "truth: broken weights? The means above leave these pictures out"
-        )
+    for key, what in (
+        ("without_valid_depth", "picture(s) without valid depth left out"),
+        ("unreadable", "picture(s) could not be read and were left out"),
+        ("not_finite", "prediction(s) are NaN or infinite where there is truth: broken weights? "
+         "The means above leave these pictures out"),
+    ):  # fmt: skip
+        if report.get(key):
+            warning = "WARNING: " if key == "not_finite" else ""
+            lines.append(f"{warning}{report[key]} {what}")
     return "\n".join(lines)
 
 
-def calibration_table(
-    calibration: dict, fitted: bool, path: Path, metric: dict, after: dict, split: str
-) -> str:
+def calibration_table(made: dict, file: Path, metric: dict, after: dict, split: str) -> str:
     """The reported split before and after, and what there is to say against it; the split of the
-    fit too where it was fitted just now (a file that is only applied may say less)."""
-    a, b = calibration["scale"], calibration["shift_m"]
+    fit too where it was fitted just now ("fit" in `made`: a file that is applied may say less)."""
+    a, b, fitted = made["scale"], made["shift_m"], "reported" in made
     rows = [(f"reported: {split}", metric), ("  calibrated", after)]
     if fitted:
-        fit, count = calibration["fit"], calibration["pairs"]
-        rows = [
-            (f"fitted: {calibration['split']}", fit["before"]), ("  calibrated", fit["after"]),
-            *rows,
-        ]  # fmt: skip
+        fit = made["fit"]
+        rows[:0] = [(f"fitted: {made['split']}", fit["before"]), ("  calibrated", fit["after"])]
     lines = [
-        f"calibration d' = max(0, {a:.4f} d_hat {b:+.4f} m): {path}",
+        f"calibration d' = max(0, {a:.4f} d_hat {b:+.4f} m): {file}",
         "(the figures above are without it; export.py --calibration FILE bakes it in)",
         *metric_lines(rows),
     ]
@@ -410,8 +452,8 @@ def calibration_table(
     lines.append(f"{split}: " + ", ".join(f"{name} {x:+.1%}" for name, x in change.items()))
     if fitted and b == 0:
         lines.append("every prediction was the same, so that only the scale could be fitted")
-    if fitted and count < FEW:
-        lines.append(f"WARNING: fitted on {count} picture(s) only; take {FEW} or more")
+    if fitted and made["pairs"] < FEW:
+        lines.append(f"WARNING: fitted on {made['pairs']} picture(s) only; take {FEW} or more")
     if worse := [name for name, x in change.items() if x > 0.001]:
         lines.append(
             f"WARNING: {', '.join(worse)} of {split} got worse: export without it, or fit on "
@@ -420,25 +462,7 @@ def calibration_table(
     return "\n".join(lines)
 
 
-def measure(predictor: Predictor, warmup: int, runs: int) -> dict:
-    """Seconds per picture on this machine, from float RGB to metres (the network alone)."""
-    rgb = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3), dtype=np.uint8)
-    for _ in range(warmup + runs):
-        predictor(rgb)
-    times = np.array(predictor.milliseconds[-runs:]) / 1000
-    return {
-        "median_s": float(np.median(times)), "p90_s": float(np.percentile(times, 90)),
-        "warmup": warmup, "runs": runs, "about": predictor.about,
-    }  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------- main
-
-
-def spread(pairs: list[Pair], count: int) -> list[Pair]:
-    """At most `count` of them, evenly spread."""
-    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
-    return [pairs[i] for i in chosen]
+# ----------------------------------------------------------------------------------------- main
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -453,54 +477,39 @@ def make_parser() -> argparse.ArgumentParser:
         help=".pt or .tflite (default: the newest best.pt or model.tflite of runs/student and "
         "runs/distilled)",
     )  # fmt: skip
-    data.add_data_arguments(p, split="val")
-    p.set_defaults(image_size=None)  # see the epilog
-    g = p.add_argument_group("run time and Score (Eq. 14)")
-    g.add_argument(
-        "--C", type=data.positive, default=0.01,
-        help="constant of Eq. 14: 0.01 compares with Table 3, 0.0015625 with Table 1 "
-        "(default 0.01)",
-    )  # fmt: skip
-    g.add_argument(
-        "--runtime_ms", type=data.positive,
-        help="run time measured on a device, for the Score (default: measured on this machine)",
-    )  # fmt: skip
-    g.add_argument("--warmup", type=data.whole, default=10, help="runs before the timing (10)")
-    g.add_argument("--runs", type=data.whole, default=50, help="runs timed (default 50)")
-    g.add_argument(
-        "--threads", type=data.whole, default=1,
-        help="CPU threads of the network; 0 = all cores (default 1, what a phone's app gets)",
-    )  # fmt: skip
-    g.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "cuda"],
-        help="where a .pt runs (default auto: CUDA when there is one)",
-    )  # fmt: skip
+    add(p, Source, split="val", image_size=None)
+    arg = p.add_argument_group("run time and Score (Eq. 14)").add_argument
+    arg("--C", type=positive, default=0.01, help="constant of Eq. 14: 0.01 compares with Table 3, "
+        "0.0015625 with Table 1 (default 0.01)")  # fmt: skip
+    arg("--runtime_ms", type=positive, help="run time measured on a device, for the Score (default: "
+        "measured on this machine)")  # fmt: skip
+    arg("--warmup", type=whole, default=10, help="runs before the timing (10)")
+    arg("--runs", type=count, default=50, help="runs timed (default 50)")
+    arg("--threads", type=whole, default=1, help="CPU threads of the network; 0 = all cores "
+        "(default 1, what a phone's app gets)")  # fmt: skip
+    arg("--device", default="auto", choices=["auto", "cpu", "cuda"],
+        help="where a .pt runs (default auto: CUDA when there is one)")  # fmt: skip
     p.add_argument("--name", help="name in the markdown row (default: the file's)")
     p.add_argument(
         "--baselines", action="store_true",
         help="also score two predictors that never look at the picture, fitted on --fit_split",
     )  # fmt: skip
     p.add_argument("--fit_split", default="train", help="split for --baselines (default train)")
-    p.add_argument("--json", metavar="FILE", help="write the whole report there")
-    g = p.add_argument_group("calibration of scale and shift, without training")
-    g.add_argument(
-        "--calibrate", metavar="SPLIT",
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the whole report there")
+    arg = p.add_argument_group("calibration of scale and shift, without training").add_argument
+    arg("--calibrate", metavar="SPLIT",
         help="fit d' = max(0, a d_hat + b) on this split, which must not be --split, and report "
         "--split before and after it. For a camera or place unlike the training set, list 20 to "
         "200 of its pictures in calib.txt. 'train' works, but a network is closest to the truth on "
         "the pictures it was trained on and a fit there says little: hold some out of training "
-        "(default: no calibration)",
-    )  # fmt: skip
-    g.add_argument(
-        "--calibrate_pictures", type=data.whole, default=1000, metavar="N",
+        "(default: no calibration)")  # fmt: skip
+    arg("--calibrate_pictures", type=whole, default=1000, metavar="N",
         help="at most so many pictures of that split, spread evenly: two numbers need no more; "
-        "0 = all (default 1000)",
-    )  # fmt: skip
-    g.add_argument(
-        "--calibration", type=json_name, metavar="FILE.json",
+        "0 = all (default 1000)")  # fmt: skip
+    arg("--calibration", type=json_name, metavar="FILE.json",
         help="where --calibrate writes it, for export.py --calibration (default: calibration.json "
-        "beside the model); without --calibrate: report --split before and after this one",
-    )  # fmt: skip
+        "beside the model); without --calibrate: report --split before and after this "
+        "one")  # fmt: skip
     return p
 
 
@@ -511,143 +520,103 @@ def json_name(text: str) -> Path:
     return Path(text)
 
 
+def open_calibration(
+    args: argparse.Namespace, path: Path, predictor: runtime.Predictor, pairs: list[Pair]
+) -> dict | None:
+    """What --calibrate fits or --calibration names; None for neither."""
+    if args.calibrate:
+        source, root = take(args, Source), resolve(args.data)
+        fit = open_split(root, args.calibrate, args.depth_scale)
+        check_apart(root, args.calibrate, fit, source, pairs)
+        fit = spread(fit, args.calibrate_pictures or len(fit))
+        return {
+            "format": CALIBRATION, "split": args.calibrate, "data": args.data, "model": str(path),
+            "model_sha256": sha256(path), "depth_scale": args.depth_scale,
+            "max_depth": args.max_depth, **calibrate(predictor, fit, source, predictor.size),
+        }  # fmt: skip
+    if not args.calibration:
+        return None
+    made = read_calibration(args.calibration)
+    if made.get("model_sha256") != sha256(path):
+        notice(f"{args.calibration} was fitted for another model file: {made.get('model')}")
+    if (made.get("data"), made.get("split")) == (args.data, args.split):
+        notice(f"{args.calibration} was fitted on this very split: what follows flatters it")
+    return made
+
+
+def time_network(predictor: runtime.Predictor, warmup: int, runs: int) -> dict[str, float]:
+    """Milliseconds a picture on this machine, from RGB to metres (the network alone)."""
+    image = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3)).astype(predictor.dtype)
+    for _ in range(warmup):
+        predictor.run(image)
+    return run_times(functools.partial(predictor.run, image), runs)
+
+
+def print_calibrated(
+    args: argparse.Namespace, made: dict, file: Path, before: dict, after: dict
+) -> None:
+    """The split before and after; what was fitted just now is written."""
+    if args.calibrate:
+        made["reported"] = {"split": args.split, "before": before, "after": after}
+        write_json(file, made)
+    print("\n" + calibration_table(made, file, before, after, args.split))
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code; see make_parser."""
     args = make_parser().parse_args(argv)
-    calibrates = args.calibrate or args.calibration
-    path = Path(args.model) if args.model else predict.newest_model(".pt" if calibrates else "")
-    predictor = predict.load_predictor(
-        path, image_size=args.image_size, threads=args.threads, device=args.device
+    calibrates, source = args.calibrate or args.calibration, take(args, Source)
+    names = ("best.pt",) if calibrates else ("best.pt", "model.tflite")
+    path = Path(args.model) if args.model else runtime.newest_model(names)
+    predictor = runtime.load_predictor(
+        path, model.runner, image_size=args.image_size, threads=args.threads, device=args.device
     )
     if calibrates and predictor.calibration:
-        raise DataError(
+        raise UserError(
             f"{path} holds a calibration already, and a second would apply on top: name the .pt "
             "that it was exported from with --model"
         )
     root = resolve(args.data)
     pairs = open_split(root, args.split, args.depth_scale)
-    options = {"depth_scale": args.depth_scale, "max_depth": args.max_depth}
+    made = open_calibration(args, path, predictor, pairs)
 
-    def read(some: list[Pair], name: str | None):
-        return read_all(some, predictor.size, args.intrinsics, name)
+    def score_split(predictor: Predictor, name: str | None) -> Tally:
+        return score_pictures(predictor, decoded(pairs, size, name), source)
 
-    calibration, file = None, args.calibration or path.with_name("calibration.json")
-    if args.calibrate:
-        fit = open_split(root, args.calibrate, args.depth_scale)
-        check_apart(root, args.calibrate, fit, args.split, pairs)
-        fit = spread(fit, args.calibrate_pictures or len(fit))
-        calibration = {
-            "format": CALIBRATION, "split": args.calibrate, "data": args.data, "model": str(path),
-            "model_sha256": sha256(path), **options,
-            **calibrate(predictor, lambda name: read(fit, name), len(fit), **options),
-        }  # fmt: skip
-    elif args.calibration:
-        calibration = read_calibration(file)
-        if calibration.get("model_sha256") != sha256(path):
-            notice(f"{file} was fitted for another model file: {calibration.get('model')}")
-        if (calibration.get("data"), calibration.get("split")) == (args.data, args.split):
-            notice(f"{file} was fitted on this very split: the figures after it flatter it")
-    tally = run(predictor, read(pairs, "evaluate"), **options)
+    size = predictor.size
+    tally = score_split(predictor, "evaluate")
     report = tally.report() | {"unreadable": len(pairs) - len(tally.rows)}
-    timing = measure(predictor, args.warmup, max(1, args.runs))
-    runtime = args.runtime_ms / 1000 if args.runtime_ms else timing["median_s"]
+    timing = time_network(predictor, args.warmup, args.runs)
+    ms = args.runtime_ms or timing["p50"]
     report |= {
-        "model": str(path), "data": args.data, "split": args.split, "runtime": timing,
-        "score": score(report["metric"]["si_rmse"], runtime, args.C), "C": args.C,
+        "model": str(path), "data": args.data, "split": args.split, "C": args.C, "runtime": timing,
+        "score": score(report["metric"]["si_rmse"], ms / 1000, args.C),
     }  # fmt: skip
-    print(f"\n{path} on {len(pairs)} pictures of {args.data}, split {args.split}")
-    print(table(report))
-    if report["unreadable"]:
-        print(f"{report['unreadable']} picture(s) could not be read and were left out")
-    where = "as given"
-    if not args.runtime_ms:
-        where = f"{timing['about']}, on this machine, not on a phone: median of {timing['runs']}"
-        where += f", p90 {1000 * timing['p90_s']:.2f} ms"
-    print(f"\nrun time {1000 * runtime:.2f} ms ({where}); Score by Eq. 14, C = {args.C:g}")
-    print("\n| | si-RMSE | RMSE | log10 | REL | Runtime | Score |\n|---|---|---|---|---|---|---|")
-    print(markdown_row(args.name or path.name, report["metric"], runtime, args.C))
-    if calibration:
-        after = calibrated(predictor, calibration["scale"], calibration["shift_m"])
-        after = run(after, read(pairs, "calibrated"), **options).report()
-        if args.calibrate:
-            calibration["reported"] = {
-                "split": args.split, "before": report["metric"], "after": after["metric"],
-            }  # fmt: skip
-            write_json(file, calibration)
-        both = report["metric"], after["metric"]
-        fitted = args.calibrate is not None
-        print("\n" + calibration_table(calibration, fitted, file, *both, args.split))
-        report["calibration"], report["calibrated"] = calibration, after
+    where = "as given" if args.runtime_ms else (
+        f"{predictor.about}, on this machine, not on a phone: median of {args.runs}, p90 "
+        f"{timing['p90']:.2f} ms"
+    )  # fmt: skip
+    print(f"\n{path} on {len(pairs)} pictures of {args.data}, split {args.split}\n"
+          f"{report_table(report)}\n\nrun time {ms:.2f} ms ({where}); Score by Eq. 14, C = "
+          f"{args.C:g}\n\n| | si-RMSE | RMSE | log10 | REL | Runtime | Score |\n"
+          "|---|---|---|---|---|---|---|\n"
+          + markdown_row(args.name or path.name, report["metric"], ms / 1000, args.C))  # fmt: skip
+    if made:
+        after = score_split(calibrated(predictor, made["scale"], made["shift_m"]), "calibrated")
+        report["calibration"], report["calibrated"] = made, after.report()
+        file = args.calibration or path.with_name("calibration.json")
+        print_calibrated(args, made, file, report["metric"], after.mean())
     if args.baselines:
         fit = open_split(root, args.fit_split, args.depth_scale)
-        fit_samples = read(fit, f"fit on {args.fit_split}")
-        rows = {}
-        for name, trivial in trivial_predictors(fit_samples, depth_scale=args.depth_scale).items():
-            rows[name] = run(trivial, read(pairs, None), **options).report()["metric"]
-            print(markdown_row(name, rows[name], None, args.C))
-        report["baselines"] = rows
+        fit = decoded(fit, size, f"fit on {args.fit_split}")
+        report["baselines"] = {}
+        for name, trivial in trivial_predictors(fit, args.depth_scale).items():
+            report["baselines"][name] = score_split(trivial, None).mean()
+            print(markdown_row(name, report["baselines"][name], None, args.C))
     if args.json:
-        write_json(Path(args.json), report)
+        write_json(args.json, report)
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (DataError, UserError, CheckpointError, OSError) as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-class Validator:
-    """Scores the network on the validation split (Sec. 4.1) and draws out/preview.png."""
-
-    SHOWN = 6
-
-    def __init__(
-        self, network: nn.Module, pairs: list[Pair], *, image_size: tuple[int, int],
-        intrinsics: tuple[float, ...] | None, depth_scale: float, max_depth: float,
-        device: torch.device, out: Path, ram_cache: float,
-    ) -> None:  # fmt: skip
-        self.network, self.device, self.out = network, device, out
-        self.scale = {"depth_scale": depth_scale, "max_depth": max_depth}
-        self._read = lambda: read_all(pairs, image_size, intrinsics)
-        fits = len(pairs) * 5e-9 * image_size[0] * image_size[1] <= ram_cache
-        self._kept = list(self._read()) if fits else None
-        # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
-        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
-        self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
-        # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
-        ranges = [auto_range([s.depth / np.float32(depth_scale)]) for _, s in self._shown]
-        self._range = min(r[0] for r in ranges), max(r[1] for r in ranges)
-
-    def __call__(self, epoch: int) -> dict[str, float]:
-        """-> mean metrics over the split; `epoch` is written on the picture."""
-        training = self.network.training
-        self.network.eval()
-        try:
-            report = run(self.predict, self._kept or self._read(), **self.scale).report()
-            self._draw(epoch)
-        finally:
-            self.network.train(training)
-        if report["not_finite"]:
-            notice(f"epoch {epoch}: {report['not_finite']} prediction(s) are not finite")
-            report["metric"]["si_rmse"] = math.nan  # never the best
-        per_scene = {f"si_rmse/{k}": v["si_rmse"] for k, v in report["scenes"].items()}
-        return {k: report["metric"][k] for k in METRICS} | per_scene
-
-    @torch.inference_mode()
-    def predict(self, rgb: np.ndarray) -> np.ndarray:
-        """RGB u8 (H,W,3) -> metres (H,W)."""
-        image = torch.from_numpy(rgb).to(self.device).permute(2, 0, 1)[None].float()
-        return self.network(image)[0, 0].float().cpu().numpy()
-
-    def _draw(self, epoch: int) -> None:
-        panels = []
-        for pair, sample in self._shown:
-            truth = sample.depth / np.float32(self.scale["depth_scale"])
-            title = f"{pair.scene}/{pair.rgb.stem}, epoch {epoch}"
-            prediction = self.predict(sample.rgb)
-            panels.append(panel(sample.rgb, truth, prediction, *self._range, title))
-        write_picture(self.out / "preview.png", np.concatenate(panels))
+    sys.exit(run_main(main, "evaluate.py"))

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import uuid
@@ -57,6 +58,11 @@ def progress(items: Iterable, total: int, name: str) -> Iterable:
     except ImportError:
         return items
     return tqdm(items, total=total or None, desc=name, unit="", disable=None, leave=False)
+
+
+def quoted(words: Iterable[object]) -> str:
+    """A line to be pasted into a shell."""
+    return shlex.join(map(str, words))
 
 
 def natural(name: object) -> tuple:

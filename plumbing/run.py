@@ -1,8 +1,8 @@
-"""What keeps a training run alive: its folder, log and signals, steps that are not finite."""
+"""What keeps a training run alive: folder, log, checkpoints, signals, other processes, and steps
+that are not finite. train.py's loop is arithmetic; what else it needs are calls of `Progress`."""
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.metadata
 import json
@@ -11,19 +11,82 @@ import os
 import platform
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from plumbing.files import UserError, git_state, locked, notice, plain, why_not_writable, write_file
-from plumbing.pairs import DataError, Pair
+from plumbing.checkpoints import CheckpointError, read_checkpoint
+from plumbing.files import (
+    UserError,
+    git_state,
+    locked,
+    notice,
+    plain,
+    usable_cores,
+    why_not_writable,
+    write_file,
+)  # fmt: skip
+from plumbing.flags import count, flag, nonnegative, whole
+from plumbing.pairs import Pair
 
 DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
+CHECK_EVERY = 20  # steps between looks at values on a GPU or at other processes' signals
+FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what a run writes
+
+
+@dataclass(frozen=True)
+class Run:
+    """run"""
+
+    out: Path = flag(
+        Path("runs/student"), "the run's folder: last.pt best.pt log.jsonl args.json preview.png "
+        "(default runs/student, a teacher's runs/teacher, distill.py's runs/distilled)", Path,
+        metavar="DIR",
+    )  # fmt: skip
+    resume: str | None = flag(
+        None, "go on from FILE, or bare: from the run folder's last.pt if there is one. Give the "
+        "run's other flags again", nargs="?", const="auto", metavar="FILE",
+    )  # fmt: skip
+    seed: int = flag(0, "decides everything random", whole)
+    device: str = flag("auto", "auto = CUDA when there is one", choices=["auto", "cpu", "cuda"])
+    threads: int = flag(
+        0, "CPU threads of the network; 0 = all cores, shared by the processes of this machine",
+        whole,
+    )  # fmt: skip
+    data_device: str = flag(
+        "cpu", "cuda = the whole packed set lies on the GPU (1.5 MB a pair at 480x640) and is "
+        "augmented there: no loader threads, nothing to copy", choices=["cpu", "cuda"],
+    )  # fmt: skip
+    compile: bool = flag(
+        False, "torch.compile the step, each size of --crop_batch size by itself: with --device "
+        "cuda as CUDA graphs, not measured yet; on a CPU it takes a minute and is slower",
+    )  # fmt: skip
+    dry_run: bool = flag(
+        False, "print shapes and counts, draw one batch into OUT/dry_run.png, train nothing"
+    )
+    val_split: str = flag(
+        "val", "split to validate on after an epoch (default val, or local_val; none = never, then "
+        "there is no best.pt)",
+    )  # fmt: skip
+    val_every: int = flag(1, "epochs between validations", count)
+    save_minutes: float = flag(
+        5.0, "save last.pt in mid-epoch when what is saved is older than this: all that a kill -9 "
+        "or a power cut can cost (default 5; 0 = at the ends of epochs only)", nonnegative,
+        metavar="M",
+    )  # fmt: skip
+    max_skipped: int = flag(
+        10, "a step whose loss or gradient is not finite is skipped and counted; after this many "
+        "in a row (looked at every 20 steps on a GPU) the run ends and names the pairs", count,
+        metavar="K",
+    )  # fmt: skip
 
 
 class Stopped(Exception):
@@ -34,40 +97,225 @@ class Stopped(Exception):
         self.code = code
 
 
-def kept(out: Path | None) -> str:
-    """What is left of a run that ends, for its message."""
-    if out is None:
-        return ""
-    if not (out / "last.pt").exists():
-        return " Nothing was trained yet, and nothing is saved."
-    return f" {out / 'last.pt'} holds the run up to there: --resume goes on when it is mended."
+# ---------------------------------------------------------------------------- where a run stands
 
 
-class LoaderFailed(RuntimeError):
-    """What a loader's thread raised while it made a batch."""
+class Progress:
+    """Where a training run stands: epoch, batch within it, step, best si-RMSE, log.
 
+    save: (file, **state) writes a checkpoint with the network in it. objective: maps a batch to
+    (loss, terms); a DDP wrapper is fine, its parameters named "loss." are saved. resume: a
+    dictionary from read_resume. The first process writes into flags.out, all others nowhere.
 
-def supplied(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The loader's batches; what its threads raise comes out as LoaderFailed."""
-    try:
-        yield from batches
-    except (DataError, OSError, MemoryError) as error:
-        raise LoaderFailed(str(error) or type(error).__name__) from error
-    except Exception as error:  # a fault of ours: say where
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        raise LoaderFailed(
-            f"the loader failed: {type(error).__name__}: {error} "
-            f"({Path(at.filename).name}:{at.lineno}, {at.name})"
-        ) from error
+    A step whose loss or gradient is not finite on any process changes nothing on all of them, and
+    is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
+    it is validated, and in mid-epoch whatever is older than save_minutes (0 = never), a signal and
+    a loader that failed: whenever the process is killed, resuming gives the bits of a run that was
+    left alone.
+    PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
+    best.pt, the lowest validation si-RMSE.
+    """
 
+    def __init__(
+        self, flags: Run, save: Callable[..., None], objective: nn.Module,
+        optimizer: torch.optim.Optimizer, total: int, resume: dict | None,
+    ) -> None:  # fmt: skip
+        self.flags, self._save, self.objective, self.optimizer = flags, save, objective, optimizer
+        self.plain = getattr(objective, "module", objective)
+        self.out = flags.out if rank() == 0 else None
+        self.total = total  # steps of the whole run
+        self.epoch = self.batch = self.step = 0
+        self.best, self.log, self._sums = math.inf, [], {}
+        self.device = next(objective.parameters()).device
+        if resume is not None:
+            self._resume(resume)
+        self._stop, self._statistics = StopSignals(), RunningStatistics(objective)
+        # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
+        self._dead, self._bad = torch.zeros((2,), device=self.device)
+        self._look_every = CHECK_EVERY if self.device.type == "cuda" else 1
 
-def not_finite_anywhere(loss: Tensor, norm: Tensor) -> Tensor:
-    """1.0 where the loss or its gradient's norm is not finite on any process, else 0.0, on the
-    device: nothing waits for it."""
-    skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
-    if world_size() > 1:
-        dist.all_reduce(skip, dist.ReduceOp.MAX)
-    return skip
+    def _resume(self, saved: dict) -> None:
+        names = ("betas", "eps", "weight_decay")
+        given = [{k: group[k] for k in names} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.plain.load_state_dict(saved["objective"], strict=False)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--resume: these flags make another loss or network than the run's ({error})"
+            ) from error
+        for group, now in zip(self.optimizer.param_groups, given):
+            group.update(now)  # flags win over what was saved, as --lr does
+        torch.set_rng_state(saved["rng"])
+        if self.device.type == "cuda" and saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"])
+        self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
+        self.best, self._sums = saved["best"], saved["sums"]
+        if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
+            self.best = math.inf
+        self.log = [row for row in read_log(self.out) if row["epoch"] <= self.epoch]
+        write_log(self.out, self.log)
+
+    def __enter__(self) -> Progress:
+        quiet = 0.1 if sys.stderr.isatty() else 30.0  # seconds between lines: logs are read later
+        self._bar = tqdm(
+            total=self.total, initial=self.step, unit="step", disable=self.out is None,
+            mininterval=quiet,
+        )  # fmt: skip
+        self._stop.__enter__()
+        self._saved = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.__exit__()
+        self._bar.close()
+
+    def save(self, name: str = "last.pt", *, sums: dict[str, float] | None = None) -> None:
+        """The run up to here. sums: of the epoch under way (None: those of its meter)."""
+        self._saved = time.monotonic()
+        if self.out is None:
+            return
+        loss = {k: v for k, v in self.plain.state_dict().items() if k.startswith("loss.")}
+        self._save(
+            self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch, batch=self.batch, step=self.step, best=self.best,
+            sums=self._sums_so_far() if sums is None else sums, rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        )  # fmt: skip
+
+    # --------------------------------------------------------------------- what the loop calls
+
+    def batches(self, loader) -> Iterator[dict[str, Tensor]]:
+        """What is left of the epoch under way. Raises UserError where the loader fails."""
+        if self.batch > len(loader):
+            raise UserError(
+                f"--resume: stopped after step {self.batch} of an epoch that now has {len(loader)}:"
+                " give the run's own --data and --batch_size"
+            )
+        self._loader, self._started, self._seen = loader, time.perf_counter(), 0
+        self._meter = {k: torch.tensor(v, device=self.device) for k, v in self._sums.items()}
+        self._meter.setdefault("skipped_steps", torch.zeros((), device=self.device))
+        try:
+            for batch in loader.epoch(self.epoch, self.batch):
+                if self.device.type == "cuda":  # --compile: what the last graph gave is done with
+                    torch.compiler.cudagraph_mark_step_begin()
+                self._statistics.keep()
+                yield batch
+        except (UserError, OSError, MemoryError) as error:
+            self._loader_failed(str(error) or type(error).__name__, error)
+        except Exception as error:  # a fault of ours: say where
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(at.filename).name}:{at.lineno}, {at.name}"
+            what = f"the loader failed: {type(error).__name__}: {error} ({where})"
+            self._loader_failed(what, error)
+
+    def _loader_failed(self, what: str, error: Exception) -> None:
+        if self.step > 0:
+            self.save()
+        raise UserError(f"{what} (after step {self.step}).{self._kept()}") from error
+
+    def skip(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """1.0 where the loss or its gradient's norm is not finite on any process, else 0.0, on the
+        device: nothing waits for it. BatchNorm's statistics are put back where it is 1."""
+        self._skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
+        if world_size() > 1:
+            dist.all_reduce(self._skip, dist.ReduceOp.MAX)
+        self._statistics.restore(self._skip)
+        return self._skip
+
+    def step_done(self, batch: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+        """Counts the step, with the values to log. Raises UserError where the run cannot go on
+        (prediction dead, too many steps skipped) and Stopped after a signal."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        self._seen += len(batch["image"])
+        self._dead = (self._dead + 1) * terms.pop("dead", torch.zeros_like(self._dead))
+        self._bad = (self._bad + 1) * self._skip
+        for k, v in terms.items():
+            self._meter[k] = self._meter.get(k, 0.0) + torch.where(self._skip > 0, 0.0, v)
+        self._meter["skipped_steps"] += self._skip
+        self._bar.update()
+        last = self.batch == len(self._loader)
+        if self.step % self._look_every == 0 or last:
+            self._check_alive(batch)
+        if self.step % CHECK_EVERY == 0 or last:
+            self._bar.set_postfix(epoch=self.epoch + 1, loss=f"{float(terms['loss']):.3f}")
+        if world_size() == 1 or self.step % CHECK_EVERY == 0:
+            if self._stop.agreed(self.device):
+                self.save()
+                raise Stopped(128 + self._stop.signal)
+        old = time.monotonic() - self._saved > 60 * self.flags.save_minutes
+        if self.flags.save_minutes and old:
+            self.save()
+
+    def _check_alive(self, batch: dict[str, Tensor]) -> None:
+        if int(self._dead) >= DEAD_BATCHES:
+            raise UserError(
+                f"step {self.step}: the last {int(self._dead)} batches predicted 0 m everywhere: "
+                "the last ReLU is dead and no gradient can revive it. Try another --seed, a lower "
+                "--lr or a longer --warmup, and check --depth_scale"
+            )
+        if int(self._bad) >= self.flags.max_skipped:
+            self.save()
+            which = not_finite_message(self.plain, batch, self._loader.pairs)
+            raise UserError(
+                "the loss or its gradient is not finite in steps "
+                f"{self.step - int(self._bad) + 1} to {self.step}, which were skipped. In the last "
+                f"one {which}.{self._kept()}"
+            )
+
+    def epoch_done(self, validate: Callable[[int], dict] | None, last: bool) -> None:
+        """Validates where that is due, logs and saves. last: of the run's epochs."""
+        seconds = time.perf_counter() - self._started
+        sums = self._sums_so_far()
+        skipped = int(sums["skipped_steps"])
+        taken = self.batch - skipped
+        if skipped:
+            notice(
+                f"epoch {self.epoch + 1}: {skipped} of {self.batch} steps skipped, because their "
+                "loss or gradient was not finite"
+            )
+        due = validate and taken and ((self.epoch + 1) % self.flags.val_every == 0 or last)
+        if due:  # which takes a while, and may fail on a file
+            self.save()
+        rate = self.optimizer.param_groups[0]["lr"]
+        row = {"epoch": self.epoch + 1, "step": self.step, "lr": rate}
+        row |= {k: v / taken if taken else math.nan for k, v in sums.items()}
+        row["images_per_s"] = self._seen * world_size() / seconds if self._seen else None
+        row |= {"skipped_steps": skipped, "skipped_pairs": len(self._loader.reader.failed)}
+        self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
+        if due:
+            row |= self._validate(validate)
+            self._bar.write(
+                f"epoch {self.epoch}: loss {row['loss']:.3f}, val si-RMSE {row['si_rmse']:.3f}, "
+                f"RMSE {row['rmse']:.2f} m",
+                file=sys.stderr,
+            )
+        # Killed between the two, the epoch's end is done once more, and its row written anew.
+        self.log.append(row)
+        write_log(self.out, self.log[-1:], append=True)
+        self.save(sums={})
+        if self._stop.agreed(self.device):
+            raise Stopped(128 + self._stop.signal)
+
+    def _validate(self, validate: Callable[[int], dict]) -> dict:
+        started = time.perf_counter()
+        row = validate(self.epoch)
+        row["val_s"] = time.perf_counter() - started
+        if row["si_rmse"] < self.best:
+            self.best = row["si_rmse"]
+            self.save("best.pt", sums={})
+        return row
+
+    def _sums_so_far(self) -> dict[str, float]:
+        return {k: float(v) for k, v in self._meter.items()}
+
+    def _kept(self) -> str:
+        """What is left of a run that ends, for its message."""
+        if self.out is None:
+            return ""
+        if not (self.out / "last.pt").exists():
+            return " Nothing was trained yet, and nothing is saved."
+        return f" {self.out / 'last.pt'} holds the run up to there: --resume goes on when mended."
 
 
 class RunningStatistics:
@@ -76,6 +324,7 @@ class RunningStatistics:
 
     def __init__(self, network: nn.Module) -> None:
         norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in norms if m.weight.requires_grad]  # not a frozen teacher's
         self._values = [b for m in norms for b in (m.running_mean, m.running_var)]
         self._sizes = [v.numel() for v in self._values]
         self._counts = [m.num_batches_tracked for m in norms]
@@ -94,10 +343,10 @@ class RunningStatistics:
 
 
 def not_finite_message(
-    objective: nn.Module, batch: dict[str, Tensor], pairs: list[Pair], step: int, in_a_row: int
+    objective: nn.Module, batch: dict[str, Tensor], pairs: Sequence[Pair]
 ) -> str:
-    """What ends a run: the steps, and the pairs of the last one whose own loss is not finite, each
-    by itself in evaluation mode; where that singles out none, all of them."""
+    """Which pairs of a batch are to blame: those whose own loss is not finite, each by itself in
+    evaluation mode; where that singles out none, all of them; and the cure."""
     names = [str(pairs[i].rgb) for i in batch["index"].tolist()]
     training = objective.training
     objective.eval()
@@ -114,21 +363,10 @@ def not_finite_message(
         which = "not finite by themselves are " if bad else "none alone is to blame; its pairs are "
         shown = bad or names
         which += ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if shown[8:] else "")
-    steps = f"steps {step - in_a_row + 1} to {step}" if in_a_row > 1 else f"step {step}"
     return (
-        f"the loss or its gradient is not finite in {steps}, which were skipped. In the last one "
         f"{which}. Lower --lr or --clip, and look at the data with --dry_run and "
-        "python data.py --check."
+        "python data.py --check"
     )
-
-
-def check_alive(dead: Tensor, step: int) -> None:
-    if float(dead) >= DEAD_BATCHES:
-        raise UserError(
-            f"step {step}: the last {int(dead)} batches predicted 0 m everywhere: the last ReLU is "
-            "dead and no gradient can revive it. Try another --seed, a lower --lr or a longer "
-            "--warmup, and check --depth_scale"
-        )
 
 
 class StopSignals:
@@ -141,10 +379,8 @@ class StopSignals:
     def __enter__(self) -> None:
         self.old = {}
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            with suppress(ValueError):  # not the main thread: whoever runs us handles signals
                 self.old[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: whoever runs us handles signals
-                pass
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.old.items():
@@ -154,9 +390,9 @@ class StopSignals:
         """The signal that any process has got, 0 for none; all processes must ask together, or
         one of them stops while the others wait for its gradients."""
         if world_size() > 1:
-            flag = torch.tensor(self.signal, device=device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            self.signal = int(flag)
+            told = torch.tensor(self.signal, device=device)
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+            self.signal = int(told)
         return self.signal
 
     def _note(self, number: int, _frame: object) -> None:
@@ -164,10 +400,6 @@ class StopSignals:
             raise KeyboardInterrupt
         self.signal = number
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def read_log(out: Path | None) -> list[dict]:
@@ -196,13 +428,11 @@ def write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
         raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what a run writes
+# --------------------------------------------------------------------------------- the run's folder
 
 
 def check_writable(out: Path) -> None:
-    """Raises UserError where a run's folder could not be made or written, before any long work.
-
-    Written to in earnest, as packed.place does; nothing is left behind."""
+    """Raises UserError where a run's folder could not be made or written, before any long work."""
     there = out
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -220,64 +450,165 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
     """
 
     def taken() -> None:
-        who = ""
-        for file in (out / ".run.lock", out / ".run.held"):
-            with suppress(OSError):  # it goes with its holder
-                who = f" ({told})" if (told := file.read_text()) else who
-        raise UserError(f"--out {out}: another run{who} writes there; take another folder")
+        raise UserError(f"--out {out}: another run writes there; take another folder")
 
     with ExitStack() as held:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(out, "run", taken))
+        if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
+            aside = next(p for n in range(1, 10**6) if not (p := Path(f"{out}.{n}")).exists())
+            out.rename(aside)
+            out.mkdir()
             held.enter_context(locked(out, "run", taken))
-            if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
-                if not out.name:
-                    raise UserError(
-                        f"--out {out}: holds an earlier run and cannot be moved aside; take "
-                        "another folder (to go on with it: --resume)"
-                    )
-                number = 1
-                while (aside := out.with_name(f"{out.name}.{number}")).exists():
-                    number += 1
-                out.rename(aside)
-                out.mkdir()
-                held.enter_context(locked(out, "run", taken))
-                for lock in aside.glob(".run.*"):
-                    lock.unlink()
-                notice(
-                    f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)"
-                )
-            for name in FILES:
-                for part in out.glob(f".{name}*.part"):
-                    part.unlink()
-            if not keep:  # of a run that never saved
-                (out / "log.jsonl").unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--out {out}: cannot be written ({error.strerror}); take another folder"
-            ) from error
+            notice(f"{out} holds an earlier run: moved to {aside} (to go on with it: --resume)")
+        for name in FILES:
+            for part in out.glob(f".*.part.{name}"):
+                part.unlink()
+        if not keep:  # of a run that never saved
+            (out / "log.jsonl").unlink(missing_ok=True)
         yield
 
 
-def installed(package: str) -> bool:
-    """Whether pip knows it (opencv-python may be here under another name)."""
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-def describe(args: argparse.Namespace, **facts: object) -> dict:
+def describe(args: dict, **facts: object) -> dict:
     """args.json: every flag, and what else decided the run."""
     git = git_state()
-    packages = ("torch", "numpy", "opencv-python", "litedepth-kernels")
     versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in packages if installed(name)}
+    for package in ("torch", "numpy", "opencv-python", "litedepth-kernels"):
+        with suppress(importlib.metadata.PackageNotFoundError):  # opencv's may have another name
+            versions[package] = importlib.metadata.version(package)
     return {
-        **{k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "command": " ".join(sys.argv), "git_commit": git["commit"], "git_dirty": git["dirty"],
-        "versions": versions, **facts,
+        **args, "command": " ".join(sys.argv), "git_commit": git["commit"],
+        "git_dirty": git["dirty"], "versions": versions, **facts,
     }  # fmt: skip
+
+
+NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window")
+# Flags that may differ between a run and its resumption without a word.
+FREE_FLAGS = (
+    "out", "resume", "dry_run", "device", "threads", "workers", "cache", "ram_cache", "kernels",
+    "loss_form", "data_device", "compile", "val_split", "val_every", "pretrained", "save_minutes",
+    "max_skipped", "skip_bad",
+)  # fmt: skip
+
+
+def lasting_flags(args: dict) -> dict:
+    """The flags that a checkpoint keeps, as JSON keeps them."""
+    kept = {k: v for k, v in args.items() if k not in FREE_FLAGS}
+    return json.loads(json.dumps(kept))
+
+
+def read_resume(flags: Run, args: dict) -> dict | None:
+    """The checkpoint of --resume with its "path" and "written" (when), or None for a fresh start.
+
+    args: all flags. Raises CheckpointError (weights only, damaged) and UserError (flags of another
+    network); other flags that differ are named.
+    """
+    if not flags.resume:
+        return None
+    path = flags.out / "last.pt" if flags.resume == "auto" else Path(flags.resume)
+    if flags.resume == "auto" and not path.exists():
+        notice(f"nothing to resume in {flags.out}: starting afresh")
+        return None
+    written = path.stat().st_mtime_ns if path.exists() else 0
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        other, whole = path.with_name("best.pt"), {}
+        if path.exists() and path.name != other.name:
+            with suppress(CheckpointError):
+                whole = read_checkpoint(other)
+        if "optimizer" not in whole:
+            raise
+        raise UserError(
+            f"{error}. {other} is whole, of epoch {whole['epoch']}: --resume {other}"
+        ) from error
+    lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
+    if lacking:
+        raise CheckpointError(
+            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
+            f"start a run from them with --pretrained {path}"
+        )
+    then, now = checkpoint["flags"], lasting_flags(args)
+    changed = [
+        f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
+    ]  # fmt: skip
+    network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
+    if network:
+        raise UserError(f"--resume: {path} is another network ({', '.join(network)}); give that")
+    if changed:
+        notice(f"resuming with other flags than the run had: {', '.join(changed)}")
+    return {**checkpoint, "path": path, "written": written}
+
+
+# ----------------------------------------------------------------------- devices, other processes
+
+
+def rank() -> int:
+    """This process's number among those of torchrun; 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The others wait until the first process has come to the block's end."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()
+
+
+def cores() -> int:
+    """CPU cores of this process's share: those it may use, over the processes of this machine."""
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" -> CUDA when there is one. Raises UserError when "cuda" is asked for in vain."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or the CPU architecture and how many threads PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+@contextmanager
+def processes(flags: Run, device: torch.device) -> Iterator[None]:
+    """The group of torchrun's processes, where there is one; one that loses another ends with a
+    UserError of one line."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error).lower()  # gloo's errors are plain RuntimeErrors
+        peers = ("gloo", "nccl", "connection", "broken pipe", "peer")
+        if not isinstance(error, dist.DistError) and not any(word in told for word in peers):
+            raise
+        saved = flags.out / "last.pt"
+        kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
+        raise UserError(
+            f"process {rank()} of {world_size()} ends, because another one of this run has ended "
+            "(what that one says comes first; killed, it says nothing) or cannot be reached; "
+            f"{kept}. PyTorch says: {' '.join(str(error).split())[:300]}"
+        ) from error
+    finally:
+        dist.destroy_process_group()
 
 
 def reuse_memory() -> None:
@@ -294,28 +625,3 @@ def reuse_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 2**28)
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """ "auto" -> CUDA when there is one. Raises UserError when "cuda" is asked for in vain."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def from_a_peer(error: RuntimeError) -> bool:
-    """Whether it says that another process of the group is gone. Gloo's are plain RuntimeErrors."""
-    told = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        word in told for word in ("gloo", "nccl", "connection", "broken pipe", "peer")
-    )
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's own name, or the CPU architecture and how many threads PyTorch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
