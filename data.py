@@ -676,7 +676,7 @@ class Loader:
         not one pair can be read."""
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, self.order(epoch)
-        index, samples = self.reader.take(self._order[1][number][self.share])
+        index, samples = self.reader.samples(self._order[1][number][self.share])
         crop = None
         if self.crop_batch == "size":
             rng = np.random.default_rng(np.random.SeedSequence((self.seed, epoch, number, 4)))
@@ -719,7 +719,7 @@ class Loader:
         out = {name: tensor.numpy() for name, tensor in tensors.items()}
         truth = [s.depth for s in plan.samples]
         self._fill(out, "", plan, [s.rgb for s in plan.samples], truth, out["image"])
-        if self.reader.taught:
+        if self.reader.teacher is not None:
             self._fill(out, "teacher_", plan, None, [s.teacher for s in plan.samples], None)
         out["extent"][:], out["K"][:], out["index"][:] = plan.extent, plan.K, plan.index
         out["triplets"][:] = self.triplets(epoch, number, plan.size)
@@ -757,7 +757,7 @@ class Slot:
             "K": ((n, 4), torch.float32), "index": ((n,), torch.int64),
             "triplets": ((3, losses.triplet_count(low[2] * low[3], loader.vnl_share)), torch.int64),
         }  # fmt: skip
-        for who in ("", "teacher_") if loader.reader.taught else ("",):
+        for who in ("", "teacher_") if loader.reader.teacher is not None else ("",):
             shapes[f"{who}depth"] = ((n, 1, *canvas), torch.float32)
             for name in (*LOW, *CELLS):
                 dtype = torch.bool if name in ("M_x", "M_y") else torch.float32
@@ -933,6 +933,10 @@ def add_augment_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the decoded pairs are packed once, 1.5 MB each at 480x640 (2.2 with "
         "teacher_depth): reading one takes 0.1 ms instead of 5. Default: .litedepth_cache in the "
         "data set's folder, or in your cache folder when that is read-only",
+    )  # fmt: skip
+    g.add_argument(
+        "--skip_bad", action="store_true",
+        help="leave out pairs that cannot be read instead of stopping",
     )  # fmt: skip
     g.add_argument(
         "--ram_cache", default=4.0, type=nonnegative, metavar="GB",

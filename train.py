@@ -34,11 +34,11 @@ import losses
 import model
 import resident
 from evaluate import Validator
-from plumbing.batches import Reader, open_reader
+from plumbing.batches import Reader, Reading, open_reader
 from plumbing.checkpoints import CheckpointError, read_checkpoint
 from plumbing.files import UserError, notice, usable_cores, write_json
 from plumbing.flags import Parser
-from plumbing.pairs import DataError, Pair, open_split, open_teacher, resolve
+from plumbing.pairs import DataError, Pair, Source, open_split, open_teacher, resolve
 from plumbing.pictures import write_picture
 from plumbing.run import (
     LoaderFailed,
@@ -515,12 +515,11 @@ def reader_of(
     quiet: bool = False,
 ) -> Reader:  # fmt: skip
     """The training pairs' reader; --dry_run packs nothing."""
-    return open_reader(
-        pairs, cache="none" if args.dry_run else args.cache, root=resolve(args.data),
-        name=args.split, image_size=args.image_size, intrinsics=args.intrinsics,
-        depth_scale=args.depth_scale, threads=args.workers or cores(), ram_cache=args.ram_cache,
-        teacher=maps, quiet=quiet,
-    )  # fmt: skip
+    source = Source(args.data, args.split, args.image_size, args.depth_scale, args.max_depth,
+                    args.intrinsics)  # fmt: skip
+    cache = "none" if args.dry_run else args.cache
+    reading = Reading(args.workers, cache, args.ram_cache, args.skip_bad)
+    return open_reader(pairs, source, reading, maps, quiet)
 
 
 def build_optimizer(
@@ -647,10 +646,11 @@ def open_data(
     roots = [resolve(place) for place in (args.data, *args.extra_data)]
     if rank == 0 and world > 1:
         dist.barrier()
-    pairs = [pair for root in roots for pair in open_split(root, args.split, args.depth_scale)]
+    splits = [open_split(root, args.split, args.depth_scale, check=False) for root in roots]
+    pairs = [pair for split in splits for pair in split]
     if args.val_split == "none":
         return pairs, []
-    return pairs, open_split(roots[0], args.val_split, args.depth_scale)
+    return pairs, open_split(roots[0], args.val_split, args.depth_scale, not args.skip_bad)
 
 
 def start_network(
