@@ -400,8 +400,7 @@ def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float,
 
 def scale_K(K: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
     """fx, fy, cx, cy (..., 4) in pixels of a picture of `size` (H, W) -> of it resized to `to`.
-    Pixel
-    centres are at whole numbers, so that the picture's corner is at -0.5."""
+    Pixel centres are at whole numbers, so that the picture's corner is at -0.5."""
     half = np.array([0, 0, 0.5, 0.5])
     return (np.asarray(K, np.float64) + half) * (2 * [to[1] / size[1], to[0] / size[0]]) - half
 
