@@ -169,8 +169,10 @@ def _fitting(path: Path, stamp: str, read: Callable[[int], Sample]) -> Pack | No
     """The pack at `path`, if it is whole, has this stamp and lacks no pair that can be read."""
     try:
         pack = _open(path, stamp)
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
-        return None  # none there, or damaged
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (EOFError, ValueError, LookupError, TypeError):  # damaged
+        return None
     for i in pack.failed if pack else ():
         with suppress(DataError):
             read(i)
