@@ -465,7 +465,7 @@ class Loader:
             out.pop(name)[:] = getattr(recipe, name)
         out.pop("triplets")[:] = recipe.triplets.numpy()
         maps = {k.removeprefix("teacher_"): out.pop(k) for k in tuple(out) if k[:8] == "teacher_"}
-        how = self.depth_scale, self.logs, self.crop.gt_down, self.reader.threads
+        how = self.depth_scale, self.logs, self.crop.gt_down, self.reader.reading.threads
         crop, affine, lut = recipe.views
         rgb, depth, teacher = ([s[i] for s in recipe.samples] for i in (0, 1, 3))
         litedepth_kernels.r2_batch(rgb, depth, affine, crop, lut, *how, out)
@@ -496,7 +496,7 @@ class Loader:
             "index": ((n,), whole),
             "triplets": ((3, losses.triplet_count(h * w, self.loss.vnl_share)), whole),
         }  # fmt: skip
-        for who in ("", "teacher_") if self.reader.taught else ("",):
+        for who in ("", "teacher_") if self.reader.teacher is not None else ("",):
             shapes[f"{who}depth"] = ((n, 1, *canvas), floats)
             for name in ("depth_low", *GRADIENTS, *CELLS):
                 dtype = torch.bool if name in ("M_x", "M_y") else floats

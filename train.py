@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -339,6 +339,7 @@ def prepare(
         pairs, val = open_data(args)
     torch.manual_seed(args.seed)
     crop, source, reading = take(args, data.Crop), take(args, Source), take(args, Reading)
+    reading = replace(reading, workers=args.workers or run.cores())
     loss_flags, on_cpu = take(args, losses.Loss), device.type == "cpu"
     cpp = on_cpu and args.kernels == "cpp" and not args.compile
     try:
@@ -353,8 +354,8 @@ def prepare(
     data.check_sizes(crop, args.image_size, network.size)  # before it packs
     maps = teacher_depth and open_teacher(pairs, teacher_depth, args.image_size, args.depth_scale)
     if args.dry_run:  # which packs nothing
-        reading = Reading(args.workers, "none", args.ram_cache, args.skip_bad)
-    reader = open_reader(pairs, source, reading, resolve(args.data), maps, quiet=not first)
+        reading = replace(reading, cache="none")
+    reader = open_reader(pairs, source, reading, maps, quiet=not first)
     share = run.rank(), run.world_size()
     loader = data.Loader(reader, network, crop, loss_flags, args.batch_size, args.seed, share)
     if args.data_device == "cuda" and not args.dry_run:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +15,88 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plumbing.files import UserError, notice
-from plumbing.pack import Pack, open_pack, place
-from plumbing.pairs import DataError, Pair, Sample, header_of, read_pair, read_teacher
+from plumbing.files import UserError, notice, usable_cores
+from plumbing.flags import flag, nonnegative, whole
+from plumbing.pack import Pack, make_stamp, open_pack, pack_folder, relative, row_of
+from plumbing.pairs import (
+    DataError,
+    Pair,
+    Sample,
+    Source,
+    check_files,
+    header_of,
+    read_pair,
+    read_teacher,
+    resolve,
+)
 from plumbing.pictures import cv2
+
+READER = 2  # raise it when read_pair or read_teacher decode differently: packs are built anew
+NAMED = 10  # bad pairs that are named one by one
+
+
+@dataclass(frozen=True)
+class Reading:
+    """reading"""
+
+    workers: int = flag(0, "loader threads (default 0: one per core)", whole)
+    cache: str = flag(
+        "auto", "where the decoded pairs are packed once, 1.5 MB each at 480x640 (2.2 with "
+        "teacher_depth): reading one takes 0.1 ms instead of 5 (default auto: .litedepth_cache in "
+        "the data set's folder, or in your cache folder when that is read-only)",
+        metavar="DIR|none",
+    )  # fmt: skip
+    ram_cache: float = flag(
+        4.0, "with --cache none: memory for decoded pairs; what does not fit is decoded anew every "
+        "epoch, 5 ms a pair (default 4). Always: for those of the validation split", nonnegative,
+        metavar="GB",
+    )  # fmt: skip
+    skip_bad: bool = flag(False, "leave out pairs that cannot be read instead of stopping")
+
+    @property
+    def threads(self) -> int:
+        return self.workers or usable_cores()
 
 
 class Reader:
-    """The decoded pairs of one split at image_size: out of `pack`, the packed cache, or from their
-    files by `threads` threads, kept in memory while `ram_cache` (GB) has room.
+    """The decoded pairs of one split at image_size: rows of `pack`, or from their files in threads,
+    kept in memory while ram_cache has room.
 
-    teacher: the file of another model's depth for each pair or None (see read_teacher); its map is
-    a hole wherever the pair has a truth. A file that cannot be read is named once.
+    pairs: those it reads; of a pack, row i is pairs[i]. teacher: the file of another model's depth
+    for each of them or None (see read_teacher); its map is a hole wherever the pair has a truth.
+    failed: a picture's file -> why its pair cannot be read; with a pack all of them, and `pairs`
+    has none of these; without one those that were met, in whose place the next pair stood.
     """
 
     def __init__(
-        self, pairs: list[Pair], *, image_size: tuple[int, int],
-        intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
+        self, pairs: list[Pair], source: Source, reading: Reading,
         teacher: list[Path | None] | None = None,
     ) -> None:  # fmt: skip
-        if teacher is not None and len(teacher) != len(pairs):
-            raise ValueError(f"teacher: {len(teacher)} maps for {len(pairs)} pairs")
-        self.pairs, self.image_size, self.intrinsics = pairs, image_size, intrinsics
-        self.depth_scale, self.teacher, self.taught = depth_scale, teacher, teacher is not None
+        self.pairs, self.teacher, self.source, self.reading = pairs, teacher, source, reading
         self.failed: dict[str, str] = {}
-        self._unread: dict[Path, object] = {}  # teacher's files that were named
+        self.pack: Pack | None = None
+        self._unread: dict[Path, DataError] = {}  # teacher's maps that were named
         self._known: dict = {}
         self._kept: dict[int, Sample] = {}
-        pair_bytes = (5 if teacher is None else 7) * image_size[0] * image_size[1]
-        self._room = int(ram_cache * 1e9 / pair_bytes)
-        self._pool = ThreadPoolExecutor(max(1, threads), "reader")
-        self.pack: Pack | None = None
+        row = row_of(source.image_size, teacher is not None)
+        self._room = int(reading.ram_cache * 1e9 / row.itemsize)
+        self._pool = ThreadPoolExecutor(reading.threads, "reader")
         cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
 
-    def take(self, indices: Iterable[int]) -> tuple[np.ndarray, list[Sample]]:
-        """Which pairs stand for those asked for, each the first readable one from it on, and their
-        samples. Raises DataError when not one can be read."""
+    def samples(self, indices: Iterable[int]) -> tuple[np.ndarray, list[Sample]]:
+        """Which pairs stand for those asked for, and their samples, which are read-only. Without a
+        pack and with skip_bad, in place of one that cannot be read stands the next one that can;
+        else it is a DataError."""
         # Out of a pack there is nothing to wait for.
         each = map if self.pack is not None else self._pool.map
         found = list(each(self._readable, map(int, indices)))
         return np.array([i for i, _ in found], np.int64), [sample for _, sample in found]
 
-    def _readable(self, index: int) -> tuple[int, Sample]:
-        last = None
-        for other in range(index, index + len(self.pairs)):
-            other %= len(self.pairs)
-            try:
-                return other, self.sample(other)
-            except DataError as error:
-                last = str(error)  # setdefault, because two threads may meet the same pair
-                if self.failed.setdefault(str(self.pairs[other].rgb), last) is last:
-                    notice(f"skipped: {last}")
-        raise DataError(f"not one of {len(self.pairs)} pairs can be read; the last: {last}")
-
     def sample(self, index: int) -> Sample:
         """Pair number `index`; read-only. Raises DataError."""
         pack = self.pack
         if pack is not None:
-            if index in pack.failed:
-                raise DataError(pack.failed[index])
-            teacher = pack.teacher[index] if self.taught and pack.taught[index] else None
+            teacher = pack.teacher[index] if pack.taught[index] else None
             return Sample(pack.rgb[index], pack.depth[index], pack.K[index], teacher)
         sample = self._kept.get(index)
         if sample is None:
@@ -85,112 +107,128 @@ class Reader:
 
     def decode(self, index: int) -> Sample:
         """Pair number `index` from its files. Raises DataError."""
-        sample = read_pair(self.pairs[index], self.image_size, self.intrinsics, self._known)
-        if self.teacher is not None:
-            sample = sample._replace(teacher=self._taught(index, sample.depth))
-        return sample
+        pair, source = self.pairs[index], self.source
+        sample = read_pair(pair, source.image_size, source.intrinsics, self._known)
+        path = self.teacher and self.teacher[index]
+        if not path:
+            return sample
+        try:
+            size = header_of(pair.rgb).size
+            depth = read_teacher(path, source.image_size, source.depth_scale, size)
+        except DataError as error:
+            if self._unread.setdefault(path, error) is error:  # two threads may meet the same map
+                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
+            return sample
+        depth[sample.depth > 0] = 0
+        return sample._replace(teacher=depth)
 
     def close(self) -> None:
+        """Lets go of the pack; its files close when the last array taken from them is gone."""
         self._pool.shutdown(cancel_futures=True)
-        if self.pack is not None:
-            self.pack.close()
+        self.pack = None
 
-    def _taught(self, index: int, truth: np.ndarray) -> np.ndarray | None:
-        """The teacher's map of a pair, a hole where `truth` is not; None = no map to be read."""
-        path = self.teacher[index]
-        if path is None:
-            return None
-        try:
-            size = header_of(self.pairs[index].rgb).size
-            depth = read_teacher(path, self.image_size, self.depth_scale, size)
-        except DataError as error:
-            if self._unread.setdefault(path, error) is error:  # as in _readable
-                notice(f"teacher_depth: {error} (taught by the ground truth alone)")
-            return None
-        depth[truth > 0] = 0
-        return depth
+    def _readable(self, index: int) -> tuple[int, Sample]:
+        count = len(self.pairs)
+        for other in range(index, index + count):
+            other %= count
+            try:
+                return other, self.sample(other)
+            except DataError as error:
+                if not self.reading.skip_bad:
+                    raise DataError(f"{error} (--skip_bad goes on without such pairs)") from error
+                why = str(error)  # setdefault, because two threads may meet the same pair
+                if self.failed.setdefault(str(self.pairs[other].rgb), why) is why:
+                    notice(f"skipped: {why}")
+        raise DataError(f"not one of {count} pairs can be read; the last: {why}")
 
 
 def open_reader(
-    pairs: list[Pair], *, cache: str, root: Path, name: str, image_size: tuple[int, int],
-    intrinsics: tuple[float, ...] | None, depth_scale: float, threads: int, ram_cache: float,
-    teacher: list[Path | None] | None = None, quiet: bool = False,
+    pairs: list[Pair], source: Source, reading: Reading, teacher: list[Path | None] | None = None,
+    quiet: bool = False,
 ) -> Reader:  # fmt: skip
-    """A Reader over the packed cache of `pairs`, which is built where it is not up to date.
+    """A Reader over the pack of `pairs`, which is built where it is not up to date; without one,
+    check_files has looked at them.
 
-    cache: "auto" (beside the set in `root`), a folder, or "none": no pack. name: begins the file's
-    name. Raises DataError: no pair can be read, no room, a folder that cannot be written.
+    teacher: as in Reader. quiet: no lines (another process says them). Raises DataError: pairs that
+    cannot be read, and not skip_bad; UserError: no room, a folder that cannot be written.
     """
-    reader = Reader(
-        pairs, image_size=image_size, intrinsics=intrinsics, depth_scale=depth_scale,
-        threads=threads, ram_cache=ram_cache, teacher=teacher,
-    )  # fmt: skip
+    root = resolve(source.data)
+    folder = pack_folder(reading.cache, root)
+    if folder is None:
+        if not reading.skip_bad:
+            check_files(pairs)
+        return Reader(pairs, source, reading, teacher)
+    maps = [path for path in teacher or () if path]
+    cameras = [home / "intrinsics.json" for home in dict.fromkeys(pair.folder for pair in pairs)]
+    files = [*(p.rgb for p in pairs), *(p.depth for p in pairs), *maps, *cameras]
+    settings = {
+        "reader": READER, "image_size": source.image_size, "intrinsics": source.intrinsics,
+        "depth_scale": source.depth_scale if teacher else None,
+        "taught": [i for i, path in enumerate(teacher or ()) if path],
+    }  # fmt: skip
+    # Sets that are mixed differently lie side by side.
+    names = "\n".join(relative([pair.rgb for pair in pairs], root))
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
+    size = "x".join(map(str, source.image_size))
+    path = folder / f"{source.split}-{size}-{digest}{'-taught' if teacher else ''}"
+    reader = Reader(pairs, source, reading, teacher)
     try:
-        where = place(cache, root)
-        if where is None:
-            return reader
-        cameras = {folder: folder / "intrinsics.json" for folder in {p.folder for p in pairs}}
-        cameras = {folder: [path] for folder, path in cameras.items() if path.is_file()}
-        files = [[p.rgb, p.depth, *cameras.get(p.folder, [])] for p in pairs]
-        for row, path in zip(files, teacher or ()):
-            row += [path] if path else []
-        # Sets that are mixed differently lie side by side; a set that was moved keeps its pack.
-        names = "\n".join(_relative([p.rgb for p in pairs], root))
-        digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
-        name = f"{name}-{image_size[0]}x{image_size[1]}-{digest}{'-taught' if teacher else ''}"
         reader.pack = open_pack(
-            where, name, files, image_size, reader.decode, threads=threads,
-            settings={
-                "reader": 1,  # raise it when read_pair or read_teacher decode differently
-                "intrinsics": intrinsics, "depth_scale": depth_scale if teacher else None,
-            },
-            teacher=teacher is not None, quiet=quiet,
+            path, make_stamp(root, files, settings), len(pairs),
+            row_of(source.image_size, teacher is not None), reader.decode, reading.threads, quiet,
         )  # fmt: skip
-    except UserError as error:
+        _leave_out(reader, quiet)
+    except BaseException:
         reader.close()
-        raise DataError(str(error)) from error
-    pack = reader.pack
-    asked = [i for i, path in enumerate(teacher or ()) if path and i not in pack.failed]
-    lost = len(asked) - int(pack.taught[asked].sum())
-    if lost and not reader._unread and not quiet:  # named when the pack was made, not since
-        notice(f"teacher_depth: {lost} map(s) could not be read when {name}.pack was made")
+        raise
     return reader
 
 
-def _relative(files: list[Path], root: Path) -> list[str]:
-    """os.path.relpath of each, with the work done once a folder."""
-    homes: dict[str, str] = {}
-    names = []
-    for folder, name in (os.path.split(file) for file in files):
-        if folder not in homes:
-            home = os.path.relpath(folder or os.curdir, root)
-            homes[folder] = "" if home == os.curdir else os.path.join(home, "")
-        names.append(homes[folder] + name)
-    return names
+def _leave_out(reader: Reader, quiet: bool) -> None:
+    """The pairs without a row in the pack: named, and DataError, or left out with skip_bad."""
+    pack, say = reader.pack, (lambda text: None) if quiet else notice
+    failed, count = pack.failed, len(reader.pairs)
+    whole = [i for i in range(count) if i not in failed]
+    reader.failed = {str(reader.pairs[i].rgb): why for i, why in failed.items()}
+    if failed:
+        for why in list(failed.values())[:NAMED]:
+            say(f"cannot be read: {why}")
+        many = f"{len(failed)} of {count} pairs cannot be read"
+        if not reader.reading.skip_bad:
+            raise DataError(
+                f"{many}, the first: {next(iter(failed.values()))} (--skip_bad leaves such pairs "
+                f"out; {pack.path} is kept)"
+            )
+        say(f"--skip_bad: {many} and are left out")
+        reader.pairs = [reader.pairs[i] for i in whole]
+    if reader.teacher is not None:
+        reader.teacher = [reader.teacher[i] for i in whole]
+        lost = sum(path is not None for path in reader.teacher) - int(pack.taught.sum())
+        if lost and not reader._unread:  # named when the pack was made, not since
+            say(f"teacher_depth: {lost} map(s) could not be read when {pack.path} was made")
 
 
 def ahead(
-    maker: Executor, ring: Sequence[Any], make: Callable[[Any, int], Any], numbers: Iterable[int]
+    thread: Executor, ring: Sequence[Any], fill: Callable[[Any, int], Any], numbers: Iterable[int]
 ) -> Iterator[tuple[Any, Any]]:
-    """Yields (slot, make(slot, number)) for every number, made by `maker` while earlier ones are in
-    use: as many ahead as `ring` has slots beside that of the one in use. Raises what make does."""
+    """Yields (memory, fill(memory, number)) for every number, filled by `thread` while earlier ones
+    are in use: as many ahead as `ring` has pieces of memory beside the one in use. Raises what fill
+    does."""
     waiting: deque[tuple[Any, Future]] = deque()
     try:
         for turn, number in enumerate(numbers):
-            slot = ring[turn % len(ring)]
-            waiting.append((slot, maker.submit(make, slot, number)))
+            memory = ring[turn % len(ring)]
+            waiting.append((memory, thread.submit(fill, memory, number)))
             if len(waiting) == len(ring):
-                slot, made = waiting.popleft()
-                yield slot, made.result()
+                memory, filled = waiting.popleft()
+                yield memory, filled.result()
         while waiting:
-            slot, made = waiting.popleft()
-            yield slot, made.result()
-    finally:  # left early: nothing may go on writing into slots that are used again
-        for _, made in waiting:
-            made.cancel()
-        for _, made in waiting:
-            if not made.cancelled():
-                made.exception()
+            memory, filled = waiting.popleft()
+            yield memory, filled.result()
+    finally:  # left early: nothing may go on writing into memory that is used again
+        for _, filled in waiting:
+            if not filled.cancel():
+                filled.exception()
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -202,7 +240,9 @@ class BatchMemory:
     shapes: name -> (shape, dtype). pinned: for copies to a GPU.
     """
 
-    def __init__(self, largest: dict[str, tuple[tuple[int, ...], torch.dtype]], pinned: bool) -> None:
+    def __init__(
+        self, largest: dict[str, tuple[tuple[int, ...], torch.dtype]], pinned: bool
+    ) -> None:
         self._largest, self._pinned = largest, pinned
         self._memory: dict[str, Tensor] = {}
         self._free = None  # the event after which the memory may be written again
@@ -258,8 +298,8 @@ def upload(pack: Pack | None, device: torch.device) -> dict[str, Tensor]:
     except torch.OutOfMemoryError as error:
         need = sum(array.nbytes for array in arrays.values()) / 1e9
         raise UserError(
-            f"--data_device cuda: the decoded set takes {need:.1f} GB, which this GPU has not free: "
-            "use --data_device cpu, or a smaller --image_size"
+            f"--data_device cuda: the decoded set takes {need:.1f} GB, which this GPU has not free:"
+            " use --data_device cpu, or a smaller --image_size"
         ) from error
     return resident
 

@@ -35,11 +35,11 @@ from plumbing.pairs import (
     RGB_SUFFIXES,
     DataError,
     Pair,
-    _bytes,
-    _decode,
     check_headers,
+    decode,
     find_split,
     list_pairs,
+    read_bytes,
     read_header,
     resolve,
     stored_intrinsics,
@@ -232,7 +232,7 @@ def look(pair: Pair) -> Look:
     headers, digests, contents = [], [], []
     for path in (pair.rgb, pair.depth):
         try:
-            content = _bytes(path)
+            content = read_bytes(path)
             headers.append(read_header(content, path))
         except DataError as error:
             return Look(("unreadable", str(error)))
@@ -243,7 +243,8 @@ def look(pair: Pair) -> Look:
     rgb, depth = headers
     seen = Look(None, rgb.size, False, *digests)
     try:
-        seen.resized = check_headers(rgb, depth, pair)
+        check_headers(rgb, depth, pair)
+        seen.resized = rgb.size != depth.size
     except DataError as error:
         why = {
             "depth for a picture": (rgb.bits, rgb.channels) == (16, 1),
@@ -391,7 +392,7 @@ def check_repeats(pairs, looks: list[Look], split: str, found: Findings) -> None
         if len(group) < 2:
             continue
         try:
-            depth = _decode(pairs[group[0]].depth, cv2.IMREAD_UNCHANGED)
+            depth = decode(pairs[group[0]].depth, cv2.IMREAD_UNCHANGED)[1]
         except DataError:
             continue
         if not depth.any() or depth.min() == depth.max():
@@ -516,8 +517,8 @@ def probe_run(pairs: list[Pair]) -> list[Probe]:
     probes, marks, lines = [], [], []
     for pair in pairs:
         try:
-            grey = _decode(pair.rgb, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-            depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
+            grey = decode(pair.rgb, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)[1]
+            depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)[1]
             if depth.dtype != np.uint16 or depth.ndim != 2:
                 raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
         except DataError as error:
@@ -1138,8 +1139,8 @@ def tile(pair: Pair, title: str, scale: float, size: tuple[int, int]) -> np.ndar
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar; None where
     the pair cannot be decoded."""
     try:
-        rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
+        rgb = decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)[1]
+        depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)[1]
     except DataError:
         return None
     if depth.ndim == 3:

@@ -1,36 +1,60 @@
-"""RGB-D pairs on disk: lists and folders, intrinsics, one decoded pair, another model's depth maps."""
+"""RGB-D pairs on disk: lists, folders, intrinsics, a decoded pair, another model's depth maps."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import os
 import re
 import struct
 import threading
-import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from plumbing import scenes as synthetic
+from plumbing import scenes
 from plumbing.files import UserError, natural, notice
-from plumbing.pictures import cv2, is_cut, overstated, resize_depth, resize_picture, walk_jpeg
+from plumbing.flags import flag, parse_intrinsics, parse_size, positive
+from plumbing.pictures import cv2, is_cut, resize_depth, resize_picture
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-CHECKED_FILES = 20_000  # a larger set has a seeded sample of its files checked at the start
-
-
+CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
 SAMPLED_FILES = 2_000
-
-
 TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
+
+
+@dataclass(frozen=True)
+class Source:
+    """data (Sec. 4.1)"""
+
+    data: str = flag(
+        "synthetic:512", "folder with <split>.txt lists or <split>/{rgb,depth}/ folders, or N "
+        "embedded scenes rendered once", metavar="ROOT|synthetic:N",
+    )  # fmt: skip
+    split: str = flag("train", "which split of the data to use")
+    image_size: tuple[int, int] = flag(
+        "480x640", "every pair is brought to this size when read: centre crop to the aspect, RGB "
+        "area/bilinear, depth nearest, intrinsics follow", parse_size, metavar="HxW",
+    )  # fmt: skip
+    depth_scale: float = flag(
+        1000.0, "units of the depth files per metre: 1000 = millimetres, 5000 = TUM, 256 = KITTI "
+        "(default 1000)", positive,
+    )  # fmt: skip
+    max_depth: float = flag(
+        40.0, "metres at which a prediction is cut before it is scored; the ground truth never is "
+        "(default 40, the challenge's range; 80 for driving)", positive,
+    )  # fmt: skip
+    intrinsics: tuple[float, ...] | None = flag(
+        None, "camera of the pairs whose folder has no intrinsics.json, in pixels at --image_size; "
+        "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code, "
+        "518.86,519.47,320,240 at 480x640)", parse_intrinsics, metavar="FX,FY,CX,CY",
+    )  # fmt: skip
 
 
 class DataError(UserError):
@@ -52,7 +76,7 @@ def resolve(data: str) -> Path:
         count = data.removeprefix("synthetic:")
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", count):
             raise DataError(f"--data {data}: give a positive number of scenes, as in synthetic:512")
-        return synthetic.ensure(int(count))
+        return scenes.ensure(int(count))
     root = Path(data)
     if not root.is_dir():
         raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
@@ -64,9 +88,9 @@ def resolve(data: str) -> Path:
 def find_split(root: Path, name: str) -> str:
     """`name`, or the challenge's own "local_val" where "val" is asked for and only that exists."""
     for split in (name, "local_val") if name == "val" else (name,):
-        with contextlib.suppress(OSError):  # a name that no file system takes
-            if (root / f"{split}.txt").is_file() or (root / split).is_dir():
-                return split
+        # os.path's, which take any name for one that is not there
+        if os.path.isfile(root / f"{split}.txt") or os.path.isdir(root / split):
+            return split
     name = name[:99]
     raise DataError(
         f"{root}: no split {name!r}: make {name}.txt with one 'rgb depth' pair of paths a line, or "
@@ -94,80 +118,65 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
     """
     split = find_split(root, split)
     listing = root / f"{split}.txt"
+    pairs = []
+    gc.disable()  # pairs hold no cycles: looking for some takes as long as making 100,000 does
     try:
-        with _without_collecting():
-            if listing.is_file():
-                pairs = _from_list(root, listing, complain)
-            else:
-                pairs = _from_folders(root / split, split, complain)
+        if listing.is_file():
+            pairs = _from_list(root, listing, complain)
+        else:
+            pairs = _from_folders(root / split, split, complain)
     except OSError as error:
         complain("unreadable", f"{error.filename}: cannot be listed ({error.strerror})",
                  [error.filename])  # fmt: skip
-        pairs = []
+    finally:
+        gc.enable()
     if not pairs:
         complain("empty split", f"{root}: split {split!r} holds no pair of pictures", ())
     return pairs
 
 
-@contextlib.contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Pairs hold no cycles: looking for some takes as long as making 100,000 of them does."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
-
-
 def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
-    pairs = []
-    homes: dict[str, tuple[Path, set[str], Path]] = {}
     try:
-        lines = Path(listing).read_bytes().decode("utf-8-sig").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         complain("list", f"{listing}: not a readable text file ({error})", [listing])
         return []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+    pairs = []
+    homes: dict[str, tuple[Path, set[str]]] = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
             continue
-        names = line.strip().split("\t") if "\t" in line else line.split()
-        place = f"{listing}:{number}"
+        names = line.split("\t") if "\t" in line else line.split()
+        where = f"{listing}:{number}"
         if len(names) != 2:
             complain(
-                "list", f"{place}: expected 'rgb depth', got {line.strip()[:80]!r} (paths with "
-                "spaces: put a tab between the two)", [f"{place}: {line.strip()[:80]!r}"],
+                "list", f"{where}: expected 'rgb depth', got {line[:80]!r} (paths with spaces: put "
+                "a tab between the two)", [f"{where}: {line[:80]!r}"],
             )  # fmt: skip
             continue
-        files, folders = [], []
+        files = []
         for above, name in (os.path.split(name.strip()) for name in names):
             if above not in homes:
-                home = root / above
-                # <scene>/rgb/name.jpg or <scene>/name.jpg
-                folder = home.parent if home.name in ("rgb", "image", "images") else home
-                homes[above] = home, _files_in(home), folder
-            home, listed, folder = homes[above]
-            path, reason = home / name, "no such file"
-            try:
-                there = name in listed or path.is_file()
-            except OSError as error:  # too long a name, or a folder that may not be looked into
-                there, reason = False, error.strerror
-            if not there:
+                homes[above] = root / above, _files_in(root / above)
+            home, listed = homes[above]
+            path = home / name
+            # Not listed and yet there: under another case or another form of its letters.
+            if name in listed or os.path.isfile(path):
+                files.append(path)
+            else:
                 shown = f"{path}"[:200]
-                complain("missing file", f"{place}: {reason}: {shown}", [f"{place}: {shown}"])
-                continue
-            files.append(path)
-            folders.append(folder)
+                complain("missing file", f"{where}: no such file: {shown}", [f"{where}: {shown}"])
         if len(files) == 2:
-            pairs.append(Pair(*files, folders[0].name, folders[0]))
+            folder = homes[os.path.split(names[0].strip())[0]][0]
+            if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg
+                folder = folder.parent
+            pairs.append(Pair(*files, folder.name, folder))
     return pairs
 
 
 def _files_in(folder: Path) -> set[str]:
-    """The names of a folder's files, in one look: a look for each of a long list takes several
-    times as long. What is missing here may still be there: under another case or another form of
-    its letters, or where a folder can be used but not listed."""
+    """The names of a folder's files, in one look: one for each of a long list takes several times
+    as long. None of a folder that cannot be listed (its files may be opened all the same)."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -223,41 +232,58 @@ class Header(NamedTuple):
     channels: int
 
 
-def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
-    """Header of a whole JPEG or PNG file. Raises DataError for another kind, one cut short, or one
-    that claims more pixels than it can hold.
+def header_of(path: Path) -> Header:
+    """read_header of a file of which only both ends are read. Raises DataError."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(65536)
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(len(first), end - 64))
+            ends = first + file.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return read_header(ends, path)
+    except DataError:  # or a preview fills the first 64 kB, or a phone's video follows the picture
+        return read_header(read_bytes(path), path)
 
-    data: all of it, or (of a file of `length` bytes) its two ends. The end mark is looked at as
-    well: cv2.imread decodes a JPEG cut short into a full, partly grey picture, so decoding alone
-    does not tell.
+
+def read_header(data: bytes, path: Path) -> Header:
+    """Header of a JPEG or PNG file. Raises DataError for another kind and for one cut short.
+
+    data: all of it, or both its ends. The end mark is looked at as well: cv2.imdecode makes a full,
+    partly grey picture of a JPEG cut short, so decoding alone does not tell.
     """
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
         w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
         header = Header((h, w), bits, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0))
     elif data[:2] == b"\xff\xd8":
-        header = _jpeg_header(data, path)
+        header = _jpeg_header(data)
     else:
-        what = "an empty file" if not data else "not a JPEG or PNG file"
+        what = "not a JPEG or PNG file" if data else "an empty file"
         raise DataError(f"{path}: {what}; convert it or remove the pair")
     if is_cut(data):
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
-    if min(header.size) < 1 or header.channels == 0:
-        raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
-    if reason := overstated(data, length):
-        raise DataError(f"{path}: impossible header: {reason}")
+    if min(*header.size, header.channels) < 1:
+        raise DataError(f"{path}: there is no picture in it; copy it anew or remove the pair")
     return header
 
 
-def _jpeg_header(data: bytes, path: Path) -> Header:
-    _, at = walk_jpeg(data)
-    if at is not None and at + 10 <= len(data):
-        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-        return Header((h, w), bits, channels)
-    raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
+def _jpeg_header(data: bytes) -> Header:
+    """From segment to segment, past an EXIF thumbnail's own frame, to the picture's."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 10 <= len(data):
+        mark = data[at + 1]
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):  # those three hold tables
+            bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
+            return Header((h, w), bits, channels)
+        # any number of 0xFF may stand before a mark
+        at += 1 if mark == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return Header((0, 0), 0, 0)
 
 
-def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:
-    """Raises DataError where a pair cannot be one; True when its sizes differ (same aspect)."""
+def check_headers(rgb: Header, depth: Header, pair: Pair) -> None:
+    """Raises DataError where a pair cannot be one. Sizes may differ, if the aspect is one."""
     if (rgb.bits, rgb.channels) == (16, 1):
         raise DataError(
             f"{pair.rgb}: the picture is 16-bit grayscale, a depth map; are the two swapped, or is "
@@ -281,55 +307,42 @@ def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:
             f"{pair.depth}: depth is {h}x{w}, its picture {pair.rgb.name} {H}x{W}: another aspect, "
             "so they cannot be the same view; register the depth to the picture first"
         )
-    return (h, w) != (H, W)
 
 
 def check_files(pairs: list[Pair], seed: int = 0) -> None:
-    """Reads header and end mark of every pair before any training starts. Raises DataError.
-
-    Of more than CHECKED_FILES pairs a seeded SAMPLED_FILES are read.
-    """
+    """Reads header and end mark of every pair; of more than CHECKED_FILES, of a seeded
+    SAMPLED_FILES. For where no pack is made, which is the better check. Raises DataError."""
     if len(pairs) > CHECKED_FILES:
         pick = np.random.default_rng(seed).choice(len(pairs), SAMPLED_FILES, replace=False)
         pairs = [pairs[i] for i in sorted(pick)]
 
-    def check(pair: Pair) -> bool:
-        return check_headers(header_of(pair.rgb), header_of(pair.depth), pair)
+    def check(pair: Pair) -> None:
+        check_headers(header_of(pair.rgb), header_of(pair.depth), pair)
 
     with ThreadPoolExecutor(8) as pool:
-        differ = [pair for pair, differs in zip(pairs, pool.map(check, pairs)) if differs]
-    if differ:
-        notice(
-            f"{len(differ)} depth map(s) differ in size from their picture ({differ[0].depth} is "
-            "the first): each is brought to --image_size by itself"
-        )
+        for _ in pool.map(check, pairs):
+            pass
 
 
-def header_of(path: Path) -> Header:
-    try:
-        return read_header(*_edges(path))
-    except DataError:  # or a preview and a colour profile fill the first 64 kB
-        return read_header(_bytes(path), path)
-
-
-def _edges(path: Path, head: int = 65536) -> tuple[bytes, Path, int]:
-    """The first 64 kB and the last 64 bytes of a file, where header and end mark stand; its path
-    and its length."""
-    try:
-        with open(path, "rb") as f:
-            first = f.read(head)
-            size = f.seek(0, 2)
-            f.seek(min(size, max(head, size - 64)))
-            return first + f.read(64), path, size
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a file. Raises DataError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode(path: Path, flags: int) -> tuple[Header, np.ndarray]:
+    """A whole picture by OpenCV's imread flags, and what its header says. Raises DataError."""
+    data = read_bytes(path)
+    header = read_header(data, path)
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # more pixels than OpenCV's limit
+        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
+    if picture is None:
+        raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
+    return header, picture
 
 
 class Sample(NamedTuple):
@@ -351,44 +364,18 @@ def read_pair(
     intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json; None = the
     Kinect's. known: a cache of those files, shared by the calls. Raises DataError.
     """
-    rgb = _decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    depth = _decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    if depth.dtype != np.uint16 or depth.ndim != 2:
-        raise DataError(f"{pair.depth}: not a 16-bit grayscale PNG")
-    check_headers(Header(rgb.shape[:2], 8, 3), Header(depth.shape, 16, 1), pair)
+    # A viewer turns a picture as its EXIF says; its depth map would not be turned with it.
+    rgb_header, rgb = decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
+    check_headers(rgb_header, depth_header, pair)
     K = stored_intrinsics(pair, rgb.shape[:2], known)
-    if rgb.shape[:2] != image_size:
-        top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
-        rgb = resize_picture(rgb[top : top + h, left : left + w], image_size)
-        if K is not None:
-            fx, fy, cx, cy = K
-            sy, sx = image_size[0] / h, image_size[1] / w
-            K = fx * sx, fy * sy, (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5
-    if depth.shape != image_size:
-        top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
-        depth = resize_depth(depth, image_size, "nearest")
-    rgb = cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB)
-    K = K or intrinsics or kinect_intrinsics(image_size)
-    return Sample(rgb, np.ascontiguousarray(depth), np.array(K, np.float64))
-
-
-def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy that the released code takes for every picture, scaled to image_size."""
-    H, W = image_size
-    return 518.85790117450188 * W / 640, 519.46961112127485 * H / 480, W / 2, H / 2
-
-
-def _decode(path: Path, flags: int) -> np.ndarray:
-    data = _bytes(path)
-    read_header(data, path)
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
-    if picture is None:
-        raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
-    return picture
+    top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
+    if K is None:
+        K = np.array(intrinsics or kinect_intrinsics(image_size), np.float64)
+    else:
+        K = scale_K(K - (0, 0, left, top), (h, w), image_size)
+    rgb = resize_picture(rgb[top : top + h, left : left + w], image_size)
+    return Sample(cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), _fit(depth, image_size), K)
 
 
 def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -398,10 +385,28 @@ def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, 
     return (h - ch) // 2, (w - cw) // 2, ch, cw
 
 
-def stored_intrinsics(
-    pair: Pair, size: tuple[int, int], known: dict
-) -> tuple[float, float, float, float] | None:
-    """fx, fy, cx, cy of the picture as stored (H, W) = size, from the scene's intrinsics.json.
+def _fit(depth: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Centre crop to the aspect, then the nearest pixel: no two depths are ever blended."""
+    top, left, h, w = _aspect_crop(depth.shape, image_size)
+    fitted = resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
+    return np.ascontiguousarray(fitted)
+
+
+def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy that the released code takes for every picture, scaled to image_size."""
+    H, W = image_size
+    return 518.85790117450188 * W / 640, 519.46961112127485 * H / 480, W / 2, H / 2
+
+
+def scale_K(K: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
+    """fx, fy, cx, cy (..., 4) in pixels of a picture of `size` (H, W) -> of it resized to `to`.
+    Pixel centres are at whole numbers, so that the picture's corner is at -0.5."""
+    half = np.array([0, 0, 0.5, 0.5])
+    return (np.asarray(K, np.float64) + half) * (2 * [to[1] / size[1], to[0] / size[0]]) - half
+
+
+def stored_intrinsics(pair: Pair, size: tuple[int, int], known: dict) -> np.ndarray | None:
+    """fx, fy, cx, cy (4,) of the picture as stored (H, W) = size, from the scene's intrinsics.json.
 
     The file holds {"fx", "fy", "cx", "cy", "width", "height"} or {"frames": {stem: {...}}}; None
     where there is no file or it gives no focal length. Raises DataError.
@@ -417,25 +422,22 @@ def stored_intrinsics(
     if "fx" not in entry:
         return None
     try:
-        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
-        sy = size[0] / float(entry.get("height", size[0]))
-        sx = size[1] / float(entry.get("width", size[1]))
+        given = [float(entry[k]) for k in ("fx", "fy", "cx", "cy")]
+        at = float(entry.get("height", size[0])), float(entry.get("width", size[1]))
+        K = scale_K(given, at, size)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DataError(
             f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r:.200})"
         ) from error
-    K = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
     # Rather far from float32's own ends, for Eq. 9 divides by focal lengths and squares the rest.
-    if not all(abs(k) < 1e9 for k in K) or min(K[:2]) < 1e-3:  # False for NaN, so refused
-        raise DataError(f"{path}: impossible intrinsics fx={fx} fy={fy} cx={cx} cy={cy}")
+    if not (np.abs(K) < 1e9).all() or K[:2].min() < 1e-3:  # False for NaN, so refused
+        raise DataError(f"{path}: impossible intrinsics fx, fy, cx, cy = {given}")
     return K
 
 
 def _read_intrinsics(path: Path) -> dict:
     try:
-        if not path.is_file():
-            return {}
-        entry = json.loads(Path(path).read_bytes().decode())
+        entry = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
@@ -443,10 +445,15 @@ def _read_intrinsics(path: Path) -> dict:
     return entry
 
 
-def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
-    """list_pairs + check_files + a look for valid depth at a plausible scale. Raises DataError."""
+def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -> list[Pair]:
+    """list_pairs, check_files, a look at all intrinsics and one at the depths' scale.
+
+    check: False leaves out check_files, where a pack is made of all pairs or bad ones are skipped.
+    Raises DataError; remarks on scenes without a focal length and an unlikely scale.
+    """
     pairs = list_pairs(root, split)
-    check_files(pairs)
+    if check:
+        check_files(pairs)
     known: dict = {}
     without: set[str] = set()
     one_camera: set[Path] = set()  # folders where one entry stands for all pictures
@@ -458,25 +465,25 @@ def open_split(root: Path, split: str, depth_scale: float) -> list[Pair]:
             without.add(pair.scene)
         if "frames" not in known[pair.folder]:
             one_camera.add(pair.folder)
-    without = sorted(without, key=natural)
     if without:
+        names = sorted(without, key=natural)
         notice(
-            f"{split}: no focal length given for {', '.join(without[:4])}"
-            f"{', ...' if without[4:] else ''}: --intrinsics is used there (Eq. 9)"
+            f"{split}: no focal length given for {', '.join(names[:4])}"
+            f"{', ...' if names[4:] else ''}: --intrinsics is used there (Eq. 9)"
         )
-    order = np.random.default_rng(0).permutation(len(pairs))
-    for tried, i in enumerate(order, 1):
-        depth = _decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
-        if depth.any():
-            far = np.percentile(depth[depth > 0], 99) / depth_scale
-            if not 0.05 < far < 500:
-                notice(
-                    f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
-                    f"{depth_scale:g} (units per metre) right?"
-                )
-            return pairs
-        if tried == len(order):
-            raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
+    for i in np.random.default_rng(0).permutation(len(pairs)):
+        with contextlib.suppress(DataError):  # whoever reads all pairs names it
+            _, depth = decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
+            if depth.any():
+                break
+    else:
+        raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
+    far = np.percentile(depth[depth > 0], 99) / depth_scale
+    if not 0.05 < far < 500:
+        notice(
+            f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale {depth_scale:g} "
+            "(units per metre) right?"
+        )
     return pairs
 
 
@@ -488,18 +495,27 @@ def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
     """
     if not folder.is_dir():
         raise DataError(f"--teacher_depth {folder}: no such folder")
-    listed: dict[Path, set[str]] = {}  # each folder once: asking the disk per name is slow
+    files_in = functools.cache(_files_in)
     owner: dict[Path, Pair] = {}
-    maps = [_teacher_map(pair, folder, listed) for pair in pairs]
-    for pair, path in zip(pairs, maps):
-        other = owner.setdefault(path, pair) if path else pair
+    maps = []
+    for pair in pairs:
+        names = [name.format(pair.rgb.stem) for name in TEACHER_NAMES]
+        for home in (folder / pair.scene, folder):
+            found = [home / name for name in names if name in files_in(home)]
+            if found:
+                break
+        if len(found) > 1:
+            both = " and ".join(path.name for path in found)
+            raise DataError(f"{home}: {both} for one picture, {pair.rgb}: keep one")
+        maps.append(found[0] if found else None)
+        other = owner.setdefault(found[0], pair) if found else pair
         if other.rgb != pair.rgb:  # a list may name one picture twice
             cure = (
                 f"use one sub-folder per scene ({folder / other.scene}, {folder / pair.scene})"
                 if other.scene != pair.scene
                 else f"both are of scene {pair.scene!r}: rename a picture or its scene's folder"
             )
-            raise DataError(f"{other.rgb} and {pair.rgb} would both take {path}: {cure}")
+            raise DataError(f"{other.rgb} and {pair.rgb} would both take {found[0]}: {cure}")
     missing = maps.count(None)
     if missing == len(pairs):
         names = ", ".join(name.format(pairs[0].rgb.stem) for name in TEACHER_NAMES)
@@ -515,22 +531,6 @@ def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
     return maps
 
 
-def _teacher_map(pair: Pair, folder: Path, listed: dict[Path, set[str]]) -> Path | None:
-    for home in (folder / pair.scene, folder):
-        if home not in listed:
-            try:
-                listed[home] = set(os.listdir(home)) if home.is_dir() else set()
-            except OSError as error:
-                raise DataError(f"{home}: cannot be listed ({error.strerror})") from error
-        names = [name.format(pair.rgb.stem) for name in TEACHER_NAMES]
-        found = [name for name in names if name in listed[home]]
-        if len(found) > 1:
-            raise DataError(f"{home}: {' and '.join(found)} for one picture, {pair.rgb}: keep one")
-        if found:
-            return home / found[0]
-    return None
-
-
 def read_teacher(
     path: Path, image_size: tuple[int, int], depth_scale: float,
     picture: tuple[int, int] | None = None,
@@ -542,15 +542,16 @@ def read_teacher(
     with depth; picture: (H, W) of the picture as stored, which must have its aspect (None: that of
     image_size). Raises DataError.
     """
-    depth = _load_npy(path) if path.suffix == ".npy" else _decode(path, cv2.IMREAD_UNCHANGED)
-    floats = depth.dtype.kind == "f" and depth.dtype.itemsize <= 8 and path.suffix == ".npy"
-    if not floats and (depth.dtype.kind, depth.dtype.itemsize) != ("u", 2):
+    if path.suffix == ".npy":
+        depth = _load_npy(path).squeeze()
+    else:
+        _, depth = decode(path, cv2.IMREAD_UNCHANGED)
+    metres = depth.dtype.kind == "f"
+    if not metres and (depth.dtype.kind, depth.dtype.itemsize) != ("u", 2):
         raise DataError(
             f"{path}: a teacher's depth as {depth.dtype}: save metres as a float32 .npy, or "
             "--depth_scale units per metre as a 16-bit grayscale PNG"
         )
-    if depth.ndim > 2 and path.suffix == ".npy":
-        depth = depth.squeeze()
     if depth.ndim != 2 or not depth.size:
         raise DataError(
             f"{path}: a teacher's depth of shape {depth.shape}: one depth map (H, W) a file (a "
@@ -562,11 +563,8 @@ def read_teacher(
             f"{path}: a teacher's depth is {h}x{w}, its picture {H}x{W}: another aspect; bring the "
             "map to the picture's size"
         )
-    if depth.shape != image_size:
-        top, left, h, w = _aspect_crop(depth.shape, image_size)
-        depth = np.ascontiguousarray(depth[top : top + h, left : left + w])  # a crop may be all
-        depth = resize_depth(depth, image_size, "nearest")
-    if floats:
+    depth = _fit(depth, image_size)
+    if metres:
         with np.errstate(over="ignore", invalid="ignore"):
             units = np.rint(depth.astype(np.float64) * depth_scale)
         depth = np.where((units > 0) & (units <= 65535), units, 0)  # False for NaN
@@ -580,15 +578,13 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         # One at a time: CPython 3.11's parser, which reads the header, fails now and then when
         # several threads are in it.
-        with _npy_lock, open(path, "rb") as f:
-            array = np.lib.format.read_array(f, allow_pickle=False)
+        with _npy_lock, open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError,
-            RecursionError, tokenize.TokenError) as error:  # fmt: skip
+    except Exception as error:  # that parser's own, for a damaged header: of many kinds
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
-    return array
 
 
 def open_teacher(
@@ -600,11 +596,12 @@ def open_teacher(
     there = [i for i, path in enumerate(maps) if path]
     ratios = []
     for i in np.random.default_rng(0).permutation(there)[:16]:
-        teacher = read_teacher(maps[i], image_size, depth_scale, header_of(pairs[i].rgb).size)
         try:
+            picture = header_of(pairs[i].rgb).size
             truth = read_pair(pairs[i], image_size, None, {}).depth
         except DataError:
-            continue  # the Loader names it, and takes another pair
+            continue  # whoever reads all pairs names it
+        teacher = read_teacher(maps[i], image_size, depth_scale, picture)
         both = (teacher > 0) & (truth > 0)
         if both.any():
             ratios.append(np.median(teacher[both] / truth[both]))

@@ -1,7 +1,7 @@
 """Samples a second of the loader, beside torch's DataLoader on the same content.
 
-    python tests/bench_loader.py                 256 rendered scenes, packed in a temporary folder
-    python tests/bench_loader.py --data ROOT     your pairs
+    python tests/bench/bench_loader.py                 256 rendered scenes in a temporary pack
+    python tests/bench/bench_loader.py --data ROOT     your pairs
 
 One thread makes the batches of 32 and nobody uses them. The DataLoader's data set makes the same
 samples (checked first) from the same pack with the same kernels, one by one into fresh arrays, for
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bench_kernels  # noqa: E402
@@ -33,8 +33,8 @@ import torch  # noqa: E402
 import data  # noqa: E402
 import losses  # noqa: E402
 import train  # noqa: E402
-from plumbing.batches import open_reader  # noqa: E402
-from plumbing.pairs import open_split, resolve  # noqa: E402
+from plumbing.batches import Reading, open_reader  # noqa: E402
+from plumbing.pairs import Source, open_split, resolve  # noqa: E402
 from plumbing.run import reuse_memory  # noqa: E402
 
 
@@ -91,11 +91,8 @@ class CarefulSamples(Samples):
 
 def make_loader(args, pairs, **changes) -> data.Loader:
     options = {"crop_batch": "pad", "cache": args.cache, "ram_cache": 0.0, "threads": 1, **changes}
-    reader = open_reader(
-        pairs, cache=options.pop("cache"), root=resolve(args.data), name="bench",
-        image_size=(480, 640), intrinsics=None, depth_scale=1000.0, threads=options["threads"],
-        ram_cache=options.pop("ram_cache"),
-    )  # fmt: skip
+    reading = Reading(options["threads"], options.pop("cache"), options.pop("ram_cache"))
+    reader = open_reader(pairs, Source(args.data, args.split), reading)
     flags = train.make_parser().parse_args([])
     return data.Loader(
         reader, batch_size=32, seed=0, augment=train.augmentation(flags), image_size=(480, 640),

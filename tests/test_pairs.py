@@ -1,0 +1,869 @@
+"""Sec. 4.1: finding and reading RGB-D pairs, refusing bad ones, another model's depth maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import rgbd_picture
+
+import plumbing.batches
+import plumbing.pairs
+from plumbing.batches import Reader, Reading, open_reader
+from plumbing.files import natural, notice
+from plumbing.pairs import (
+    CHECKED_FILES,
+    SAMPLED_FILES,
+    DataError,
+    Header,
+    Pair,
+    Source,
+    check_files,
+    find_split,
+    header_of,
+    list_pairs,
+    open_split,
+    open_teacher,
+    read_pair,
+    read_teacher,
+    resolve,
+    scale_K,
+    teacher_maps,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = (96, 128)  # of the tiny pictures
+K0 = (110.0, 110.0, 60.0, 50.0)
+SOURCE = Source(image_size=SIZE, intrinsics=K0)
+FROM_FILES = Reading(workers=2, cache="none", ram_cache=0.0)
+
+
+def lines_of(text: str, start: str = "note: ") -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def write(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), picture)
+    return path
+
+
+def pair_of(root: Path, bgr: np.ndarray, depth: np.ndarray, suffix: str = ".png") -> Pair:
+    rgb = write(root / "rgb" / f"a{suffix}", bgr)
+    return Pair(rgb, write(root / "depth/a.png", depth), "scene", root)
+
+
+def truth_of(pair: Pair) -> np.ndarray:
+    return cv2.imread(str(pair.depth), cv2.IMREAD_UNCHANGED)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+    return path
+
+
+@pytest.fixture
+def pairs(rgbd) -> list[Pair]:
+    return list_pairs(rgbd, "train")
+
+
+def stems(pairs: list[Pair]) -> list[str]:
+    assert all(p.rgb.stem == p.depth.stem for p in pairs)
+    return [p.rgb.stem for p in pairs]
+
+
+def centre_of(weight: np.ndarray) -> np.ndarray:
+    """(x, y) centroid."""
+    v, u = np.mgrid[: weight.shape[0], : weight.shape[1]]
+    return np.array([(weight * u).sum(), (weight * v).sum()]) / weight.sum()
+
+
+# Sec. 4.1: finding pairs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
+def test_sec41_layouts(tmp_path, make_rgbd, layout):
+    root = make_rgbd(tmp_path, layout)
+    pairs = open_split(root, "train", 1000.0)
+    assert len(pairs) == 8 and len(open_split(root, "val", 1000.0)) == 3
+    if layout == "lists":
+        assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [
+            (f"c{k}", str(100 - k)) for k in range(8)
+        ]
+    else:
+        assert stems(pairs) == [f"sample_{k}" for k in range(8)]
+    scenes = {"folders": ["train"] * 8, "scenes": ["hall"] * 4 + ["yard"] * 4}
+    assert [p.scene for p in pairs] == scenes.get(layout, ["train_pictures"] * 8)
+    # the pictures themselves belong together: pair k was made from seed k
+    known: dict = {}
+    for k, pair in enumerate(pairs):
+        sample = read_pair(pair, SIZE, K0, known)
+        bgr, depth = rgbd_picture(k)
+        np.testing.assert_array_equal(sample.rgb, bgr[..., ::-1])
+        np.testing.assert_array_equal(sample.depth, depth)
+
+
+def test_sec41_a_list_wins_over_folders(tmp_path, make_rgbd):
+    root = make_rgbd(tmp_path)
+    (root / "train.txt").write_text("train/rgb/sample_5.png train/depth/sample_5.png\n")
+    assert stems(list_pairs(root, "train")) == ["sample_5"]
+    assert list_pairs(root, "train")[0].scene == "train"  # <scene>/rgb/name
+
+
+def test_sec41_val_falls_back_to_local_val(tmp_path, make_rgbd):
+    root = make_rgbd(tmp_path)
+    (root / "val").rename(root / "local_val")
+    assert len(list_pairs(root, "val")) == 3
+    with pytest.raises(DataError, match="no split 'test'"):
+        list_pairs(root, "test")
+    (root / "local_val").rename(root / "local_train")
+    (root / "train").rename(root / "val")
+    with pytest.raises(DataError, match="no split 'train'"):  # only val has another name
+        list_pairs(root, "train")
+    assert len(list_pairs(root, "val")) == 8
+
+
+def test_sec41_pairs_go_by_stem_in_natural_order(tmp_path):
+    names = ["sample_10", "sample_2", "sample_1", "b", "sample_2b"]
+    for name in names:
+        write(tmp_path / f"train/rgb/{name}.JPG", np.full((64, 64, 3), 9, np.uint8))
+    for name in reversed(names):
+        write(tmp_path / f"train/depth/{name}.png", np.full((64, 64), 9, np.uint16))
+    (tmp_path / "train/rgb/.hidden.jpg").write_bytes(b"")
+    (tmp_path / "train/rgb/Thumbs.db").write_bytes(b"")
+    order = ["b", "sample_1", "sample_2", "sample_2b", "sample_10"]
+    assert stems(list_pairs(tmp_path, "train")) == order
+
+
+def test_sec41_natural_order_is_total_and_takes_any_name():
+    assert sorted(["1", "01", "001"], key=natural) == sorted(
+        ["01", "001", "1"], key=natural
+    )
+    assert sorted(["x²", "²", "10", "9", "a", "3a", "3"], key=natural) == [
+        "3", "3a", "9", "10", "a", "x²", "²",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["rgb/sample_3.png", "depth/sample_3.png"])
+def test_sec41_a_file_missing_in_the_middle_shifts_nothing(tmp_path, make_rgbd, missing):
+    root = make_rgbd(tmp_path)
+    (root / "train" / missing).unlink()
+    other = "depth" if missing.startswith("rgb") else "rgb"
+    with pytest.raises(DataError, match=r"1 file\(s\) without a partner.*: sample_3\. "):
+        list_pairs(root, "train")
+    (root / f"train/{other}/sample_6.png").unlink()  # equal numbers again: two are still lonely
+    with pytest.raises(DataError, match="2 file.*sample_3, sample_6"):
+        list_pairs(root, "train")
+
+
+def test_sec41_complaints_are_collected_and_the_rest_is_returned(tmp_path, make_rgbd):
+    """What the doctor does: all faults at once, each with its kind and its files."""
+    root, told = make_rgbd(tmp_path), []
+    (root / "train/rgb/sample_3.png").unlink()
+    write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
+    pairs = list_pairs(root, "train", lambda check, what, about: told.append((check, list(about))))
+    assert stems(pairs) == [f"sample_{k}" for k in (0, 1, 2, 4, 5, 6, 7)]
+    assert [check for check, _ in told] == ["name twice", "no partner"]
+    assert told[1][1] == [root / "train/depth/sample_3.png"]
+    (root / "train.txt").write_text("a b c\ntrain/rgb/sample_1.png no.png\n")
+    told.clear()
+    assert list_pairs(root, "train", lambda *complaint: told.append(complaint)) == []
+    assert [check for check, *_ in told] == ["list", "missing file", "empty split"]
+
+
+def test_sec41_a_stem_that_occurs_twice(tmp_path, make_rgbd):
+    root = make_rgbd(tmp_path)
+    write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
+    with pytest.raises(DataError, match="sample_4.*sample_4.*two files of one name"):
+        list_pairs(root, "train")
+
+
+def test_sec41_a_scene_without_depth_folder(tmp_path, make_rgbd):
+    root = make_rgbd(tmp_path, "scenes")
+    (root / "train/hall/depth").rename(root / "train/hall/depths")
+    with pytest.raises(DataError, match="hall/depth: no such folder.*side by side"):
+        list_pairs(root, "train")
+
+
+def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
+    for name in ("a", "b c", "d"):
+        write(tmp_path / f"my rgb/{name}.png", np.zeros((64, 64, 3), np.uint8))
+        write(tmp_path / f"z/{name}.png", np.ones((64, 64), np.uint16))
+    (tmp_path / "z/rgb").mkdir()
+    write(tmp_path / "z/rgb/e.png", np.zeros((64, 64, 3), np.uint8))
+    text = (
+        "\ufeffmy rgb/d.png\tz/d.png\r\n\r\n  # a comment\r\n"
+        "my rgb/b c.png\tz/b c.png  \r\n\t\r\nz/rgb/e.png   z/a.png"
+    )
+    (tmp_path / "train.txt").write_text(text, newline="")
+    pairs = list_pairs(tmp_path, "train")
+    assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [("d", "d"), ("b c", "b c"), ("e", "a")]
+    assert [p.scene for p in pairs] == ["my rgb", "my rgb", "z"]
+    (tmp_path / "train.txt").write_text("# one\nmy rgb/d.png z/d.png\n")
+    with pytest.raises(DataError, match=r"train.txt:2: expected 'rgb depth'.*tab"):
+        list_pairs(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("z/rgb/e.png z/x.png\n")
+    with pytest.raises(DataError, match=r"train.txt:1: no such file: .*x\.png"):
+        list_pairs(tmp_path, "train")
+
+
+# Sec. 4.1: intrinsics ---------------------------------------------------------------------------
+
+
+def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys):
+    root = make_rgbd(tmp_path)
+    pair = list_pairs(root, "train")[2]
+    path = root / "train/intrinsics.json"
+
+    def K(entry: object) -> list[float]:
+        path.write_text(json.dumps(entry))
+        return read_pair(pair, SIZE, K0, {}).K.tolist()
+
+    open_split(root, "train", 1000.0)
+    assert "train: no focal length given for train: --intrinsics is used" in capsys.readouterr().err
+    assert read_pair(pair, SIZE, K0, {}).K.tolist() == list(K0)
+    one = {"fx": 100, "fy": 120, "cx": 60, "cy": 40, "width": 128, "height": 96}
+    assert K(one) == [100, 120, 60, 40]
+    open_split(root, "train", 1000.0)
+    assert capsys.readouterr().err == ""
+    assert K({k: one[k] for k in ("fx", "fy", "cx", "cy")}) == [100, 120, 60, 40]
+    assert K({"scene": "a room", "width": 128}) == list(K0)  # nothing about a focal length
+    assert K({"frames": {"sample_2": one, "sample_3": one | {"fx": 7}}}) == [100, 120, 60, 40]
+    # the principal point may lie outside the picture
+    assert K(one | {"cx": -50, "cy": 500.5}) == [100, 120, -50, 500.5]
+    # given for a picture twice as wide and high: half-pixel centres
+    twice = one | {"width": 256, "height": 192, "cx": 127.5, "cy": 95.5}
+    assert K(twice) == [50, 60, 63.5, 47.5]
+
+
+def test_sec41_intrinsics_are_read_once_a_file(tmp_path, make_rgbd, monkeypatch):
+    root = make_rgbd(tmp_path)
+    (root / "train/intrinsics.json").write_text('{"fx": 9, "fy": 9, "cx": 9, "cy": 9}')
+    read, calls = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: calls.append(path.name) or read(path))
+    open_split(root, "train", 1000.0)
+    assert calls.count("intrinsics.json") == 1
+
+
+def test_sec41_K_scales_about_the_corner_of_the_first_pixel():
+    """By hand: halved, the middle of pixels 0 and 1 is that of the new pixel 0."""
+    K = scale_K([500, 400, 0.5, 239.5], (480, 640), (240, 320))
+    assert K.tolist() == [250, 200, 0, 119.5] and K.dtype == np.float64
+    both = scale_K(np.array([[500, 400, 0.5, 239.5], [1, 1, -0.5, -0.5]]), (480, 640), (240, 1280))
+    assert both.tolist() == [[1000, 200, 1.5, 119.5], [2, 0.5, -0.5, -0.5]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("stored, depth_at", [((240, 300), (240, 300)), ((64, 100), (128, 200))])
+def test_sec41_image_size_moves_picture_depth_and_K_together(tmp_path, suffix, stored, depth_at):
+    """A ball in the world: where K projects it is where picture and depth show it."""
+    fx, fy, cx, cy = K = (stored[1] * 0.8, stored[0] * 0.9, stored[1] * 0.45, stored[0] * 0.55)
+    X, Y, Z = 0.35, -0.2, 2.0
+    u, v = fx * X / Z + cx, fy * Y / Z + cy
+    y, x = np.mgrid[: stored[0], : stored[1]]
+    ball = np.exp(-((x - u) ** 2 + (y - v) ** 2) / 50)
+    bgr = (255 * ball[..., None] * [0.2, 0.4, 1.0]).astype(np.uint8)
+    y, x = np.mgrid[: depth_at[0], : depth_at[1]]
+    scale = depth_at[0] / stored[0]
+    u, v = (u + 0.5) * scale - 0.5, (v + 0.5) * scale - 0.5
+    near = (x - u) ** 2 + (y - v) ** 2 < (8 * scale) ** 2
+    depth = np.where(near, 2000, 5000).astype(np.uint16)
+    depth[-depth_at[0] // 6 :] = 0
+    pair = pair_of(tmp_path, bgr, depth, suffix)
+    entry = dict(zip(("fx", "fy", "cx", "cy"), K)) | {"width": stored[1], "height": stored[0]}
+    (tmp_path / "intrinsics.json").write_text(json.dumps(entry))
+
+    sample = read_pair(pair, SIZE, K0, {})
+    assert sample.rgb.shape == (*SIZE, 3) and sample.rgb.dtype == np.uint8
+    assert sample.depth.shape == SIZE and sample.depth.dtype == np.uint16
+    assert sample.depth.flags.c_contiguous and sample.K.dtype == np.float64
+    fx, fy, cx, cy = sample.K
+    there = np.array([fx * X / Z + cx, fy * Y / Z + cy])
+    red = sample.rgb[..., 0].astype(float)
+    assert red.max() > 2 * sample.rgb[..., 2].max()  # RGB, not BGR
+    assert np.abs(centre_of(np.where(red > 40, red, 0)) - there).max() < 0.15
+    assert np.abs(centre_of(sample.depth == 2000) - there).max() < 0.7
+    assert set(np.unique(sample.depth)) == {0, 2000, 5000}  # nearest: nothing blended
+
+
+def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
+    """Area when it shrinks, bilinear when it grows; the sides beyond the aspect go."""
+    rng = np.random.default_rng(0)
+    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
+    depth = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
+    sample = read_pair(pair_of(tmp_path, bgr, depth), SIZE, K0, {})
+    middle = bgr[:, 33:417, ::-1].astype(float)  # 384 of 450 columns
+    mean = middle.reshape(96, 3, 128, 3, 3).mean((1, 3))
+    assert np.abs(sample.rgb - mean).max() <= 1
+    np.testing.assert_array_equal(sample.depth, depth[1::3, 34:417:3])
+    tall = read_pair(pair_of(tmp_path, bgr[:, :100], depth[:, :100]), SIZE, K0, {})
+    expected = cv2.resize(bgr[106:181, :100], SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(tall.rgb[..., ::-1].astype(float) - expected).max() <= 1
+    assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
+
+
+def test_sec41_exif_rotation_is_ignored(tmp_path):
+    """A viewer would turn this picture; its depth map would not be turned with it."""
+    bgr = np.zeros((96, 128, 3), np.uint8)
+    bgr[:, :64, 2] = 220
+    depth = np.where(bgr[..., 2] > 0, 1000, 4000).astype(np.uint16)
+    pair = pair_of(tmp_path, bgr, depth, ".jpg")
+    orientation = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    exif = b"Exif\0\0" + orientation
+    plain = pair.rgb.read_bytes()
+    pair.rgb.write_bytes(
+        plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
+    )
+    assert cv2.imread(str(pair.rgb)).shape == (128, 96, 3)
+    check_files([pair])
+    sample = read_pair(pair, SIZE, K0, {})
+    np.testing.assert_array_equal(sample.rgb[..., 0] > 110, sample.depth == 1000)
+
+
+def jpeg(segments: bytes = b"", size: tuple[int, int] = SIZE) -> bytes:
+    """A JPEG with more segments in its head."""
+    plain = cv2.imencode(".jpg", rgbd_picture(0, size)[0])[1].tobytes()
+    return plain[:2] + segments + plain[2:]
+
+
+def segment(mark: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 255, mark, len(content) + 2) + content
+
+
+def test_sec41_the_header_is_that_of_the_picture(tmp_path):
+    """Not of an EXIF thumbnail; past previews and profiles that fill the first 64 kB; and what
+    phones put behind the end mark is none of it."""
+    thumbnail = segment(0xE1, b"Exif\0\0" + jpeg(size=(32, 48)))
+    filler = segment(0xE2, bytes(60000))
+    video = b"\0\0\0\x18ftypmp42" + np.random.default_rng(0).bytes(100_000)
+    pair = pair_of(tmp_path, *rgbd_picture(0), ".jpg")
+    heads = b"", thumbnail, 2 * filler, thumbnail + 2 * filler, b"\xff\xff" + filler
+    for content in [jpeg(head) for head in heads] + [jpeg(thumbnail) + video]:
+        pair.rgb.write_bytes(content)
+        assert header_of(pair.rgb) == Header(SIZE, 8, 3)
+        assert read_pair(pair, SIZE, K0, {}).rgb.shape == (*SIZE, 3)
+    for content in (jpeg(thumbnail), jpeg(2 * filler)):
+        pair.rgb.write_bytes(content[:-400])
+        for refused in (header_of, lambda path: read_pair(pair, SIZE, K0, {})):
+            with pytest.raises(DataError, match="a.jpg: cut short"):
+                refused(pair.rgb)
+
+
+def test_sec41_of_more_than_20000_pairs_2000_are_opened(rgbd, monkeypatch):
+    assert (CHECKED_FILES, SAMPLED_FILES) == (20_000, 2_000)
+    opened: list[Path] = []
+    monkeypatch.setattr(plumbing.pairs, "header_of", lambda p: opened.append(p) or header_of(p))
+    monkeypatch.setattr(plumbing.pairs, "CHECKED_FILES", 50)
+    monkeypatch.setattr(plumbing.pairs, "SAMPLED_FILES", 9)
+    (pair, *_) = list_pairs(rgbd, "train")
+    for count, files in ((50, 100), (51, 18)):
+        opened.clear()
+        check_files([pair] * count)
+        assert len(opened) == files
+
+
+def test_sec41_a_picture_damaged_inside_is_refused_when_read(tmp_path):
+    pair = pair_of(tmp_path, *rgbd_picture(0))
+    content = bytearray(pair.rgb.read_bytes())
+    content[len(content) // 2] ^= 255
+    pair.rgb.write_bytes(content)
+    check_files([pair])  # both ends are in order
+    with pytest.raises(DataError, match="a.png: cannot be decoded"):
+        read_pair(pair, SIZE, K0, {})
+
+
+@pytest.mark.parametrize("scale, far", [(1000.0, None), (1.0, "3.8"), (1e6, "0.038")])
+def test_sec41_an_unlikely_depth_scale_is_remarked(rgbd, capsys, scale, far):
+    open_split(rgbd, "train", scale)
+    notes = [n for n in lines_of(capsys.readouterr().err) if "--depth_scale" in n]
+    assert len(notes) == (far is not None)
+    assert all(f"reach {far}" in n for n in notes)
+
+
+# Sec. 4.1: bad input, one line each --------------------------------------------------------------
+
+def cut(path: Path, share: float = 0.5) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def save_jpeg(root: Path, share: float) -> None:
+    bgr = cv2.imread(str(root / "train/rgb/sample_4.png"))
+    (root / "train/rgb/sample_4.png").unlink()
+    cut(write(root / "train/rgb/sample_4.jpg", bgr), share)
+
+
+def all_holes(root: Path) -> None:
+    for path in (root / "train/depth").iterdir():
+        write(path, np.zeros(SIZE, np.uint16))
+
+
+RGB, DEPTH = "train/rgb/sample_4.png", "train/depth/sample_4.png"
+U8, U16 = np.ones(SIZE, np.uint8), np.ones(SIZE, np.uint16)
+U8, U16 = np.ones(SIZE, np.uint8), np.ones(SIZE, np.uint16)
+BAD_FILES = {
+    "pair without rgb": (lambda r: (r / RGB).unlink(), "train: .*sample_4.*Rename or remove"),
+    "pair without depth": (lambda r: (r / DEPTH).unlink(), "train: .*sample_4.*Rename or remove"),
+    "names differ": (
+        lambda r: (r / DEPTH).rename(r / "train/depth/s4.png"), "s4, sample_4.*in train.txt",
+    ),
+    "8-bit depth": (lambda r: write(r / DEPTH, U8), "depth/sample_4.png.*8-bit.*raw depth"),
+    "colour depth": (
+        lambda r: write(r / DEPTH, np.dstack([U8] * 3)), "depth/sample_4.png.*3 channels.*raw",
+    ),
+    "16-bit colour depth": (
+        lambda r: write(r / DEPTH, np.dstack([U16] * 3)), "depth/sample_4.png.*3 channels.*raw",
+    ),
+    "depth as rgb": (lambda r: write(r / RGB, U16), "rgb/sample_4.png.*16-bit gray.*swapped"),
+    "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
+    "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
+    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file; "),
+    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file; "),
+    "JPEG cut": (lambda r: save_jpeg(r, 0.9), "rgb/sample_4.jpg: cut short.*copy it anew"),
+    "JPEG header cut": (lambda r: save_jpeg(r, 0.02), "rgb/sample_4.jpg: .*copy it anew"),
+    "PNG cut": (lambda r: cut(r / RGB), "rgb/sample_4.png: cut short.*copy it anew"),
+    "PNG depth cut": (lambda r: cut(r / DEPTH, 0.99), "depth/sample_4.png: cut short.*copy it"),
+    "tiny picture": (
+        lambda r: (write(r / RGB, np.ones((24, 32, 3), "u1")), write(r / DEPTH, U16[:24, :32])),
+        "sample_4.png: 24x32 .*too small, 32",
+    ),
+    "another aspect": (
+        lambda r: write(r / DEPTH, U16[:, :96]), "depth is 96x96, its picture .*96x128.*register",
+    ),
+    "no valid depth": (all_holes, "'train' has a valid depth"),
+    "no train": (lambda r: (r / "train").rename(r / "t"), "no split 'train': make train.txt"),
+    "rgb not in a folder rgb": (
+        lambda r: (r / "train/rgb").rename(r / "train/color"), "split 'train' holds no pair",
+    ),
+    "list of nothing": (lambda r: (r / "train.txt").write_text("#\n\n"), "'train' holds no pair"),
+    "binary list": (
+        lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\xfa"), "train.txt: not a readable text",
+    ),
+    "list of one column": (
+        lambda r: (r / "train.txt").write_text(RGB), "train.txt:1: expected 'rgb depth'",
+    ),
+}  # fmt: skip
+
+
+def refusal(root: Path, cache: str = "none") -> str:
+    """The one line with which a training split is turned down."""
+    source = Source(str(root), image_size=SIZE)
+    with pytest.raises(DataError) as error:
+        pairs = open_split(resolve(source.data), "train", 1000.0, check=False)
+        open_reader(pairs, source, Reading(2, cache)).close()
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 600 and str(root) in text
+    return text
+
+
+@pytest.mark.parametrize("cache", ["none", "auto"])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, name, cache):
+    root = make_rgbd(tmp_path / "set", train=6, val=0)
+    damage, message = BAD_FILES[name]
+    damage(root)
+    text = refusal(root, cache)
+    assert re.search(message, text), text
+
+
+def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
+    for data in (str(tmp_path / "nowhere"), __file__):
+        with pytest.raises(DataError, match=f"--data {data}: no such folder.*synthetic:512"):
+            resolve(data)
+    for n in ("0", "x", "", "-3", "1.5", "\u00b2", "00"):
+        with pytest.raises(DataError, match=f"synthetic:{n}: give a positive number"):
+            resolve(f"synthetic:{n}")
+    with pytest.raises(DataError, match="no split 'aaaa"):
+        find_split(tmp_path, 300 * "a")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
+    with pytest.raises(DataError, match="the folder may not be looked into"):
+        resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not readable as JSON"), ("[1]", "expected an object"), ("\ufffe", "as JSON"),
+        ('{"fx": 1, "cx": 1, "cy": 1}', "expected numbers fx, fy.*'fy'"),
+        ('{"fx": 1, "fy": "wide", "cx": 1, "cy": 1}', "expected numbers fx, fy"),
+        ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 0}', "expected numbers.*width"),
+        ('{"fx": -1, "fy": 1, "cx": 1, "cy": 1}', r"impossible intrinsics .*\[-1\.0, 1"),
+        ('{"fx": 1, "fy": NaN, "cx": 1, "cy": 1}', "impossible intrinsics"),
+        ('{"frames": 5}', "expected an object"),
+        ('{"frames": {"sample_0": {"fx": 1, "fy": 1, "cx": 1, "cy": 1}}}', "frame 'sample_1'"),
+        ('{"frames": {"sample_0": 5}}', "frame 'sample_0'"),
+    ],
+)  # fmt: skip
+def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, content, message):
+    root = make_rgbd(tmp_path / "set", train=2, val=0)
+    path = root / "train/intrinsics.json"
+    path.write_text(content)
+    text = refusal(root)
+    assert str(path) in text and re.search(message, text), text
+
+
+def test_sec41_cv2_reads_a_jpeg_cut_short_without_complaint(tmp_path):
+    """Why end marks are looked at: what follows the cut is grey."""
+    bgr = cv2.imread(str(write(tmp_path / "a.png", np.full((96, 128, 3), 250, np.uint8))))
+    bgr[::2, ::2] = np.random.default_rng(0).integers(0, 256, (48, 64, 3))
+    path = write(tmp_path / "a.jpg", bgr)
+    whole = cv2.imread(str(path)).astype(int)
+    cut(path)
+    read = cv2.imread(str(path))
+    assert read.shape == bgr.shape
+    assert np.abs(read - whole)[:16].max() == 0 and np.abs(read - whole)[-24:].mean() > 30
+    depth = write(tmp_path / "a_depth.png", U16)
+    pair = Pair(path, depth, "", tmp_path)
+    for refuse in (lambda: check_files([pair]), lambda: read_pair(pair, SIZE, K0, {})):
+        with pytest.raises(DataError, match="a.jpg: cut short"):
+            refuse()
+
+
+# Sec. 4.1: files that go bad while training ------------------------------------------------------
+# Sec. 4.1: files that go bad while training ------------------------------------------------------
+
+
+@pytest.fixture
+def make_reader():
+    """make_reader(pairs, teacher, **changes of Reading): closed after the test."""
+    made = []
+
+    def make(pairs: list[Pair], teacher: list[Path | None] | None = None, **changes) -> Reader:
+        reading = dataclasses.replace(FROM_FILES, **changes)
+        made.append(Reader(pairs, SOURCE, reading, teacher))
+        return made[-1]
+
+    yield make
+    for reader in made:
+        reader.close()
+
+
+def test_sec41_a_pair_that_goes_bad_ends_the_run_or_is_named_once_and_replaced(
+    tmp_path, make_rgbd, make_reader, capsys
+):
+    root = make_rgbd(tmp_path)
+    pairs = open_split(root, "train", 1000.0)
+    capsys.readouterr()
+    (root / "train/rgb/sample_2.png").unlink()
+    cut(root / "train/depth/sample_7.png")
+    write(root / "train/depth/sample_5.png", U8)
+    with pytest.raises(DataError, match=r"sample_2.png: cannot be read .*\(--skip_bad goes on"):
+        make_reader(pairs).samples([1, 2])
+    reader = make_reader(pairs, skip_bad=True)
+    swap = {2: 3, 5: 6, 7: 0}  # the pair after it, and the first one after the last
+    for _ in range(3):
+        index, samples = reader.samples(range(8))
+        assert index.tolist() == [swap.get(k, k) for k in range(8)]
+        for k, sample in zip(index, samples):
+            np.testing.assert_array_equal(sample.depth, truth_of(pairs[k]))
+    notes = lines_of(capsys.readouterr().err)
+    assert len(notes) == 3 and all(n.startswith("note: skipped: ") for n in notes)
+    assert sorted(Path(name).stem[-1] for name in reader.failed) == ["2", "5", "7"]
+    for text in ("rgb/sample_2.png: cannot be r", "sample_5.png: depth is 8", "sample_7.png: cut"):
+        assert sum(text in n for n in notes) == 1
+
+
+def test_sec41_neighbours_that_go_bad_are_named_once_each(
+    tmp_path, make_rgbd, make_reader, capsys, monkeypatch
+):
+    """Two threads meet the same bad pair: one as its own, one in place of the pair before."""
+    pairs = list_pairs(make_rgbd(tmp_path), "train")
+    for k in (2, 3, 4, 5):
+        pairs[k].rgb.unlink()
+    monkeypatch.setattr(
+        plumbing.batches, "notice", lambda text: time.sleep(0.01) or notice(text)
+    )
+    for _ in range(5):
+        reader = make_reader(pairs, skip_bad=True, workers=8)
+        reader.samples(range(8))
+        assert len(lines_of(capsys.readouterr().err)) == len(reader.failed) == 4
+
+
+def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_reader):
+    pairs = list_pairs(make_rgbd(tmp_path), "train")
+    for pair in pairs:
+        pair.depth.write_bytes(b"")
+    with pytest.raises(DataError, match="not one of 8 pairs can be read; the last: .*empty"):
+        make_reader(pairs, skip_bad=True).samples([0])
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("share, reads", [(100, 8), (0, 16), (3.5, 13)])
+def test_sec41_decoded_pairs_are_kept_while_there_is_room(
+    tmp_path, pairs, make_reader, monkeypatch, share, reads, taught
+):
+    calls = []
+    monkeypatch.setattr(
+        plumbing.batches, "read_pair", lambda *a: calls.append(1) or read_pair(*a)
+    )
+    maps = [save(tmp_path / "a.npy", np.ones(SIZE))] * 8 if taught else None
+    each = (7 if taught else 5) * SIZE[0] * SIZE[1] + 32
+    reader = make_reader(pairs, maps, ram_cache=share * each / 1e9, workers=1)
+    first, second = reader.samples(range(8))[1], reader.samples(range(8))[1]
+    for one, two in zip(first, second):
+        for name in ("rgb", "depth", "K") + taught * ("teacher",):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    assert len(calls) == reads
+
+
+def test_sec41_refusals_of_the_script_exit_with_2(tmp_path, make_rgbd):
+    root = make_rgbd(tmp_path / "set", train=6, val=1)
+    save_jpeg(root, 0.9)
+    command = [
+        sys.executable, str(ROOT / "train.py"), "--data", str(root), "--out", str(tmp_path / "out"),
+        "--image_size", "96x128", "--size", "64x96", "--crops", "none", "--pretrained", "none",
+        "--device", "cpu",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = lines_of(done.stderr, "train.py: error: ")
+    assert "sample_4.jpg: cut short" in line and "--skip_bad" in line
+    assert done.stderr.splitlines()[-1] == line and not (tmp_path / "out").exists()
+
+
+# depths of another model, in the holes -----------------------------------------------------------
+
+FORMS = {
+    "float32": lambda mm: (mm / 1000).astype(np.float32),
+    "float64": lambda mm: mm / 1000,
+    "big-endian": lambda mm: (mm / 1000).astype(">f4"),
+    "columns first": lambda mm: np.asfortranarray(mm / 1000),
+    "1 x 1 x H x W": lambda mm: (mm / 1000)[None, None],
+    "H x W x 1": lambda mm: (mm / 1000)[..., None].astype(np.float32),
+    "uint16": lambda mm: mm,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_teacher_npy_in_metres_equals_png_in_millimetres(tmp_path, form):
+    mm = np.random.default_rng(0).integers(0, 65536, SIZE, dtype=np.uint16)
+    mm[0, :3] = 65535, 1, 0
+    for path in (write(tmp_path / "a.png", mm), save(tmp_path / "a.npy", FORMS[form](mm))):
+        read = read_teacher(path, SIZE, 1000.0)
+        assert read.dtype == np.uint16 and read.flags.c_contiguous and (read == mm).all()
+
+
+def test_teacher_npy_is_metres_at_any_depth_scale(tmp_path):
+    for dtype in (np.float16, np.float32, np.float64):
+        path = save(tmp_path / "a.npy", np.full(SIZE, 3.25, dtype))
+        for scale in (1000.0, 256.0, 5000.0):
+            assert (read_teacher(path, SIZE, scale) == 3.25 * scale).all()
+
+
+def test_teacher_depths_that_do_not_fit_are_holes(tmp_path):
+    given = {
+        np.nan: 0, np.inf: 0, -np.inf: 0, -2.0: 0, 0.0: 0, 0.0004: 0, 65.5356: 0, 65.6: 0,
+        1e300: 0, 0.0006: 1, 1.2344: 1234, 1.2346: 1235, 65.535: 65535,
+    }  # fmt: skip
+    metres = np.full(SIZE, 1.0)
+    metres[5, : len(given)] = list(given)
+    read = read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0)
+    assert read[5, : len(given)].tolist() == list(given.values())
+    metres[:] = np.nan  # nothing to teach is no error
+    assert not read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0).any()
+
+
+def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path):
+    rng = np.random.default_rng(0)
+    deep = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
+    for path in (write(tmp_path / "a.png", deep), save(tmp_path / "a.npy", deep / 1000)):
+        read = read_teacher(path, SIZE, 1000.0, (288, 450))
+        np.testing.assert_array_equal(read, deep[1::3, 34:417:3])  # 384 of 450 columns
+    # through the reader, at the picture's size, at a third and as a network may round it
+    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
+    pair = pair_of(tmp_path, bgr, np.zeros_like(deep))
+    for h, w in ((288, 450), (96, 150), (196, 308)):
+        small = rng.integers(1, 60000, (h, w), dtype=np.uint16)
+        as_truth = read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
+        path = write(tmp_path / "m.png", small)
+        assert as_truth.any()
+        taught = Reader([pair], SOURCE, FROM_FILES, [path]).sample(0).teacher
+        np.testing.assert_array_equal(taught, as_truth)
+
+
+BAD_MAPS = {
+    "8-bit png": ("png", lambda p: write(p, U8), "depth as uint8: save metres as a float32 .npy"),
+    "colour png": ("png", lambda p: write(p, np.dstack([U16] * 3)), r"shape \(96, 128, 3\): one"),
+    "jpeg as png": (
+        "png", lambda p: write(p.with_suffix(".jpg"), U8).rename(p), "depth as uint8: save metres",
+    ),
+    "text as png": ("png", lambda p: p.write_text("hello" * 99), "not a JPEG or PNG file; convert"),
+    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file; "),
+    "png cut": ("png", lambda p: cut(write(p, U16), 0.9), "cut short.*copy it anew"),
+    "png of another aspect": (
+        "png", lambda p: write(p, U16[:, :96]), "is 96x96, its picture 96x128: another aspect; br",
+    ),
+    "text as npy": ("npy", lambda p: p.write_text("hello" * 99), "not a whole .npy .*write it ane"),
+    "empty npy": ("npy", lambda p: p.write_bytes(b""), "not a whole .npy .*write it anew"),
+    "npy cut": ("npy", lambda p: cut(save(p, U16), 0.9), "not a whole .npy .*write it anew"),
+    "npz as npy": (
+        "npy", lambda p: (np.savez(p.with_suffix(".npz"), U16), p.with_suffix(".npz").rename(p)),
+        "not a whole .npy .*write it anew",
+    ),
+    "broken header": (
+        "npy", lambda p: p.write_bytes(save(p, U16).read_bytes().replace(b"}", b"(")),
+        "not a whole .npy .*write it anew",
+    ),
+    "pickled": ("npy", lambda p: save(p, np.array([{}])), "not a whole .npy .*allow_pickle=False"),
+    "a folder": ("npy", lambda p: p.mkdir(), "cannot be read"),
+    "no file": ("npy", lambda p: None, "cannot be read .No such file"),
+    "stack": ("npy", lambda p: save(p, np.ones((3, *SIZE))), r"shape \(3, 96, 128\): one depth"),
+    "row": ("npy", lambda p: save(p, np.ones(96)), r"shape \(96,\): one depth map"),
+    "nothing": ("npy", lambda p: save(p, np.ones((0, 128))), r"shape \(0, 128\): one depth map"),
+    "npy of another aspect": (
+        "npy", lambda p: save(p, np.ones((96, 126))), "is 96x126, its picture 96x128: another asp",
+    ),
+    **{
+        name: ("npy", lambda p, name=name: save(p, np.ones(SIZE, name)),
+               f"depth as {name}: save metres as a float32 .npy")
+        for name in ("uint8", "int16", "int32", "uint32", "int64", "bool", "complex64")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MAPS)
+def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
+    suffix, damage, message = BAD_MAPS[name]
+    path = tmp_path / f"a.{suffix}"
+    damage(path)
+    with pytest.raises(DataError, match=message) as error:
+        read_teacher(path, SIZE, 1000.0)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_teacher_stands_exactly_in_the_holes_of_the_truth(tmp_path, pairs):
+    """And a map that goes bad is named once, and leaves its pair to the truth."""
+    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
+    maps[1] = None
+    reader = Reader(pairs, SOURCE, FROM_FILES, maps)
+    for k, sample in enumerate(reader.samples(range(8))[1]):
+        if k == 1:
+            assert sample.teacher is None
+        else:
+            expected = np.where(truth_of(pairs[k]) > 0, 0, 1000 * (k + 1))
+            np.testing.assert_array_equal(sample.teacher, expected)
+    reader.close()
+
+
+def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(tmp_path, pairs, capsys):
+    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
+    maps[4].write_bytes(b"")
+    maps[6] = write(tmp_path / "6.png", U8)
+    reader = Reader(pairs, SOURCE, FROM_FILES, maps)
+    for _ in range(2):
+        index, samples = reader.samples(range(8))
+        assert index.tolist() == list(range(8))
+        assert [k for k in range(8) if samples[k].teacher is None] == [4, 6]
+    assert not reader.failed
+    notes = sorted(lines_of(capsys.readouterr().err))
+    assert len(notes) == 2 and all(n.startswith("note: teacher_depth: ") for n in notes)
+    assert "4.npy: not a whole" in notes[0] and "6.png: a teacher's depth as uint8" in notes[1]
+    assert all(n.endswith("(taught by the ground truth alone)") for n in notes)
+
+
+@pytest.mark.parametrize("name", ["{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy"])
+@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
+def test_teacher_maps_go_by_the_stem_of_the_picture(tmp_path, make_rgbd, capsys, name, layout):
+    """Scene folders first, then the flat folder; a list's depths have other names."""
+    pairs = list_pairs(make_rgbd(tmp_path / "set", layout), "train")
+    folder, expected = tmp_path / "maps", []
+    for k, pair in enumerate(pairs):
+        expected.append(folder / ("" if k % 3 else pair.scene) / name.format(pair.rgb.stem))
+        expected[-1].parent.mkdir(parents=True, exist_ok=True)
+        expected[-1].touch()
+        (folder / f"{pair.rgb.stem}_color.png").touch()  # predict.py's other picture
+    assert teacher_maps(pairs, folder) == expected
+    assert capsys.readouterr().err == ""
+    (folder / name.format(pairs[0].rgb.stem)).touch()  # the scene's folder wins
+    assert teacher_maps(pairs, folder) == expected
+
+
+def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
+    for k in (0, 3, 4, 5, 7):
+        (tmp_path / f"sample_{k}.npy").touch()
+    maps = teacher_maps(pairs, tmp_path)
+    assert [k for k, m in enumerate(maps) if m is None] == [1, 2, 6]
+    assert lines_of(capsys.readouterr().err) == [
+        f"note: teacher_depth: 3 of 8 pairs have no map in {tmp_path}: taught by the ground truth "
+        "alone"
+    ]
+
+
+def test_teacher_maps_refusals(tmp_path, make_rgbd):
+    def refused(pairs: list[Pair], message: str, folder: Path = tmp_path / "maps") -> None:
+        with pytest.raises(DataError) as error:
+            teacher_maps(pairs, folder)
+        text = str(error.value)
+        assert re.search(message, text) and str(folder) in text and "\n" not in text, text
+
+    pairs = list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")
+    refused(pairs, "--teacher_depth .*maps: no such folder")
+    (tmp_path / "maps").mkdir()
+    refused(
+        pairs, "no map for any of 8 pairs; looked for sample_0.npy, sample_0.png, "
+        "sample_0_depth.png, sample_0_depth.npy in .*maps/hall and .*maps, and so on",
+    )  # fmt: skip
+    (tmp_path / "file").touch()
+    refused(pairs, "no such folder", tmp_path / "file")
+    # equal stems in two scenes and one flat folder
+    twin = pairs[5].rgb.rename(pairs[5].rgb.with_name("sample_1.png"))
+    pairs[5] = pairs[5]._replace(rgb=twin)
+    flat = tmp_path / "maps/sample_1.npy"
+    flat.touch()
+    refused(
+        pairs, f"{pairs[1].rgb} and {twin} would both take {flat}: use one sub-folder per scene "
+        f".{tmp_path}/maps/hall, {tmp_path}/maps/yard",
+    )  # fmt: skip
+    (tmp_path / "maps/yard").mkdir()
+    (tmp_path / "maps/yard/sample_1.npy").touch()
+    teacher_maps(pairs, tmp_path / "maps")  # now each has its own
+    # two scenes of one name
+    same = [p._replace(scene="yard") for p in pairs]
+    refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
+    # one picture twice, as in a list with repeats, is none of that
+    assert teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
+    (tmp_path / "maps/sample_1_depth.png").touch()
+    refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
+
+
+def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
+    pairs = [
+        Pair(tmp_path / f"s{k % 7}/rgb/{k}.png", tmp_path, f"s{k % 7}", tmp_path)
+        for k in range(5000)
+    ]
+    for k in range(7):
+        (tmp_path / f"maps/s{k}").mkdir(parents=True)
+    (tmp_path / "maps/s3/17.npy").touch()
+    scandir, calls = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: calls.append(path) or scandir(path))
+    maps = teacher_maps(pairs, tmp_path / "maps")
+    assert [m for m in maps if m] == [tmp_path / "maps/s3/17.npy"] == [maps[17]]
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("factor", [100.0, 190.0, 1.0, 1000.0])
+def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, factor):
+    for pair in pairs:
+        save(tmp_path / f"{pair.rgb.stem}.npy", truth_of(pair) / 1000 * factor)
+    maps = open_teacher(pairs, tmp_path, SIZE, 10.0)
+    assert maps == teacher_maps(pairs, tmp_path)
+    notes = lines_of(capsys.readouterr().err)
+    # the truth is said to be in tenths of a metre: 100 times as far
+    expected = factor / 100
+    assert len(notes) == (not 0.5 < expected < 2)
+    assert all(f"the maps in {tmp_path} are {expected:.3g} times" in n for n in notes)
+    write(tmp_path / "sample_3.png", U8)
+    (tmp_path / "sample_3.npy").unlink()
+    with pytest.raises(DataError, match="sample_3.png: a teacher's depth as uint8"):
+        open_teacher(pairs, tmp_path, SIZE, 1000.0)
