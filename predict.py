@@ -74,8 +74,8 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> b
     rgb = read_picture(path)
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
-    few = min(size, predictor.size, key=math.prod)
-    K = camera(o.intrinsics, path.stem, size, few) if o.ply else None
+    cloud_size = min(size, predictor.size, key=math.prod)
+    K = camera(o.intrinsics, path.stem, size, cloud_size) if o.ply else None
     native = predictor.native(rgb)  # metres, as the network gives them
     depth = resize_depth(native, size, predictor.resize)
     near, far = o.range or auto_range([depth])
@@ -83,7 +83,7 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> b
     write_picture(o.out / f"{name}_color.png", panel(rgb, None, depth, near, far))
     if K:
         points = point_cloud(
-            resize_picture(rgb, few), native, K, how=o.resize or "bilinear", edge=o.ply_edge,
+            resize_picture(rgb, cloud_size), native, K, how=o.resize or "bilinear", edge=o.ply_edge,
             near_far=o.range,
         )  # fmt: skip
         write_file(o.out / f"{name}.ply", ply(points))
@@ -318,8 +318,8 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 empty += not predict_picture(path, name, predictor, o)
                 done += 1
-        except UserError as error:
-            say(f"skipped {path}: {error}")
+        except (UserError, cv2.error) as error:
+            say(f"skipped {path}: {' '.join(str(error).split())}")
             skipped += 1
     if empty:
         notice(f"{empty} pictures got no depth at all (0 everywhere): an untrained network?")

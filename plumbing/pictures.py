@@ -175,30 +175,28 @@ def batch_picture(
     (B, 1, h, w). Holes are flat grey; what lies beyond a crop shows as the mean colour and as
     holes.
     """
-    depths = {"depth_low": "depth {:g}..{:g} m", "teacher_depth_low": "teacher depth"}
-    depths = {key: name for key, name in depths.items() if key in batch}
-    near, far = auto_range([batch[key] for key in depths])
-    rows = []
-    for i in range(min(shown, len(batch["image"]))):
-        image = (batch["image"][i].transpose(1, 2, 0) * std + mean).clip(0, 255).astype(np.uint8)
-        first, *others = (colorize(batch[key][i, 0], near, far) for key in depths)
-        M_x, slope = batch["M_x"][i, 0], batch["grad_x"][i, 0]
-        # Signed, on a log scale: half a metre and five metres both show.
-        bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
-        level = (127.5 + 127.5 * bent).clip(0, 255).astype(np.uint8)
-        grad = cv2.applyColorMap(level, cv2.COLORMAP_TWILIGHT_SHIFTED)
-        grad[~M_x] = HOLE
-        mask = cv2.cvtColor(M_x.astype(np.uint8) * WHITE, cv2.COLOR_GRAY2BGR)
-        tiles = [cv2.cvtColor(image, cv2.COLOR_RGB2BGR), first, grad, mask, *others]
-        size = 2 * image.shape[1], 2 * image.shape[0]
-        enlarge = functools.partial(cv2.resize, dsize=size, interpolation=cv2.INTER_NEAREST)
-        rows.append(np.hstack([enlarge(tile) for tile in tiles]))
-    first, *others = (name.format(near, far) for name in depths.values())
-    names = ["image", first, "grad_x, grey = masked", "M_x, black = masked", *others]
-    head = np.full((26, rows[0].shape[1], 3), WHITE, np.uint8)
-    for k, name in enumerate(names):
-        write_text(head, name, k * size[0] + 6, 13, 11)
-    return np.vstack([head, *rows])
+    size = 2 * batch["image"].shape[3], 2 * batch["image"].shape[2]
+    depths = [batch[key] for key in ("depth_low", "teacher_depth_low") if key in batch]
+    near, far = auto_range(depths)
+    depth, *teacher = ([colorize(d[0], near, far) for d in ds[:shown]] for ds in depths)
+    image = (batch["image"][:shown].transpose(0, 2, 3, 1) * std + mean).clip(0, 255)
+    slope, M_x = batch["grad_x"][:shown, 0], batch["M_x"][:shown, 0, :, :, None]
+    # Signed, on a log scale: half a metre and five metres both show.
+    bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
+    level = (127.5 + 127.5 * bent).clip(0, 255).astype(np.uint8)
+    grad = [cv2.applyColorMap(row, cv2.COLORMAP_TWILIGHT_SHIFTED) for row in level]
+    columns = {
+        "image": image.astype(np.uint8)[..., ::-1], f"depth {near:g}..{far:g} m": depth,
+        "grad_x, grey = masked": np.where(M_x, grad, np.uint8(HOLE)),
+        "M_x, black = masked": np.repeat(M_x * np.uint8(WHITE), 3, 3),
+    } | ({"teacher depth": teacher[0]} if teacher else {})  # fmt: skip
+    drawn = []
+    for name, tiles in columns.items():
+        head = np.full((26, size[0], 3), WHITE, np.uint8)
+        write_text(head, name, 6, 13, 11)
+        tiles = [cv2.resize(tile, size, interpolation=cv2.INTER_NEAREST) for tile in tiles]
+        drawn.append(np.vstack([head, *tiles]))
+    return np.hstack(drawn)
 
 
 # ------------------------------------------------------------------------------------------- sizes
