@@ -115,6 +115,7 @@ def test_nearest_invents_no_depth_and_is_centred():
     assert resize_depth(depth, (1, 6), "nearest").tolist() == [[1, 1, 1, 5, 5, 5]]
     ramp = np.arange(9, dtype=np.float32)[None]
     assert resize_depth(ramp, (1, 3), "nearest").tolist() == [[1, 4, 7]]
+    assert resize_depth(ramp.T, (3, 1), "nearest").tolist() == [[1], [4], [7]]
     assert set(resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
     assert len(set(resize_depth(depth, (1, 6), "bilinear").ravel())) > 2
 
