@@ -83,14 +83,15 @@ def test_every_cut_and_every_changed_byte_is_refused():
     assert min(unnoticed) >= 64  # dates and rights in the zip's headers; no flatbuffer byte
 
 
-def repacked(member: str, name="litedepth.json") -> bytes:
+def repacked(member: str, name="litedepth.json", how=zipfile.ZIP_STORED) -> bytes:
     """A flatbuffer with a zip of one member behind it, which `seal` did not write."""
     file = io.BytesIO(FLATBUFFER + bytes(11))
-    with zipfile.ZipFile(file, "a") as archive:
+    with zipfile.ZipFile(file, "a", how) as archive:
         archive.writestr(name, member)
     return file.getvalue()
 
 
+PACKED = repacked("x" * 99, how=zipfile.ZIP_DEFLATED)  # as `zip` does it; its data start at 108
 GOOD = read_metadata(seal(FLATBUFFER, described()), "m.tflite")
 
 
@@ -99,6 +100,7 @@ GOOD = read_metadata(seal(FLATBUFFER, described()), "m.tflite")
     (FLATBUFFER, "older or foreign"), (FLATBUFFER + bytes(11), "older or foreign"),
     (repacked("{"), "foreign"), (repacked("[]"), "foreign"), (repacked("{}"), "foreign"),
     (repacked("labels", "labels.txt"), "foreign"),
+    (PACKED[:108] + b"\xff" + PACKED[109:], "foreign"),
     (repacked(json.dumps(GOOD | {"sha256": "0"})), "checksum"),
     (repacked(json.dumps(GOOD | {"format": "litedepth-tflite-2"})), "format 'litedepth-tflite-2'"),
 ])  # fmt: skip
