@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import numpy as np
 from plumbing import scenes
 from plumbing.files import UserError, natural, notice
 from plumbing.flags import flag, parse_intrinsics, parse_size, positive
-from plumbing.pictures import cv2, is_cut, resize_depth, resize_picture
+from plumbing.pictures import cv2, is_cut, picture_header, resize_depth, resize_picture
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
@@ -254,32 +253,13 @@ def read_header(data: bytes, path: Path) -> Header:
     data: all of it, or both its ends. The end mark is looked at as well: cv2.imdecode makes a full,
     partly grey picture of a JPEG cut short, so decoding alone does not tell.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
-        w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
-        header = Header((h, w), bits, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0))
-    elif data[:2] == b"\xff\xd8":
-        header = _jpeg_header(data)
-    else:
-        what = "not a JPEG or PNG file" if data else "an empty file"
-        raise DataError(f"{path}: {what}; convert it or remove the pair")
+    try:
+        header = Header(*picture_header(data))
+    except UserError as error:
+        raise DataError(f"{path}: {error}, or remove the pair") from error
     if is_cut(data):
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
-    if min(*header.size, header.channels) < 1:
-        raise DataError(f"{path}: there is no picture in it; copy it anew or remove the pair")
     return header
-
-
-def _jpeg_header(data: bytes) -> Header:
-    """From segment to segment, past an EXIF thumbnail's own frame, to the picture's."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 10 <= len(data):
-        mark = data[at + 1]
-        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):  # those three hold tables
-            bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-            return Header((h, w), bits, channels)
-        # any number of 0xFF may stand before a mark
-        at += 1 if mark == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return Header((0, 0), 0, 0)
 
 
 def check_headers(rgb: Header, depth: Header, pair: Pair) -> None:
