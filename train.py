@@ -38,6 +38,7 @@ from plumbing.batches import Reader, open_reader
 from plumbing.checkpoints import CheckpointError, read_checkpoint
 from plumbing.files import UserError, notice, usable_cores, write_json
 from plumbing.flags import Parser
+from plumbing.flags import add as add_flags
 from plumbing.pairs import DataError, Pair, open_split, open_teacher, resolve
 from plumbing.pictures import write_picture
 from plumbing.run import (
@@ -422,8 +423,10 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         "--sync_bn", action="store_true",
         help="BatchNorm over all processes' pictures (default off, per process as released)",
     )  # fmt: skip
-    model.add_arguments(p, teachers)
-    if not teachers:
+    add_flags(p, model.Network)
+    if teachers:
+        add_flags(p, model.Backbone)
+    else:
         p.set_defaults(model="student")
     losses.add_arguments(p)
     g = data.add_data_arguments(p, split="train")
@@ -607,7 +610,7 @@ def read_run(args: argparse.Namespace) -> dict | None:
         return None
     written = path.stat().st_mtime_ns if path.exists() else 0
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, training=True)
     except CheckpointError as error:
         other = path.with_name("best.pt")
         if not path.exists() or path.name == other.name:
@@ -620,12 +623,6 @@ def read_run(args: argparse.Namespace) -> dict | None:
         raise UserError(
             f"{error}. {other} is whole, of epoch {whole['epoch']}: --resume {other}"
         ) from error
-    lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
-    if lacking:
-        raise CheckpointError(
-            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
-            f"start a run from them with --pretrained {path}"
-        )
     then, now = checkpoint["flags"], run_state(args)["flags"]
     changed = [
         f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
