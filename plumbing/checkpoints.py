@@ -15,16 +15,12 @@ from plumbing.files import UserError, replacing
 CHECKPOINT_FORMAT = "litedepth-1"  # in every checkpoint; raised when an old file could be misread
 CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
 
-# What a checkpoint and a calibration say of themselves, as far as somebody relies on it. An absent
-# one is fine here; so is a whole number where any number is.
+# What a checkpoint and a calibration say of themselves, where somebody relies on it; any may lack.
 CHECKPOINT_KINDS = {
     "model_args": dict, "model": dict, "epoch": int, "batch": int, "step": int, "image_size": list,
     "flags": dict, "sums": dict, "optimizer": dict, "objective": dict,
 }  # fmt: skip
-CALIBRATION_KINDS = {
-    "scale": float, "shift_m": float, "pairs": int, "split": str, "data": str, "model": str,
-    "model_sha256": str,
-}  # fmt: skip
+CALIBRATION_KINDS = {"split": str, "data": str, "model": str, "model_sha256": str, "pairs": int}
 LARGEST_SIDE = 1 << 13  # no picture that a checkpoint names is larger
 
 
@@ -117,7 +113,7 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
             f"{path}: not a LiteDepth checkpoint (no {CHECKPOINT_FORMAT!r} mark). A file of "
             "backbone weights goes to train.py --pretrained FILE"
         )
-    _check_kinds(content, CHECKPOINT_KINDS, f"{path}: ", "take another checkpoint")
+    _check_kinds(content, CHECKPOINT_KINDS, path, "take another checkpoint")
     size = content.get("image_size", [1, 1])
     if len(size) != 2 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in size):
         raise CheckpointError(f"{path}: image_size {size!r:.80} cannot be")
@@ -149,22 +145,23 @@ def read_calibration(path: str | os.PathLike) -> dict:
     cure = "make one with evaluate.py --calibrate SPLIT"
     try:
         content = json.loads(Path(path).read_bytes())
-        json.dumps(content, allow_nan=False)  # a .tflite takes it over
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such calibration file; {cure}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such calibration file ({error}); {cure}") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error!s:.80}); {cure}") from error
     if not isinstance(content, dict) or content.get("format") != CALIBRATION:
         raise CheckpointError(f"{path}: not a calibration (no {CALIBRATION!r} mark); {cure}")
-    _check_kinds({"scale": None, "shift_m": None} | content, CALIBRATION_KINDS, f"{path}: ", cure)
-    if not (0 < content["scale"] < 1e9 and abs(content["shift_m"]) < 1e9):
-        raise CheckpointError(f"{path}: a scale or shift that cannot be; {cure}")
+    for name, low in (("scale", 0.0), ("shift_m", -1e9)):
+        value = content.get(name)
+        if type(value) not in (int, float) or not low < value < 1e9:  # NaN fails too
+            raise CheckpointError(f"{path}: {name} {value!r:.40} cannot be; {cure}")
+    _check_kinds(content, CALIBRATION_KINDS, path, cure)
     return content
 
 
-def _check_kinds(content: dict, kinds: dict[str, type], where: str, cure: str) -> None:
+def _check_kinds(content: dict, kinds: dict[str, type], path: object, cure: str) -> None:
     """Raises CheckpointError for a value that is not of its kind."""
     for name, kind in kinds.items():
         value = content.get(name, kind())
-        if not isinstance(value, (int, float) if kind is float else kind):
-            raise CheckpointError(f"{where}{name} {value!r:.80} cannot be; {cure}")
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{path}: {name} {value!r:.40} cannot be; {cure}")
