@@ -237,7 +237,7 @@ class DepthNetwork(nn.Module):
     """What student and teacher share: raw RGB in, metric depth out; `encoder` and `decoder` are
     the subclass's.
 
-    size: network resolution (h, w), multiples of 32; the first layer resizes to it.
+    size: network resolution (h, w), multiples of 32 up to 8192; the first layer resizes to it.
     decoder: "mix", "3x3" or "1x1", the row of Table 3.
     upsample: "nearest" or "bilinear", last layer.
     mean, std: per channel, on 0..255, in RGB order; stored with the weights.
@@ -254,8 +254,9 @@ class DepthNetwork(nn.Module):
         size: tuple[int, int] = (128, 160), decoder: str = "mix", upsample: str = "nearest",
     ) -> None:  # fmt: skip
         super().__init__()
-        if len(size) != 2 or any(s <= 0 or s % 32 for s in size):
-            raise ValueError(f"size must be multiples of 32, got {'x'.join(map(str, size))}")
+        if len(size) != 2 or any(s % 32 or not 0 < s <= 8192 for s in size):
+            shown = "x".join(map(str, size))
+            raise ValueError(f"size must be multiples of 32, at most 8192, got {shown}")
         if upsample not in ("nearest", "bilinear"):
             raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
         self.model_args: dict = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -93,13 +95,16 @@ def read_weights(path: str | os.PathLike) -> object:
     except CheckpointError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for a bad file
-        # torch's own message begins with advice on how to run the code after all
-        reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
-        reason = reason.partition(" Please use ")[0][:200] or type(error).__name__
-        what = "cut short, damaged, or no file of torch.save", "copy it anew"
-        if "global" in reason.lower():
-            what = "holds code, which is never run", "ask for a file of weights alone"
-        raise CheckpointError(f"{path}: {what[0]} ({reason}); {what[1]}") from error
+        # What torch says of a pickle is advice on how to run its code after all.
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{path}: holds code ({code[1]}), which is never run; ask for a file of weights"
+            ) from error
+        reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: cut short, damaged, or no file of torch.save "
+            f"({reason[:200] or type(error).__name__}); copy it anew"
+        ) from error
 
 
 def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
