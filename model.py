@@ -11,42 +11,35 @@ load as they are.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import os
-import re
-import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plumbing import checkpoints
 from plumbing.checkpoints import (
     CHECKPOINT_FORMAT,
-    WINDOW,
     CheckpointError,
-    check_args,
-    check_facts,
-    check_plain,
+    fill,
     read_checkpoint,
     read_weights,
 )
-from plumbing.files import UserError
-from plumbing.flags import parse_size
-from plumbing.swin import SWIN, Swin, resize_bias_table
-from plumbing.weights import backbone_weights, fetch
+from plumbing.flags import below_1, between, flag, parse_size, positive, several
+from plumbing.run import pick_device
+from plumbing.swin import SWIN, SWIN_URL, Swin, swin_weights
+from plumbing.weights import backbone_weights, mobilenet_weights, weights_file
 
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
     "tf_mobilenetv3_small_minimal_100-922a7843.pth"
 )
-SWIN_URL = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 
 
 # ------------------------------------------------------------------------------- Sec. 3.1, encoder
@@ -68,25 +61,22 @@ class ConvSame(nn.Conv2d):
     `fill` (per input channel) replaces the zeros of the padding; only a merged stem has one.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int, **options: object) -> None:
+        # At stride 1 SAME is symmetric, and nn.Conv2d pads faster than F.pad does.
+        super().__init__(cin, cout, kernel, stride, kernel // 2 if stride == 1 else 0, **options)
         self.register_buffer("fill", None)
 
     def forward(self, x: Tensor) -> Tensor:
         k, s = self.kernel_size[0], self.stride[0]
-        top, bottom = same_padding(x.shape[-2], k, s)
-        left, right = same_padding(x.shape[-1], k, s)
-        if self.fill is not None:
-            n, c, h, w = x.shape
-            canvas = self.fill.to(x.dtype).view(1, c, 1, 1)
-            canvas = canvas.repeat(n, 1, top + h + bottom, left + w + right)
-            canvas[:, :, top : top + h, left : left + w] = x
-            x = canvas
-        elif (top, left) == (bottom, right):  # symmetric: let the convolution pad, it is faster
-            return F.conv2d(x, self.weight, self.bias, s, (top, left), 1, self.groups)
-        else:
-            x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, self.weight, self.bias, s, 0, 1, self.groups)
+        if s > 1:
+            (top, bottom), (left, right) = (same_padding(n, k, s) for n in x.shape[-2:])
+            pads = left, right, top, bottom
+            if self.fill is None:
+                x = F.pad(x, pads)
+            else:
+                fill = self.fill.to(x.dtype).view(1, -1, 1, 1)
+                x = F.pad(x - fill, pads) + fill
+        return super().forward(x)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -247,31 +237,31 @@ class DepthNetwork(nn.Module):
     """What student and teacher share: raw RGB in, metric depth out; `encoder` and `decoder` are
     the subclass's.
 
-    size: network resolution (h, w), multiples of 32; the first layer resizes to it.
+    size: network resolution (h, w), multiples of 32 up to 8192; the first layer resizes to it.
+    decoder: "mix", "3x3" or "1x1", the row of Table 3.
     upsample: "nearest" or "bilinear", last layer.
     mean, std: per channel, on 0..255, in RGB order; stored with the weights.
     """
 
-    merged = False  # whether Eq. 1 is inside the stem already
     encoder: nn.Module
     decoder: Decoder
+    merged = False  # whether Eq. 1 is inside the stem already
+    published: tuple[str | None, float]  # ImageNet weights: URL, seconds that its download may take
+    public_weights: Callable  # what such a file holds, by the names of `encoder`
 
     def __init__(
-        self, *, size: tuple[int, int], upsample: str,
-        mean: tuple[float, ...], std: tuple[float, ...],
+        self, *, mean: tuple[float, ...], std: tuple[float, ...],
+        size: tuple[int, int] = (128, 160), decoder: str = "mix", upsample: str = "nearest",
     ) -> None:  # fmt: skip
         super().__init__()
-        if len(size) != 2 or any(s <= 0 or s % 32 for s in size):
-            raise ValueError(f"size must be multiples of 32, got {'x'.join(map(str, size))}")
+        if len(size) != 2 or any(s % 32 or not 0 < s <= 8192 for s in size):
+            shown = "x".join(map(str, size))
+            raise ValueError(f"size must be multiples of 32, at most 8192, got {shown}")
         if upsample not in ("nearest", "bilinear"):
             raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise ValueError(f"{name} must be three finite numbers, got {tuple(values)}")
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {tuple(std)}")
         self.model_args: dict = {
-            "size": list(size), "upsample": upsample, "mean": list(mean), "std": list(std),
+            "size": list(size), "decoder": decoder, "upsample": upsample, "mean": list(mean),
+            "std": list(std),
         }  # fmt: skip
         self.size, self.mode = tuple(size), upsample
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
@@ -300,98 +290,71 @@ class DepthNetwork(nn.Module):
         """The last resize: d_hat (N, 1, h, w) -> (N, 1, *size), `--upsample`'s way."""
         return upsample(d_hat, size, self.mode)
 
-    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A public ImageNet file's weights -> those of `encoder`, by its names."""
-        raise NotImplementedError
-
-    def imagenet(self) -> tuple[str, float]:
-        """Where those weights are published, and how many seconds their download may take."""
-        raise NotImplementedError
-
 
 class LiteDepth(DepthNetwork):
-    """The student (Fig. 1). decoder: "mix", "3x3" or "1x1" (Table 3).
+    """The student (Fig. 1); shared: as DepthNetwork's.
 
     merged: the stem already holds Eq. 3-5 (made by `merge_normalization`, not by users).
     """
 
+    published = IMAGENET_URL, 10.0
+    public_weights = staticmethod(mobilenet_weights)
+
     def __init__(
-        self,
-        *,
-        size: tuple[int, int] = (128, 160),
-        decoder: str = "mix",
-        upsample: str = "nearest",
-        mean: tuple[float, ...] = (127.5, 127.5, 127.5),
-        std: tuple[float, ...] = (127.5, 127.5, 127.5),
-        merged: bool = False,
-    ) -> None:
-        super().__init__(size=size, upsample=upsample, mean=mean, std=std)
-        self.model_args |= {"decoder": decoder, "merged": merged}
-        self.merged = merged
+        self, *, mean: tuple[float, ...] = (127.5, 127.5, 127.5),
+        std: tuple[float, ...] = (127.5, 127.5, 127.5), merged: bool = False, **shared: object,
+    ) -> None:  # fmt: skip
+        super().__init__(mean=mean, std=std, **shared)
+        self.model_args["merged"] = self.merged = merged
         self.encoder = Encoder()
-        self.decoder = Decoder(decoder, Encoder.channels, widths=(72, 24, 8))
+        self.decoder = Decoder(self.model_args["decoder"], Encoder.channels, widths=(72, 24, 8))
         if merged:
             self.encoder.conv_stem.bias = nn.Parameter(torch.zeros(16))
             self.encoder.conv_stem.fill = self.mean.clone()
-
-    def imagenet(self) -> tuple[str, float]:
-        return IMAGENET_URL, 10.0
-
-    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        dropped = ("blocks.5.", "conv_head.", "classifier.")  # the 96 -> 576 layer and the rest
-        weights = {k: v for k, v in weights.items() if not k.startswith(dropped)}
-        # Files older than PyTorch 0.4.1 lack this counter; nothing is lost by keeping ours.
-        own = self.encoder.state_dict().items()
-        return {k: v for k, v in own if k.endswith("num_batches_tracked")} | weights
 
 
 # ----------------------------------------------------------------------------- Sec. 3.1, Eq. 1-6
 
 
-def merge_normalization(model: LiteDepth) -> LiteDepth:
+def merge_normalization(network: LiteDepth) -> LiteDepth:
     """Eq. 3-6: a copy of the network that takes raw pixels straight into its first convolution.
 
     W' = W / s,   b'_i = b_i - sum_d ( m_d / s_d * sum_j W_dij )        (computed in double)
 
-    PAPER: Eq. 6 as printed is exact only away from the border. The trained network pads
-    *normalised* pixels with 0, and 0 after Eq. 1 is the mean before it: the merged stem pads with
-    the mean (`ConvSame.fill`). Exact to float rounding for any per-channel mean and std. The copy
-    is float32, on the device and in the mode (train or eval) of the network given.
+    b_i is 0: the stem has no bias of its own. PAPER: Eq. 6 as printed is exact only away from the
+    border. The trained network pads *normalised* pixels with 0, and 0 after Eq. 1 is the mean
+    before it: the merged stem pads with the mean (`ConvSame.fill`). Exact to float rounding for any
+    per-channel mean and std. Raises ValueError: a teacher, a network that is merged already.
     """
-    if not isinstance(model, LiteDepth):
-        raise ValueError("a teacher's normalisation is not merged: only the student is deployed")
-    if model.merged:
-        raise ValueError("this network's normalisation is merged already")
-    colours = {"mean": model.mean.tolist(), "std": model.std.tolist()}
-    merged = LiteDepth(**{**model.model_args, **colours, "merged": True}).to(model.mean.device)
-    merged.load_state_dict(model.state_dict(), strict=False)  # all but the stem's bias and fill
-    m, s = model.mean.double().view(1, 3, 1, 1), model.std.double().view(1, 3, 1, 1)
-    W = model.encoder.conv_stem.weight.detach().double()
-    b = 0.0 if model.encoder.conv_stem.bias is None else model.encoder.conv_stem.bias.double()
+    if not isinstance(network, LiteDepth) or network.merged:
+        raise ValueError("only a student, which alone is deployed, is merged, and only once")
+    merged = copy.deepcopy(network)
+    merged.model_args["merged"] = merged.merged = True
     stem = merged.encoder.conv_stem
+    W, m, s = (t.detach().double() for t in (stem.weight, network.mean, network.std))
+    m, s = m.view(1, 3, 1, 1), s.view(1, 3, 1, 1)
     stem.weight.data = (W / s).to(stem.weight)
-    stem.bias.data = (b - (m / s * W).sum(dim=(1, 2, 3))).to(stem.weight)
-    return merged.train(model.training)
+    stem.bias = nn.Parameter(-(m / s * W).sum((1, 2, 3)).to(stem.weight))
+    stem.fill = network.mean.clone()
+    return merged
 
 
 # --------------------------------------------------------------------- calibration, ours (no Eq.)
 
 
-def calibrate(model: LiteDepth, scale: float, shift: float) -> LiteDepth:
+def calibrate(network: DepthNetwork, scale: float, shift: float) -> DepthNetwork:
     """A copy whose depth is d' = max(0, scale d_hat + shift), at no cost: the last convolution
     computes y, the network returns d_hat = relu(y), and the copy relu(scale y + shift).
 
     shift in metres; scale 1000 and shift 0 give millimetres. Exact but where the network says 0
     (y <= 0) and shift > 0: max(0, ...) is the shift there, the copy's depth is between 0 and the
     shift. The arithmetic is double, the copy's weights are of the original's type. Works on merged
-    networks too, before or after; model_args stay. Raises ValueError: a teacher, a scale that is
-    not positive, anything that is not finite.
+    networks too, before or after; model_args stay. Raises ValueError: a scale that is not positive,
+    anything that is not finite.
     """
-    if not isinstance(model, LiteDepth):
-        raise ValueError("a teacher is not calibrated: only the student is deployed")
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
         raise ValueError(f"wanted a scale > 0 and a finite shift, got {scale} and {shift}")
-    calibrated = copy.deepcopy(model)
+    calibrated = copy.deepcopy(network)
     depth = calibrated.decoder.depth
     depth.weight.data = (scale * depth.weight.detach().double()).to(depth.weight)
     depth.bias.data = (scale * depth.bias.detach().double() + shift).to(depth.bias)
@@ -399,6 +362,7 @@ def calibrate(model: LiteDepth, scale: float, shift: float) -> LiteDepth:
 
 
 # ------------------------------------------------------------------------------- Sec. 3.4, Fig. 5
+
 
 class Teacher(DepthNetwork):
     """The teacher (Fig. 5): Swin `model` (a name in SWIN) and the student's decoder, wider.
@@ -408,52 +372,28 @@ class Teacher(DepthNetwork):
     released code takes the large one, 768, 192 and 48 channels and drop path 0.3.
     """
 
+    public_weights = staticmethod(swin_weights)
+
     def __init__(
-        self,
-        model: str,
-        *,
-        size: tuple[int, int] = (128, 160),
-        decoder: str = "mix",
-        upsample: str = "nearest",
-        mean: tuple[float, ...] = (123.675, 116.28, 103.53),
-        std: tuple[float, ...] = (58.395, 57.12, 57.375),
-        window: int = 7,
-        drop_path: float = 0.3,
-    ) -> None:
-        super().__init__(size=size, upsample=upsample, mean=mean, std=std)
+        self, model: str, *, mean: tuple[float, ...] = (123.675, 116.28, 103.53),
+        std: tuple[float, ...] = (58.395, 57.12, 57.375), window: int = 7, drop_path: float = 0.3,
+        **shared: object,
+    ) -> None:  # fmt: skip
+        super().__init__(mean=mean, std=std, **shared)
         if model not in SWIN:
             raise ValueError(f"model must be student or one of {', '.join(SWIN)}, got {model!r}")
-        if window < 2 or not 0 <= drop_path < 1:
-            raise ValueError(f"window must be >= 2, drop_path in [0, 1): {window}, {drop_path}")
-        self.model_args |= {
-            "model": model, "decoder": decoder, "window": window, "drop_path": drop_path,
-        }  # fmt: skip
-        embed, depths, heads, self.published = SWIN[model]
+        if not (2 <= window <= 64 and 0 <= drop_path < 1):
+            raise ValueError(f"window must be 2..64, drop_path in [0, 1): {window}, {drop_path}")
+        self.model_args |= {"model": model, "window": window, "drop_path": drop_path}
+        embed, depths, heads, file = SWIN[model]
+        self.published = SWIN_URL + file if file else None, 600.0
         self.encoder = Swin(embed, depths, heads, window, drop_path)
-        self.decoder = Decoder(decoder, self.encoder.channels, widths=(768, 192, 48))
+        self.decoder = Decoder(
+            self.model_args["decoder"], self.encoder.channels, widths=(768, 192, 48)
+        )
 
-    def imagenet(self) -> tuple[str, float]:
-        if self.published is None:
-            raise CheckpointError(f"{self.model_args['model']} is ours: nobody published weights")
-        return SWIN_URL + self.published, 600.0
 
-    def pretrained_encoder(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Layouts: the authors' and timm's, which since 0.9 counts a merging to the stage after it.
-        The classifier, its norm and tables that follow from the window are left out, ours start
-        afresh; a bias table of another window is resized, bicubic, as the authors do."""
-        later = any(k.startswith("layers.3.downsample.") for k in weights)
-        dropped = ("relative_position_index", "attn_mask")
-        own = self.encoder.state_dict().items()
-        fits = {k: v for k, v in own if re.match(r"norm\d\.", k)}
-        for k, v in weights.items():
-            if k.startswith(("head.", "norm.")) or k.endswith(dropped):
-                continue
-            if later and ".downsample." in k:
-                k = re.sub(r"^layers\.(\d{1,3})", lambda m: f"layers.{int(m[1]) - 1}", k)
-            if k.endswith("relative_position_bias_table"):
-                v = resize_bias_table(v, self.encoder.window)
-            fits[k] = v
-        return fits
+# ------------------------------------------------------------------- checkpoints and public weights
 
 
 def create(model: str = "student", **model_args: object) -> DepthNetwork:
@@ -461,47 +401,12 @@ def create(model: str = "student", **model_args: object) -> DepthNetwork:
     return LiteDepth(**model_args) if model == "student" else Teacher(model, **model_args)
 
 
-# ------------------------------------------------------------------- checkpoints and public weights
-
-
-def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> None:
-    """Writes a checkpoint that `load` can rebuild; atomic: a reader sees the old file or the new.
-
-    `state` (optimizer, epoch, ...) goes beside the weights; plain containers and tensors only.
-    Raises ValueError for a state that would take the place of the weights or that `load` would
-    refuse; OSError where it cannot be written (disk full, read-only): what stood at `path` is as it
-    was.
-    """
-    path = Path(path)
-    content = {"format": CHECKPOINT_FORMAT, "model_args": model.model_args, "model": model.state_dict()}
-    if taken := sorted(content.keys() & state.keys()):
-        raise ValueError(f"these names in a checkpoint are the network's: {', '.join(taken)}")
-    content |= state
-    check_plain(content, "it")  # refuse now what `load` would refuse later
-    check_facts(content, path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            torch.save(content, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer answers a full disk with a RuntimeError of its own; the system's word
-        # for it stands behind that.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
-            raise
-        kept = "the one that is there is older and whole" if path.exists() else "there is none yet"
-        raise OSError(
-            f"{path}: cannot be written ({cause.strerror or cause}); {kept}. Make room, or take "
-            "another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+def save(path: str | os.PathLike, network: DepthNetwork, /, **state: object) -> None:
+    """Writes a checkpoint that `load` can rebuild; `state` (optimizer, epoch, ...) goes beside the
+    weights. Atomic, and raises OSError and ValueError, as plumbing.checkpoints.save."""
+    args, weights = network.model_args, network.state_dict()
+    content = dict(format=CHECKPOINT_FORMAT, model_args=args, model=weights, **state)
+    checkpoints.save(path, content)
 
 
 def load(path: str | os.PathLike) -> DepthNetwork:
@@ -509,186 +414,112 @@ def load(path: str | os.PathLike) -> DepthNetwork:
     return build(read_checkpoint(path), path).eval()
 
 
-def runner(
-    path: str | os.PathLike, threads: int | None, device: str
-) -> tuple[Callable, tuple[int, int], str]:
-    """(run, image_size, about) of a checkpoint, for `runtime.load_predictor`.
+def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
+    """The network of a dictionary from `read_checkpoint`; `path` is for the message. Raises
+    CheckpointError."""
+    try:
+        network = create(**checkpoint["model_args"])
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
+    fill(network, checkpoint.get("model"), path)
+    return network
 
-    run: raw RGB (H, W, 3) float32 array -> metres (h, w); image_size: the pictures it was trained
-    on, 480x640 where the file does not say. threads: None = PyTorch's own number. Raises UserError.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+
+def runner(
+    path: Path, threads: int | None, device: str
+) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, int], str]:
+    """A checkpoint to predict with -> run (raw RGB float32 (H, W, 3) -> metres (H, W)), the size of
+    the pictures that it was trained on, and what it runs on, in words. Raises CheckpointError, and
+    UserError for a device that is not there."""
+    on = pick_device(device)
     if threads:
         torch.set_num_threads(threads)
     checkpoint = read_checkpoint(path)
-    network = build(checkpoint, path).eval().to(device)
+    network = build(checkpoint, path).eval().to(on)
 
     def run(image: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].to(on)
         # No TensorFloat-32: a GPU must give the metres that the CPU and the .tflite give.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return network(x)[0, 0].float().cpu().numpy()
 
-    size = tuple(checkpoint.get("image_size") or (480, 640))
-    return run, size, f"PyTorch, {device}, threads {torch.get_num_threads()}"
+    size = tuple(checkpoint.get("image_size", (480, 640)))
+    return run, size, f"PyTorch, {on.type}, threads {torch.get_num_threads()}"
 
 
-def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
-    """The network of a dictionary from `read_checkpoint`; `path` is for the message. Raises
-    CheckpointError."""
-    model_args, weights = checkpoint.get("model_args"), checkpoint.get("model")
-    try:
-        check_args(model_args)
-        # Shapes first, which cost no memory: a few bytes can ask for the largest network there is.
-        with torch.device("meta"):
-            shapes = create(**model_args)
-        _check_matching(shapes, weights, path)
-        model = create(**model_args)
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
-    _load_matching(model, weights, path)
-    return model
-
-
-def _load_matching(module: nn.Module, weights: object, path: object) -> None:
-    """load_state_dict whose error names every key that does not fit."""
-    _check_matching(module, weights, path)
-    module.load_state_dict(weights)
-    if isinstance(module, DepthNetwork):
-        colours = torch.cat([module.mean, module.std])
-        if not colours.isfinite().all() or module.std.min() <= 0:
-            shown = [round(v, 4) for v in colours.tolist()]
-            raise CheckpointError(f"{path}: its mean and std cannot be: {shown}")
-
-
-def _check_matching(module: nn.Module, weights: object, path: object) -> None:
-    """Raises CheckpointError unless these are weights of the module's names and shapes."""
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f"{path}: holds no dictionary of weights")
-    own = module.state_dict()
-    problems = [f"missing {k}" for k in own if k not in weights]
-    problems += [f"unexpected {str(k)[:99]}" for k in weights if k not in own]
-    problems += [
-        f"{k} is {tuple(weights[k].shape)}, wanted {tuple(own[k].shape)}"
-        for k in own
-        if k in weights and weights[k].shape != own[k].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8])
-        shown += f"; and {len(problems) - 8} more" if problems[8:] else ""
-        raise CheckpointError(f"{path}: does not fit this network: {shown}")
-
-
-def load_pretrained(model: DepthNetwork, source: str) -> tuple[str, bool]:
+def load_pretrained(network: DepthNetwork, source: str) -> tuple[str, bool]:
     """Sec. 4.2 "the encoder is pretrained on ImageNet". -> (what was loaded in one line, fell_back)
 
-    source: "auto" (the public file of `model.imagenet` if it is cached or comes in time, else from
-    scratch: only then fell_back is True), "imagenet" (the same with more patience, but its absence
-    is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file may be a
-    public backbone (encoder only; its classifier is ignored) or one of our checkpoints (whole
-    network). Raises CheckpointError.
+    source: "auto" (the public file of `network.published` if it is cached or comes in time, else
+    from scratch: only then fell_back is True), "imagenet" (the same with more patience, but its
+    absence is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file
+    may be a public backbone (encoder only; its classifier is ignored) or one of our checkpoints
+    (whole network). Raises CheckpointError.
     """
-    if source == "none":
-        return "none: from scratch", False
-    if source == "auto":
-        try:
-            path = fetch(*model.imagenet())
-        except CheckpointError as error:
-            return f"none: from scratch, because ImageNet weights are not to be had ({error})", True
-    elif source == "imagenet":
-        url, timeout = model.imagenet()
-        path = fetch(url, 6 * timeout)
-    elif urlparse(source).scheme in ("http", "https"):
-        path = fetch(source, timeout=600.0)
-    elif urlparse(source).scheme == "file":
-        path = Path(urllib.request.url2pathname(urlparse(source).path))
-    else:
-        path = Path(source)
-    weights = read_weights(path)
-    if isinstance(weights, dict) and weights.get("format") == CHECKPOINT_FORMAT:
-        _load_matching(model, weights.get("model"), path)
-        model.model_args |= {"mean": model.mean.tolist(), "std": model.std.tolist()}
+    path, why = weights_file(source, *network.published)
+    if path is None:
+        return f"none: from scratch{why}", bool(why)
+    content = read_weights(path)
+    if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
+        fill(network, content.get("model"), path)
+        network.model_args |= {"mean": network.mean.tolist(), "std": network.std.tolist()}
         return f"whole network from {path.name}", False
-    weights = backbone_weights(weights, path)
-    _load_matching(model.encoder, model.pretrained_encoder(weights), path)
+    weights = backbone_weights(content, path)
+    fill(network.encoder, network.public_weights(weights, network.encoder), path)
     return f"encoder from {path.name}", False
 
 
-def add_arguments(parser: argparse.ArgumentParser, teachers: bool) -> None:
-    """The flags of Sec. 3.1, and with `teachers` those of the teacher of Sec. 3.4."""
-    group = parser.add_argument_group("network (Sec. 3.1)")
-    if teachers:
-        group.add_argument(
-            "--model", default="student", choices=["student", *SWIN],
-            help="the student of Fig. 1, or a teacher of Fig. 5 for distill.py: large is the "
-            "paper's, tiny and up want a GPU, nano (ours) trains on a CPU (default student)",
-        )  # fmt: skip
-        group.add_argument(
-            "--drop_path", default=0.3, type=parse_share,
-            help="teacher: share of samples that skip the last block in training, less before it; "
-            "a small teacher or a short run wants less (default 0.3, as released)",
-        )  # fmt: skip
-        group.add_argument(
-            "--window", default=7, type=parse_window,
-            help="teacher: tokens across an attention window; bias tables of public weights are "
-            "resized to it (default 7)",
-        )  # fmt: skip
-    group.add_argument(
-        "--decoder", default="mix", choices=["mix", "3x3", "1x1"],
-        help="kernels of the decoder, a row of Table 3 (default mix: 1x1 deep, 3x3 shallow)",
+# ------------------------------------------------------------------------------------------- flags
+
+
+@dataclass(frozen=True)
+class Network:
+    """network (Sec. 3.1)"""
+
+    decoder: str = flag(
+        "mix", "kernels of the decoder, a row of Table 3 (default mix: 1x1 deep, 3x3 shallow)",
+        choices=["mix", "3x3", "1x1"],
     )  # fmt: skip
-    group.add_argument(
-        "--size", default="128x160", type=parse_size, metavar="HxW",
-        help="resolution the network works at, multiples of 32; the picture is resized to it "
-        "inside the network (default 128x160, Sec. 3.1; the 4x6 of Sec. 1 is a slip)",
+    size: tuple[int, int] = flag(
+        "128x160", "resolution the network works at, multiples of 32; the picture is resized to it "
+        "inside the network (default 128x160, Sec. 3.1; the 4x6 of Sec. 1 is a slip)", parse_size,
+        metavar="HxW",
     )  # fmt: skip
-    group.add_argument(
-        "--upsample", default="nearest", choices=["nearest", "bilinear"],
-        help="last layer, from a quarter of --size to the picture's size (default nearest, as "
-        "released; the paper says only 'resize')",
+    upsample: str = flag(
+        "nearest", "last layer, from a quarter of --size to the picture's size (default nearest, "
+        "as released; the paper says only 'resize')", choices=["nearest", "bilinear"],
     )  # fmt: skip
-    for flag, text in (("--mean", "m"), ("--std", "s")):
-        group.add_argument(
-            flag, type=parse_triple, metavar="R,G,B",
-            help=f"{text} of Eq. 1 on 0..255 (default: what the network's ImageNet weights expect, "
-            "127.5 each for the student)",
-        )  # fmt: skip
-    group.add_argument(
-        "--pretrained", default="auto", metavar="auto|imagenet|none|FILE|URL",
-        help="encoder weights: auto = public ImageNet weights if they are cached or download "
+    mean: tuple[float, ...] | None = flag(
+        None, "m of Eq. 1 on 0..255 (default: what the network's ImageNet weights expect, 127.5 "
+        "each for the student)",
+        several(3, between(-1e9, 1e9, "a number"), "three numbers R,G,B"), metavar="R,G,B",
+    )  # fmt: skip
+    std: tuple[float, ...] | None = flag(
+        None, "s of Eq. 1 on 0..255 (default: as for --mean)",
+        several(3, positive, "three numbers R,G,B"), metavar="R,G,B",
+    )  # fmt: skip
+    pretrained: str = flag(
+        "auto", "encoder weights: auto = public ImageNet weights if they are cached or download "
         "within 10 s (a teacher's: 600 s), else from scratch (said loudly); imagenet = insist; "
         "none = never ask; a FILE of timm, of Swin's authors or of ours; a URL is downloaded once "
-        "and then read from torch.hub's cache: delete it there to have it anew (default auto)",
+        "and then read from torch.hub's cache: delete it there to have it anew",
+        metavar="auto|imagenet|none|FILE|URL",
     )  # fmt: skip
 
 
-def parse_share(text: str) -> float:
-    """argparse type: a number of 0 or more, below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more, below 1")
-    return value
+@dataclass(frozen=True)
+class Backbone:
+    """teacher (Sec. 3.4)"""
 
-
-def parse_window(text: str) -> int:
-    """argparse type: a whole number, 2 to 64."""
-    if not text.isdecimal() or not 2 <= int(text) <= WINDOW:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 to {WINDOW}")
-    return int(text)
-
-
-def parse_triple(text: str) -> tuple[float, float, float]:
-    """ "127.5,127.5,127.5" -> three floats, R, G, B."""
-    try:
-        r, g, b = (float(v) for v in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers R,G,B") from None
-    return r, g, b
+    model: str = flag(
+        "student", "the student of Fig. 1, or a teacher of Fig. 5 for distill.py: large is the "
+        "paper's, tiny and up want a GPU, nano (ours) trains on a CPU", choices=["student", *SWIN],
+    )  # fmt: skip
+    drop_path: float = flag(
+        0.3, "teacher: share of samples that skip the last block in training, less before it; a "
+        "small teacher or a short run wants less (default 0.3, as released)", below_1,
+    )  # fmt: skip
+    window: int = flag(
+        7, "teacher: tokens across an attention window; bias tables of public weights are resized "
+        "to it", between(2, 64, "a whole number from 2 to 64", int),
+    )  # fmt: skip

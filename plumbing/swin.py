@@ -1,10 +1,15 @@
-"""Swin Transformer (Liu et al., ICCV 2021), the teacher's backbone (Fig. 5)."""
+"""Swin Transformer (Liu et al., ICCV 2021), the teacher's backbone (Fig. 5), and its weights.
+
+The detection form: any map is padded to whole windows, and a norm stands behind every stage.
+Parameters have the names of Swin's authors.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,7 @@ SWIN = {
     "swin_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), "swin_tiny_patch4_window7_224.pth"),
     "swin_nano": (48, (2, 2, 2, 2), (2, 4, 8, 16), None),  # ours, for a CPU
 }
+SWIN_URL = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
 
 
 class WindowAttention(nn.Module):
@@ -50,18 +56,6 @@ class WindowAttention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(n, t, dim))
 
 
-@functools.lru_cache(maxsize=32)
-def shift_mask(size: tuple[int, int], window: int) -> Tensor:
-    """-100 between tokens that only the cyclic shift by window // 2 brought into one window, else
-    0: (windows, window^2, window^2) for a map of `size`, multiples of window."""
-    regions = []
-    for length in size:  # rolled: what was there | the other end
-        regions.append((torch.arange(length) >= length - window // 2).long())
-    label = 2 * regions[0][:, None] + regions[1]
-    label = to_windows(label[None, ..., None], window).squeeze(-1)
-    return (label[:, :, None] != label[:, None]) * -100.0
-
-
 def to_windows(x: Tensor, window: int) -> Tensor:
     """(N, H, W, C), H and W multiples of window -> (N * windows, window^2, C)."""
     n, h, w, c = x.shape
@@ -69,20 +63,14 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     return x.reshape(-1, window * window, c)
 
 
-def from_windows(x: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """The inverse of `to_windows`; size: (H, W)."""
-    (h, w), c = size, x.shape[-1]
-    x = x.view(-1, h // window, w // window, window, window, c).transpose(2, 3)
-    return x.reshape(-1, h, w, c)
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+@functools.lru_cache(maxsize=32)
+def shift_mask(size: tuple[int, int], window: int) -> Tensor:
+    """-100 between tokens that only the cyclic shift by window // 2 brought into one window, else
+    0: (windows, window^2, window^2) for a map of `size`, multiples of window."""
+    # Rolled, a side holds what was there and then what came from its other end.
+    rows, cols = (torch.arange(side) >= side - window // 2 for side in size)
+    region = to_windows((2 * rows[:, None] + cols.int())[None, ..., None], window).squeeze(-1)
+    return (region[:, :, None] != region[:, None]) * -100.0
 
 
 class SwinBlock(nn.Module):
@@ -95,22 +83,22 @@ class SwinBlock(nn.Module):
         self.drop_path = drop_path
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, window, heads)
-        self.mlp = Mlp(dim)
+        wide, narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(OrderedDict(fc1=wide, act=nn.GELU(), fc2=narrow))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._drop(self._attend(self.norm1(x)))
         return x + self._drop(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor) -> Tensor:
-        _, h, w, _ = x.shape
-        x = F.pad(x, (0, 0, 0, -w % self.window, 0, -h % self.window))
-        whole, s, mask = tuple(x.shape[1:3]), self.shift, None
-        if s:
-            x = x.roll((-s, -s), (1, 2))
-            mask = shift_mask(whole, self.window).to(x.device)
-        x = self.attn(to_windows(x, self.window), mask)
-        x = from_windows(x, self.window, whole)
-        return (x.roll((s, s), (1, 2)) if s else x)[:, :h, :w]
+        n, h, w, c = x.shape
+        t, s = self.window, self.shift
+        x = F.pad(x, (0, 0, 0, -w % t, 0, -h % t))
+        H, W = x.shape[1:3]
+        mask = shift_mask((H, W), t).to(x.device) if s else None
+        x = self.attn(to_windows(x.roll((-s, -s), (1, 2)), t), mask)
+        x = x.view(n, H // t, W // t, t, t, c).transpose(2, 3).reshape(n, H, W, c)
+        return x.roll((s, s), (1, 2))[:, :h, :w]
 
     def _drop(self, x: Tensor) -> Tensor:
         """Stochastic depth: in training this branch is left out for a share of the samples."""
@@ -129,41 +117,16 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, h, w, _ = x.shape
-        x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         quarters = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         return self.reduction(self.norm(torch.cat(quarters, -1)))
 
 
-class PatchEmbed(nn.Module):
-    """4x4 pixels -> a token: (N, 3, H, W) -> (N, ceil(H/4), ceil(W/4), C); zeros fill the last."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, 4, 4)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
-
-
-class SwinStage(nn.Module):
-    """Blocks at one resolution, and the merging that follows (none after the last stage)."""
-
-    def __init__(self, dim: int, window: int, heads: int, drop: list[float], last: bool) -> None:
-        super().__init__()
-        blocks = [SwinBlock(dim, window, heads, i % 2 == 1, rate) for i, rate in enumerate(drop)]
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = None if last else PatchMerging(dim)
-
-
 class Swin(nn.Module):
-    """Swin Transformer (Liu et al., ICCV 2021) as a backbone, named as its authors name it.
+    """In (N, 3, H, W), normalised. Out: four taps of embed, 2, 4 and 8 embed channels at 1/4 ..
+    1/32 (sides rounded up), each after a LayerNorm. No absolute position embedding.
 
-    In: (N, 3, H, W), normalised, of any size. Out: four maps of `channels` = embed * (1, 2, 4, 8)
-    at 1/4 .. 1/32 (rounded up), each after a LayerNorm of its own. drop_path grows linearly over
-    the blocks up to this rate. Patch 4, MLP ratio 4, no absolute position embedding.
+    drop_path: of the last block in training; it grows linearly from 0 at the first.
     """
 
     def __init__(
@@ -173,12 +136,18 @@ class Swin(nn.Module):
         super().__init__()
         self.window = window
         self.channels = tuple(embed * 2**i for i in range(4))
-        self.patch_embed = PatchEmbed(embed)
-        total, self.layers = sum(depths), nn.ModuleList()
+        # 4x4 pixels -> a token
+        embedding = OrderedDict(proj=nn.Conv2d(3, embed, 4, 4), norm=nn.LayerNorm(embed))
+        self.patch_embed = nn.ModuleDict(embedding)
+        rates = (drop_path * k / (sum(depths) - 1) for k in range(sum(depths)))
+        self.layers = nn.ModuleList()
         for i, dim in enumerate(self.channels):
-            before = sum(depths[:i])
-            rates = [drop_path * (before + j) / (total - 1) for j in range(depths[i])]
-            self.layers.append(SwinStage(dim, window, heads[i], rates, last=i == 3))
+            shifted = (j % 2 == 1 for j in range(depths[i]))
+            blocks = [SwinBlock(dim, window, heads[i], s, next(rates)) for s in shifted]
+            stage = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+            if i < 3:
+                stage["downsample"] = PatchMerging(dim)
+            self.layers.append(stage)
         for i, dim in enumerate(self.channels):
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
         for m in self.modules():
@@ -188,20 +157,42 @@ class Swin(nn.Module):
                     nn.init.zeros_(m.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, taps = self.patch_embed(x), []
+        x = F.pad(x, (0, -x.shape[-1] % 4, 0, -x.shape[-2] % 4))
+        x, taps = self.patch_embed.norm(self.patch_embed.proj(x).permute(0, 2, 3, 1)), []
         for i, stage in enumerate(self.layers):
             for block in stage.blocks:
                 x = block(x)
             taps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
-            if stage.downsample is not None:
+            if i < 3:
                 x = stage.downsample(x)
         return taps
 
 
+# ---------------------------------------------------------------------------------- public weights
+
+
+def swin_weights(weights: dict[str, Tensor], encoder: Swin) -> dict[str, Tensor]:
+    """A public file's weights by the names of `encoder`. Layouts: the authors' and timm's, which
+    since 0.9 counts a merging to the stage after it. The classifier, its norm and tables that
+    follow from the window are left out, the norms after the stages start afresh; a bias table of
+    another window is resized, bicubic, as the authors do."""
+    later = any(k.startswith("layers.3.downsample.") for k in weights)
+    ours = {k: v for k, v in encoder.state_dict().items() if re.match(r"norm\d\.", k)}
+    for k, v in weights.items():
+        if re.match(r"head\.|norm\.", k) or k.endswith(("relative_position_index", "attn_mask")):
+            continue
+        if later and ".downsample." in k:
+            k = re.sub(r"\d+", lambda m: str(int(m[0]) - 1), k, count=1)
+        if k.endswith("relative_position_bias_table"):
+            v = resize_bias_table(v, encoder.window)
+        ours[k] = v
+    return ours
+
+
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
     """((2a-1)^2, heads), windows a x a -> ((2 window - 1)^2, heads); not such a table: as it is."""
-    a, b = math.isqrt(len(table)) if table.ndim else 0, 2 * window - 1
-    if table.ndim != 2 or a * a != len(table) or a % 2 == 0 or a == b:
+    a, b = math.isqrt(len(table)), 2 * window - 1
+    if a * a != len(table) or a == b:
         return table
     grid = table.float().T.view(1, -1, a, a)
     grid = F.interpolate(grid, size=(b, b), mode="bicubic", align_corners=False)
@@ -211,9 +202,8 @@ def resize_bias_table(table: Tensor, window: int) -> Tensor:
 def recognize(weights: dict[str, Tensor]) -> str | None:
     """The name in SWIN of a bare backbone's weights, by its width and its blocks; None for what is
     no Swin, or one of another shape."""
-    blocks = {m[0] for k in weights if (m := re.search(r"layers\.\d+\.blocks\.\d+\.", k))}
-    width = next(iter(weights.get("patch_embed.proj.weight", torch.empty(0)).shape), 0)
-    for name, (embed, depths, _, _) in SWIN.items():
-        if (embed, sum(depths)) == (width, len(blocks)):
-            return name
-    return None
+    shape = (
+        len(weights.get("patch_embed.proj.bias", ())),
+        sum(bool(re.fullmatch(r"layers\.\d\.blocks\.\d+\.norm1\.bias", k)) for k in weights),
+    )
+    return next((name for name, (e, d, *_) in SWIN.items() if (e, sum(d)) == shape), None)

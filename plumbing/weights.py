@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 import urllib.request
@@ -11,9 +10,89 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plumbing.checkpoints import CheckpointError
+from plumbing.files import sha256, write_file
+
+
+def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | None, str]:
+    """The file that --pretrained means; None where there is none, and why if it was wanted.
+
+    url, seconds: of the network's public ImageNet weights, None = nobody published them. Raises
+    CheckpointError.
+    """
+    if source == "none":
+        return None, ""
+    if source not in ("auto", "imagenet"):
+        return fetch(source, 600.0) if "://" in source else Path(source), ""
+    try:
+        if url is None:
+            raise CheckpointError("nobody has published any for this network, which is ours")
+        return fetch(url, seconds if source == "auto" else 6 * seconds), ""
+    except CheckpointError as error:
+        if source == "imagenet":
+            raise
+        return None, f", because ImageNet weights are not to be had ({error})"
+
+
+def fetch(url: str, seconds: float) -> Path:
+    """The file behind `url`, from torch.hub's cache or downloaded there within `seconds`.
+
+    A name like NAME-1a2b3c4d.pth promises the first digits of its SHA-256 (torch.hub's custom):
+    a file that has others is removed. Any other file is cached by its address: delete it to have a
+    newer one. Raises CheckpointError, also where the cache cannot be written or read.
+    """
+    name = Path(urlparse(url).path).name
+    promised = re.search(r"-([0-9a-f]{8,})\.", name)
+    if not promised:  # any server may have a best.pth: the cache's name holds the address too
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{name}"
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    try:
+        if not path.is_file():
+            content = _download(url, seconds, path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content)
+        if promised and not (found := sha256(path)).startswith(promised[1]):
+            path.unlink()
+            raise CheckpointError(
+                f"{url}: SHA-256 begins {found[:8]}, its name promises {promised[1]} (a page to "
+                "log in?); it is removed. Download it elsewhere and pass its path to --pretrained"
+            )
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep {url} in the cache: {error}. Set TORCH_HOME to a folder that can be "
+            "written, or download it elsewhere and pass its path to --pretrained"
+        ) from error
+    return path
+
+
+def _download(url: str, seconds: float, cache: Path) -> bytes:
+    """What `url` holds; `cache` is for the message."""
+    result: list[bytes | Exception] = []
+
+    def download() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=seconds) as response:
+                result.append(response.read())
+        except Exception as error:  # handed to the caller's thread
+            result.append(error)
+
+    # A thread, because name resolution ignores urlopen's timeout. It writes no file: one that ends
+    # too late leaves nothing behind.
+    thread = threading.Thread(target=download, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    answer = result[0] if result else f"no answer within {seconds:.0f} s"
+    if not isinstance(answer, bytes):
+        raise CheckpointError(
+            f"could not download {url}: {answer}. Download it elsewhere and pass its path to "
+            f"--pretrained, or put it into {cache}"
+        )
+    return answer
+
+
+# ----------------------------------------------------------------------- what the files hold
 
 
 def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
@@ -29,65 +108,10 @@ def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in content.items()}
 
 
-def fetch(url: str, timeout: float) -> Path:
-    """The file behind `url`, from torch.hub's cache or downloaded there within `timeout` seconds.
-
-    A name like NAME-1a2b3c4d.pth promises the first digits of its SHA-256 (torch.hub's custom):
-    they are checked, in the cache too. Any other file is cached by its address: delete it to have
-    a newer one. Raises CheckpointError, also where the cache cannot be written or read.
-    """
-    name = Path(urlparse(url).path).name
-    promised = re.search(r"-([0-9a-f]{8,})\.", name)
-    if not promised:  # any server may have a best.pth: the cache's name holds the address too
-        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{name}"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    part = path.with_name(f".{name}.{os.getpid()}.part")
-    try:
-        cached = path.is_file()
-        if cached and not promised:
-            return path
-        content = path.read_bytes() if cached else _download(url, timeout, path.parent)
-        digest = hashlib.sha256(content).hexdigest()
-        if promised and not digest.startswith(promised[1]):
-            raise CheckpointError(
-                f"{path if cached else url}: SHA-256 begins {digest[:8]}, its name promises "
-                f"{promised[1]}" + ("; delete it" if cached else "")
-            )
-        if not cached:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(content)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot keep {url} in the cache: {error}. Set TORCH_HOME to a folder that can be "
-            "written, or download it elsewhere and pass its path to --pretrained"
-        ) from error
-    return path
-
-
-def _download(url: str, timeout: float, cache: Path) -> bytes:
-    """What `url` holds; `cache` is for the message."""
-    result: list[bytes | Exception] = []
-
-    def download() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:
-                result.append(response.read())
-        except Exception as error:  # handed to the caller's thread
-            result.append(error)
-
-    # A thread, because name resolution ignores urlopen's timeout. It writes no file: one that ends
-    # too late leaves nothing behind.
-    thread = threading.Thread(target=download, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    answer = result[0] if result else f"no answer within {timeout:.0f} s"
-    if not isinstance(answer, bytes):
-        raise CheckpointError(
-            f"could not download {url}: {answer}. Download it elsewhere and pass its path to "
-            f"--pretrained, or put it into {cache}"
-        )
-    return answer
+def mobilenet_weights(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    """timm's weights by the names of `encoder`: the same ones, without the 96 -> 576 layer and what
+    follows it."""
+    dropped = ("blocks.5.", "conv_head.", "classifier.")
+    # Files older than PyTorch 0.4.1 lack this counter; nothing is lost by keeping ours.
+    ours = {k: v for k, v in encoder.state_dict().items() if k.endswith("num_batches_tracked")}
+    return ours | {k: v for k, v in weights.items() if not k.startswith(dropped)}

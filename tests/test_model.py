@@ -1,21 +1,24 @@
-"""Sec. 3.1 and 4.2: the network, Eq. 1-6, checkpoints and public weights (model.py)."""
+"""Sec. 3.1 and 4.2: the network, Eq. 1-6, checkpoints and public weights (model.py,
+plumbing/checkpoints.py, weights.py)."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import gzip
 import hashlib
 import http.server
-import io
 import math
 import os
 import pickle
+import re
+import resource
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -27,8 +30,16 @@ from torch import nn
 
 import model as M
 from model import LiteDepth
-from plumbing.checkpoints import CheckpointError
+from plumbing import flags, weights
+from plumbing.checkpoints import (
+    CHECKPOINT_FORMAT,
+    CheckpointError,
+    read_checkpoint,
+    read_weights,
+)
+from plumbing.files import UserError
 
+FIXTURES = Path(__file__).parent / "fixtures"
 # The encoder's blocks: stage, index, stride, cin, mid, cout.
 BLOCKS = (
     (1, 0, 2, 16, 72, 24), (1, 1, 1, 24, 88, 24),
@@ -53,7 +64,8 @@ def one_thread():
 def offline(tmp_path, monkeypatch):
     """No test reaches the network or the user's cache."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(M, "IMAGENET_URL", (tmp_path / "nowhere" / "weights.pth").as_uri())
+    published = (tmp_path / "nowhere" / "weights.pth").as_uri(), 10.0
+    monkeypatch.setattr(LiteDepth, "published", published)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -165,26 +177,14 @@ def test_table3_decoders(kind, params, kernels, decoder_macs):
     [
         ({"decoder": "5x5"}, "mix, 3x3 or 1x1.*5x5"),
         ({"size": (100, 160)}, "multiples of 32.*100x160"),
-        ({"size": (128, 144)}, "multiples of 32"),
         ({"size": (0, 160)}, "multiples of 32"),
         ({"size": (-32, 160)}, "multiples of 32"),
-        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
-        ({"std": (1.0, 1.0, -2.0)}, "std must be positive"),
+        ({"size": (128,)}, "multiples of 32"),
         ({"upsample": "bicubic"}, "nearest or bilinear"),
     ],
 )
 def test_sec31_bad_arguments(bad, message):
     with pytest.raises(ValueError, match=message):
-        LiteDepth(**bad)
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [{"std": (1.0, math.nan, 1.0)}, {"mean": (math.inf,) * 3}, {"mean": (1.0,)},
-     {"std": (1.0, 2.0)}, {"size": (128,)}, {"size": (128, 160, 32)}],
-)  # fmt: skip
-def test_sec31_odd_arguments(bad):
-    with pytest.raises(ValueError):
         LiteDepth(**bad)
 
 
@@ -224,9 +224,8 @@ def test_same_padding_by_hand(size):
     assert M.same_padding(size, 5, 1) == (2, 2)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride, fill", [(1, None), (2, None), (2, (3.0, -2.0))])
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("fill", [None, (3.0, -2.0)])
 @pytest.mark.parametrize("h, w", [(6, 8), (5, 7), (6, 7), (5, 8)])
 def test_conv_same_by_hand(h, w, fill, groups, stride):
     torch.manual_seed(h * w)
@@ -280,7 +279,7 @@ def encoder_twin(w: dict[str, torch.Tensor], x: torch.Tensor) -> list[torch.Tens
     return [ends[s] for s in (0, 1, 3, 4)]  # linear block ends: no activation on a tap
 
 
-@pytest.mark.parametrize("h, w", [(128, 160), (97, 131), (64, 75)])
+@pytest.mark.parametrize("h, w", [(128, 160), (97, 131)])
 @torch.no_grad()
 def test_sec31_encoder_by_hand(h, w):
     net = network()
@@ -341,6 +340,8 @@ def test_sec31_decoder_by_hand(kind):
     for p in net.decoder.parameters():
         p += 0.1 * torch.randn_like(p)
     taps = net.encoder(torch.randn(2, 3, 128, 160))
+    net.decoder.depth.bias += 9
+    net.decoder.depth.bias -= net.decoder(taps).median()  # half of the map is below 0, and cut off
     x = None
     for name, skip in zip(("fuse4", "fuse3", "fuse2", "fuse1"), reversed(taps)):
         conv = getattr(net.decoder, name)
@@ -350,15 +351,8 @@ def test_sec31_decoder_by_hand(kind):
             skip = torch.cat((x, skip), 1)
         x = F.conv2d(skip, conv.weight, conv.bias, padding=conv.weight.shape[-1] // 2).relu()
     d_hat = F.conv2d(x, net.decoder.depth.weight, net.decoder.depth.bias).relu()
-    assert d_hat.std() > 0.01
+    assert d_hat.std() > 0.01 and 0.1 < (d_hat == 0).float().mean() < 0.9
     assert close(net.decoder(taps), d_hat, 1e-5)
-
-
-@torch.no_grad()
-def test_sec31_depth_is_not_negative():
-    net = network()
-    net.decoder.depth.bias.fill_(-100.0)
-    assert torch.equal(net(pictures(1, 96, 96)), torch.zeros(1, 1, 96, 96))
 
 
 # ------------------------------------------------------------------------------- Sec. 3.1, resize
@@ -435,29 +429,22 @@ def test_eq1_normalisation():
     assert torch.equal(I_n.view(3, 2), torch.tensor([[2.0, 2.0], [-10.0, 10.0], [0.25, 0.0]]))
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_eq3_eq4_by_hand(with_bias):
+def test_eq3_eq4_by_hand():
     net = network(**colours(3))
-    if with_bias:
-        net.encoder.conv_stem.bias = nn.Parameter(torch.randn(16))
     m, s = net.model_args["mean"], net.model_args["std"]
     W = net.encoder.conv_stem.weight.tolist()
-    b = net.encoder.conv_stem.bias.tolist() if with_bias else [0.0] * 16
     merged = M.merge_normalization(net).encoder.conv_stem
     for i in range(16):
-        b_i = b[i]
-        for d in range(3):
-            for j in range(3):
-                for k in range(3):
-                    b_i -= m[d] / s[d] * W[i][d][j][k]
-                    assert merged.weight[i, d, j, k].item() == pytest.approx(
-                        W[i][d][j][k] / s[d], rel=1e-6
-                    )
+        b_i = 0.0
+        for d, j, k in np.ndindex(3, 3, 3):
+            b_i -= m[d] / s[d] * W[i][d][j][k]
+            want = W[i][d][j][k] / s[d]
+            assert merged.weight[i, d, j, k].item() == pytest.approx(want, rel=1e-6)
         assert merged.bias[i].item() == pytest.approx(b_i, rel=1e-6, abs=1e-6)
     assert merged.fill.tolist() == m
 
 
-@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+@pytest.mark.parametrize("seed", [None, 1])
 @torch.no_grad()
 def test_eq6_merged_network_is_the_same(seed):
     net = network(seed or 0, **({} if seed is None else colours(seed)))
@@ -505,23 +492,12 @@ def test_eq6_merged_network_can_be_saved(tmp_path):
     assert torch.equal(again(x), merged(x)) and close(again(x), net(x), 1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@torch.no_grad()
-def test_eq6_stays_on_the_device():
-    net = network(**colours(3)).cuda()
-    merged = M.merge_normalization(net)
-    assert {v.device for v in merged.state_dict().values()} == {net.mean.device}
-    x = pictures(1, 128, 160).cuda()
-    assert close(merged(x), net(x), 1e-3)
-
-
-def test_eq6_merges_once_and_keeps_the_mode():
-    net = network()
-    merged = M.merge_normalization(net)
-    with pytest.raises(ValueError, match="merged already"):
-        M.merge_normalization(merged)
-    assert not any(m.training for m in merged.modules())
-    assert all(m.training for m in M.merge_normalization(net.train()).modules())
+def test_eq6_merges_a_student_once():
+    merged = M.merge_normalization(LiteDepth().train())
+    assert all(m.training for m in merged.modules())
+    for net in (merged, M.create("swin_nano", size=(32, 32))):
+        with pytest.raises(ValueError, match="only a student.*only once"):
+            M.merge_normalization(net)
 
 
 @torch.no_grad()
@@ -532,6 +508,32 @@ def test_eq6_after_weights_with_other_colours(tmp_path):
     x = pictures(1, 128, 160)
     assert close(stem(M.merge_normalization(net), x), stem(net, x), 1e-4)
     assert net.model_args["mean"] == net.mean.tolist()
+
+
+@pytest.mark.parametrize("scale, shift", [(1.3, 0.2), (0.6, -0.1), (1000.0, 0.0)])
+@torch.no_grad()
+def test_calibrated_copy(scale, shift):
+    """d' = max(0, scale d_hat + shift) wherever the network says anything; merged or not."""
+    net = network(1, **colours(2))
+    net.decoder.depth.weight.mul_(3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = pictures(2, 120, 200)
+    raw = net(x)
+    said = raw > 0
+    want = (scale * raw.double() + shift).clamp(min=0)
+    assert 0.05 < said.double().mean() <= 1 and raw.max() > 1
+    calibrated = M.calibrate(net, scale, shift)
+    assert (calibrated(x) - want)[said].abs().max() <= 1e-6 * scale * raw.max()
+    merged = M.merge_normalization(calibrated)(x)
+    assert torch.equal(M.calibrate(M.merge_normalization(net), scale, shift)(x), merged)
+    assert close(merged, calibrated(x), 1e-4)
+    assert same_tensors(net.state_dict(), before) and calibrated.model_args == net.model_args
+
+
+@pytest.mark.parametrize("scale, shift", [(0, 0), (-1, 0), (math.nan, 0), (1, math.inf)])
+def test_calibration_that_cannot_be(scale, shift):
+    with pytest.raises(ValueError, match="scale > 0"):
+        M.calibrate(LiteDepth(), scale, shift)
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -550,19 +552,6 @@ def flip(source: Path, target: Path, offset: int, bit: int = 0x01) -> Path:
     content[offset] ^= bit
     target.write_bytes(content)
     return target
-
-
-def records(path: Path) -> list[tuple[int, int]]:
-    """(offset, size) of each tensor's bytes inside a checkpoint."""
-    found, content = [], path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if "/data/" in info.filename and info.file_size:
-                start = info.header_offset
-                name, extra = content[start + 26 : start + 28], content[start + 28 : start + 30]
-                start += 30 + int.from_bytes(name, "little") + int.from_bytes(extra, "little")
-                found.append((start, info.file_size))
-    return found
 
 
 def same_tensors(a: dict, b: dict) -> bool:
@@ -585,7 +574,7 @@ def test_checkpoint_round_trip(tmp_path):
     assert again.model_args == net.model_args
     assert not any(m.training for m in again.modules())
     assert torch.equal(again(pictures(1, 70, 80)), net.eval()(pictures(1, 70, 80)))
-    content = M.read_checkpoint(tmp_path / "last.pt")
+    content = read_checkpoint(tmp_path / "last.pt")
     assert content["epoch"] == 3
     want = optimizer.state_dict()
     assert content["optimizer"]["param_groups"] == want["param_groups"]
@@ -593,75 +582,96 @@ def test_checkpoint_round_trip(tmp_path):
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
+def test_checkpoint_of_d2e3144(tmp_path):
+    """Files of before the house was rebuilt: the depths that they gave then."""
+    path = tmp_path / "last.pt"
+    path.write_bytes(gzip.decompress((FIXTURES / "last.pt.gz").read_bytes()))
+    run, size, about = M.runner(path, 1, "cpu")
+    v, u = np.mgrid[:480, :640]
+    rgb = np.stack([(v + u) % 256, 2 * v % 256, 3 * u % 256], 2).astype(np.float32)
+    want = [9.15543, 18.55123, 22.8933, 19.41358, 12.01239, 27.83259, 32.01267, 26.40643]
+    assert run(rgb)[::240, ::160].flatten().tolist() == pytest.approx(want, abs=2e-4)
+    assert (size, about) == ((480, 640), "PyTorch, cpu, threads 1")
+    assert read_checkpoint(path, training=True)["epoch"] >= 1
+
+
+@torch.no_grad()
+def test_runner(tmp_path, saved):
+    run, size, about = M.runner(saved, None, "auto")
+    assert size == (480, 640) and about.startswith("PyTorch, c")  # a file that does not say
+    x = pictures(1, 90, 70)
+    depth = run(x[0].permute(1, 2, 0).numpy())
+    assert depth.dtype == np.float32 and depth.shape == (90, 70)
+    assert close(torch.from_numpy(depth), network()(x)[0, 0], 1e-3 if "cuda" in about else 1e-6)
+    M.save(tmp_path / "small.pt", network(), image_size=[96, 128])
+    assert M.runner(tmp_path / "small.pt", 1, "cpu")[1] == (96, 128)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cpu"):
+            M.runner(saved, None, "cuda")
+
+
 @pytest.mark.parametrize("name", ["format", "model_args", "model"])
-def test_checkpoint_state_cannot_replace_the_network(tmp_path, saved, name):
-    path = Path(shutil.copy(saved, tmp_path / "last.pt"))
-    with pytest.raises(ValueError, match=rf"the network's: {name}$"):
-        M.save(path, network(), epoch=3, **{name: {}})
-    assert path.read_bytes() == saved.read_bytes() and os.listdir(tmp_path) == ["last.pt"]
+def test_checkpoint_state_cannot_replace_the_network(tmp_path, name):
+    with pytest.raises(TypeError, match=name):
+        M.save(tmp_path / "last.pt", LiteDepth(), epoch=3, **{name: {}})
+    assert not os.listdir(tmp_path)
 
 
-def test_checkpoint_save_is_atomic(tmp_path, monkeypatch, saved):
-    path = Path(shutil.copy(saved, tmp_path / "last.pt"))
-    real = torch.save
-
-    def half(content, f):
-        real(content, f)
-        f.truncate(f.tell() // 2)
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="disk full"):
-        M.save(path, network(1))
-    assert path.read_bytes() == saved.read_bytes()
-    assert os.listdir(tmp_path) == ["last.pt"]
-    monkeypatch.setattr(torch, "save", real)
-    M.save(path, network(1))
-    assert same_tensors(M.load(path).state_dict(), network(1).state_dict())
+@pytest.mark.parametrize("older", [False, True])
+def test_checkpoint_full_disk(tmp_path, saved, older):
+    """A limit on the size of files, which the system tells as it does a full disk."""
+    path = tmp_path / "last.pt"
+    if older:
+        shutil.copy(saved, path)
+    left = "older and whole" if older else "none yet"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for room in (10_000, 1_000_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limit[1]))
+        try:
+            with pytest.raises(OSError, match=rf"last\.pt: .*too large.*{left}.*Make room"):
+                M.save(path, network(1))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == ["last.pt"] * older  # no half file
+    if older:
+        assert path.read_bytes() == saved.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "state", [{"best": np.float64(0.3)}, {"source": Path("x")}, {"image_size": [9000, 9000]}]
-)
-def test_checkpoint_that_could_not_be_read_is_not_written(tmp_path, saved, state):
+    "state, told", [({"best": np.float64(0.3)}, "best is a float64"),
+                    ({"flags": {"out": Path("x")}}, "out is a PosixPath"),
+                    ({"sums": {np.int64(1): 2.0}}, "a name in sums is a int64")],
+)  # fmt: skip
+def test_checkpoint_that_could_not_be_read_is_not_written(tmp_path, saved, state, told):
     path = Path(shutil.copy(saved, tmp_path / "last.pt"))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=f"plain values, but {told}"):
         M.save(path, network(1), **state)
     assert path.read_bytes() == saved.read_bytes()
-
-
-def test_windows_that_a_checkpoint_could_not_have_are_no_flag():
-    """It would be trained for days and then not be read."""
-    assert M.parse_window("64") == 64
-    M._check_args({"window": 64})
-    for text in ("1", "65", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="from 2 to 64"):
-            M.parse_window(text)
-
-
-def test_checkpoint_flipped_byte_in_a_tensor(tmp_path, saved):
-    spans = records(saved)
-    assert len(spans) == len({t.data_ptr() for t in M.load(saved).state_dict().values()})
-    rng = np.random.default_rng(0)
-    for start, size in [*spans[::6], max(spans, key=lambda s: s[1])]:
-        bad = flip(saved, tmp_path / "bad.pt", start + int(rng.integers(size)))
-        with pytest.raises(CheckpointError, match=r"bad\.pt.*damaged.*checksum"):
-            M.load(bad)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError):  # so it is
+        read_weights(path)
 
 
 def test_checkpoint_flipped_byte_anywhere(tmp_path, saved):
-    """Headers, directory, padding: an error of ours, or nothing lost. Never another network."""
-    want = M.load(saved).state_dict()
-    size = saved.stat().st_size
+    """Headers, tensors, directory, padding: an error of ours, or nothing lost. Never another
+    network."""
+    want, size = M.load(saved).state_dict(), saved.stat().st_size
     noticed = 0
     for offset in [*range(0, 200, 12), *range(size - 200, size, 9), *range(999, size, 90_021)]:
         bad = flip(saved, tmp_path / "bad.pt", offset)
         try:
             assert same_tensors(M.load(bad).state_dict(), want), offset
         except CheckpointError as error:
-            assert "bad.pt" in str(error)
+            assert re.search(r"bad\.pt: .*damaged.*copy it anew", str(error))
             noticed += 1
     assert noticed > 20
+    bad = flip(saved, tmp_path / "bad.pt", size // 2)
+    with pytest.raises(CheckpointError, match="wrong checksum"):
+        M.load(bad)
+    content = torch.load(bad, weights_only=True)  # why we look: if this fails, our look can go
+    assert not same_tensors(content["model"], want)
 
 
 def test_checkpoint_flipped_folder_bit(tmp_path, saved):
@@ -673,21 +683,13 @@ def test_checkpoint_flipped_folder_bit(tmp_path, saved):
         M.load(bad)
 
 
-def test_checkpoint_flipped_byte_passes_torch_load(tmp_path, saved):
-    """Why read_checkpoint looks at the checksums itself. If this fails, that can go."""
-    start, size = max(records(saved), key=lambda s: s[1])
-    bad = flip(saved, tmp_path / "bad.pt", start + size // 2)
-    content = torch.load(bad, weights_only=True)
-    assert not same_tensors(content["model"], M.load(saved).state_dict())
-
-
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.9, 0.9999])
 def test_checkpoint_cut_file(tmp_path, saved, part):
     content = saved.read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(part * len(content))])
-    reason = ".*the end of its archive is missing" if part else ""
-    with pytest.raises(CheckpointError, match=rf"cut\.pt: not a readable.*cut short{reason}"):
+    with pytest.raises(CheckpointError, match=r"cut\.pt: cut short.*copy it anew") as caught:
         M.load(tmp_path / "cut.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoint_missing_file(tmp_path):
@@ -706,19 +708,21 @@ class Payload:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("kind", ["archive", "pickle"])
+@pytest.mark.parametrize("kind", ["archive", "old", "pickle"])
 def test_checkpoint_code_is_refused(tmp_path, kind):
+    """Never run, and torch's advice on how to run it after all is not passed on."""
     mark, path = tmp_path / "executed", tmp_path / "evil.pt"
-    content = {"format": M.FORMAT, "model_args": {}, "model": {}, "x": Payload(f"mkdir {mark}")}
-    if kind == "archive":
-        torch.save(content, path)
-    else:
+    content = {"format": CHECKPOINT_FORMAT, "model": {}, "x": Payload(f"mkdir {mark}")}
+    if kind == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
-    for read in (M.read_checkpoint, M.load, lambda p: M.load_pretrained(LiteDepth(), str(p))):
-        with pytest.raises(CheckpointError, match=r"evil\.pt.*holding code"):
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "archive")
+    for read in (read_checkpoint, M.load, lambda p: M.load_pretrained(LiteDepth(), str(p))):
+        with pytest.raises(CheckpointError, match=r"evil\.pt: .*never run") as caught:
             read(path)
+        assert "safe_globals" not in str(caught.value) and "weights_only" not in str(caught.value)
     assert not mark.exists()
-    if kind == "archive":
+    if kind != "pickle":
         torch.load(path, weights_only=False)
         assert mark.exists()  # the payload was live
 
@@ -733,49 +737,52 @@ def test_checkpoint_foreign(tmp_path, foreign):
 
 
 def test_checkpoint_names_the_keys(tmp_path, saved):
-    content = M.read_checkpoint(saved)
-    weights = content["model"]
-    del weights["encoder.bn1.bias"]
-    weights["decoder.depth.bias"] = torch.zeros(2)
-    weights["decoder.extra"] = torch.zeros(1)
+    content = read_checkpoint(saved)
+    del content["model"]["encoder.bn1.bias"]
+    content["model"]["decoder.depth.bias"] = torch.zeros(2)
+    content["model"]["decoder.extra"] = torch.zeros(1)
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match=r"odd\.pt: does not fit") as caught:
         M.load(tmp_path / "odd.pt")
-    for piece in ("odd.pt", "missing encoder.bn1.bias", "unexpected decoder.extra",
-                  "decoder.depth.bias is (2,), wanted (1,)"):  # fmt: skip
-        assert piece in str(caught.value)
+    for piece in ("Missing.*encoder.bn1.bias", "Unexpected.*decoder.extra",
+                  r"decoder.depth.bias.*\[2\].*\[1\]"):  # fmt: skip
+        assert caught.match(piece)
     content["model"] = {}
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"missing mean; .*; and \d+ more$") as caught:
+    with pytest.raises(CheckpointError, match=r"Missing.*conv_stem") as caught:
         M.load(tmp_path / "odd.pt")
-    n = len(LiteDepth().state_dict())
-    assert str(caught.value).count("missing") == 8 and f"and {n - 8} more" in str(caught.value)
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+
+
+ABSENT = object()
 
 
 @pytest.mark.parametrize(
-    "model_args", [{"decoder": "5x5"}, {"size": [100, 100]}, {"colour": 1}, None]
-)
-def test_checkpoint_that_cannot_be_rebuilt(tmp_path, saved, model_args):
-    content = M.read_checkpoint(saved)
-    content["model_args"] = model_args
-    torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"odd\.pt: cannot rebuild"):
+    "name, value",
+    [("model", ABSENT), ("model_args", ABSENT), ("epoch", "3"), ("batch", 1.5),
+     ("step", torch.tensor(1)), ("flags", [1]), ("sums", None), ("optimizer", []),
+     ("image_size", "64x96"), ("image_size", [64]), ("image_size", [64.5, 96]),
+     ("image_size", [0, 96]), ("image_size", [64, 10**9]), ("model", None), ("model", {"a": 1.0}),
+     ("model", {1: torch.zeros(1)}), ("model_args", None), ("model_args", {"decoder": "5x5"}),
+     ("model_args", {"size": [100, 100]}), ("model_args", {"size": 64}),
+     ("model_args", {"size": [10**400, 32]}), ("model_args", {"mean": ["a", 1, 1]}),
+     ("model_args", {"model": "swin_xxl"}), ("model_args", {"model": {}}),
+     ("model_args", {"model": "swin_nano", "window": 10**9}),
+     ("model_args", {"model": "swin_nano", "window": "7"}), ("model_args", {"colour": 1})],
+)  # fmt: skip
+def test_checkpoint_of_wrong_types_and_numbers(tmp_path, saved, name, value):
+    content = read_checkpoint(saved) | {name: value}
+    torch.save({k: v for k, v in content.items() if v is not ABSENT}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"odd\.pt: ") as caught:
         M.load(tmp_path / "odd.pt")
-    del content["model_args"]
-    torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"odd\.pt: cannot rebuild.*model_args"):
-        M.load(tmp_path / "odd.pt")
+    assert len(str(caught.value)) < 700
 
 
-@pytest.mark.parametrize("read", [M.load, lambda p: M.load_pretrained(LiteDepth(), str(p))])
-@pytest.mark.parametrize("weights", ["absent", "numbers"])
-def test_checkpoint_without_weights(tmp_path, read, weights):
-    content = {"format": M.FORMAT, "model_args": {}}
-    if weights == "numbers":
-        content["model"] = dict.fromkeys(LiteDepth().state_dict(), 1.0)
-    torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"odd\.pt"):
-        read(tmp_path / "odd.pt")
+def test_checkpoint_without_training_state(saved):
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt.*no training.*flags, objective.*--pretrained .*last\.pt"
+    ):
+        read_checkpoint(saved, training=True)
 
 
 # ------------------------------------------------------------------- Sec. 4.2, pretrained encoder
@@ -789,22 +796,16 @@ def timm_layout(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def public(tmp_path, monkeypatch) -> Path:
-    """A file that carries its own SHA-256 in its name, behind IMAGENET_URL; not yet cached."""
+    """A file with its own SHA-256 in its name, behind the published address; not yet cached."""
     torch.save(timm_layout(5), tmp_path / "weights.pth")
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
     path = (tmp_path / "weights.pth").rename(tmp_path / f"small-{digest[:8]}.pth")
-    monkeypatch.setattr(M, "IMAGENET_URL", path.as_uri())
+    monkeypatch.setattr(LiteDepth, "published", (path.as_uri(), 10.0))
     return path
 
 
 def holds(net: LiteDepth, seed: int) -> bool:
     return same_tensors(net.encoder.state_dict(), network(seed).encoder.state_dict())
-
-
-def test_pretrained_none_changes_nothing():
-    net = network(1)
-    assert M.load_pretrained(net, "none") == ("none: from scratch", False)
-    assert same_tensors(net.state_dict(), network(1).state_dict())
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
@@ -834,41 +835,31 @@ def test_pretrained_own_checkpoint(saved):
     net = network(1)
     assert M.load_pretrained(net, str(saved)) == ("whole network from last.pt", False)
     assert same_tensors(net.state_dict(), M.load(saved).state_dict())
-    with pytest.raises(CheckpointError, match=r"last\.pt.*decoder\.fuse4\.weight is"):
+    with pytest.raises(CheckpointError, match=r"last\.pt.*decoder\.fuse4\.weight"):
         M.load_pretrained(LiteDepth(decoder="3x3"), str(saved))
 
 
 def test_pretrained_wrong_file(tmp_path):
     path = tmp_path / "wrong.pth"
-    net = network(1)
     path.write_text("<html>not found</html>")
-    with pytest.raises(CheckpointError, match=r"wrong\.pth: not a readable weights file"):
-        M.load_pretrained(net, str(path))
+    with pytest.raises(CheckpointError, match=r"wrong\.pth: .*no file of torch\.save"):
+        M.load_pretrained(LiteDepth(), str(path))
     for content in ([1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(2)):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"wrong\.pth: holds no dictionary of weights"):
-            M.load_pretrained(net, str(path))
-    torch.save({**timm_layout(5), "features.0.weight": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"wrong\.pth.*unexpected features\.0\.weight"):
-        M.load_pretrained(net, str(path))
-    weights = timm_layout(5)
-    del weights["blocks.4.2.bn3.weight"]
-    torch.save(weights, path)
-    with pytest.raises(CheckpointError, match=r"missing blocks\.4\.2\.bn3\.weight"):
-        M.load_pretrained(net, str(path))
-    assert same_tensors(net.state_dict(), network(1).state_dict())  # nothing half-loaded
-
-
-def test_pretrained_damaged_file(tmp_path):
-    torch.save(timm_layout(5), tmp_path / "timm.pth")
-    start, size = max(records(tmp_path / "timm.pth"), key=lambda s: s[1])
-    bad = flip(tmp_path / "timm.pth", tmp_path / "bad.pth", start + size // 2)
-    with pytest.raises(CheckpointError, match="checksum"):
-        M.load_pretrained(LiteDepth(), str(bad))
+            M.load_pretrained(LiteDepth(), str(path))
+    content = {**timm_layout(5), "features.0.weight": torch.zeros(1)}
+    del content["blocks.4.2.bn3.weight"]
+    torch.save(content, path)
+    with pytest.raises(
+        CheckpointError, match=r"wrong\.pth.*blocks\.4\.2\.bn3\.weight.*features\.0\.weight"
+    ):
+        M.load_pretrained(LiteDepth(), str(path))
 
 
 def test_pretrained_unreachable_network():
     net = network(1)
+    assert M.load_pretrained(net, "none") == ("none: from scratch", False)
     began = time.monotonic()
     line, fell_back = M.load_pretrained(net, "auto")
     assert time.monotonic() - began < 10
@@ -879,22 +870,22 @@ def test_pretrained_unreachable_network():
         M.load_pretrained(net, "imagenet")
 
 
-@pytest.mark.parametrize("source, limit", [("auto", 10.0), ("imagenet", 60.0)])
-def test_pretrained_patience(monkeypatch, source, limit):
-    asked = []
-
-    def fetch(url, timeout):
-        asked.append((url, timeout))
+@pytest.mark.parametrize(
+    "source, asked",
+    [("auto", ("u", 10.0)), ("imagenet", ("u", 60.0)), ("http://x", ("http://x", 600.0))],
+)
+def test_pretrained_patience(monkeypatch, source, asked):
+    def fetch(*request):
+        assert request == asked
         raise CheckpointError("away")
 
-    monkeypatch.setattr(M, "fetch", fetch)
+    monkeypatch.setattr(weights, "fetch", fetch)
     if source == "auto":
-        line, fell_back = M.load_pretrained(LiteDepth(), source)
-        assert "(away)" in line and fell_back
+        path, why = weights.weights_file(source, "u", 10.0)
+        assert path is None and "(away)" in why
     else:
         with pytest.raises(CheckpointError, match="away"):
-            M.load_pretrained(LiteDepth(), source)
-    assert asked == [(M.IMAGENET_URL, limit)]
+            weights.weights_file(source, "u", 10.0)
 
 
 @pytest.mark.parametrize("source", ["auto", "imagenet"])
@@ -918,87 +909,54 @@ def server(tmp_path):
 
 
 def test_pretrained_url_is_cached_by_its_address(tmp_path, server):
-    path, cache = tmp_path / "mine.pth", tmp_path / "hub" / "checkpoints"
-    for seed, held in ((5, 5), (6, 5)):  # the second time, the first download serves
+    """Any server may have a best.pth; one that was downloaded serves until it is deleted."""
+    for folder, seed, held in (("a", 5, 5), ("b", 6, 6), ("a", 7, 5)):
+        path = tmp_path / folder / "best.pth"
+        path.parent.mkdir(exist_ok=True)
         torch.save(timm_layout(seed), path)
         net = network(1)
-        M.load_pretrained(net, f"{server}/mine.pth")
+        M.load_pretrained(net, f"{server}/{folder}/best.pth")
         assert holds(net, held)
-    (name,) = os.listdir(cache)
-    (cache / name).unlink()  # as the help advises
-    M.load_pretrained(net, f"{server}/mine.pth")
-    assert holds(net, 6)
-
-
-def test_pretrained_file_url_is_a_path(tmp_path):
-    path = tmp_path / "mine 100%.pth"
-    for seed in (5, 6):
-        torch.save(timm_layout(seed), path)
-        net = network(1)
-        assert M.load_pretrained(net, path.as_uri()) == (f"encoder from {path.name}", False)
-        assert holds(net, seed)
-    assert not (tmp_path / "hub").exists()
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"mine 100%\.pth: no such"):
-        M.load_pretrained(net, path.as_uri())
+    for cached in (tmp_path / "hub" / "checkpoints").iterdir():
+        cached.unlink()  # as the help advises
+    M.load_pretrained(net, f"{server}/a/best.pth")
+    assert holds(net, 7)
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_pretrained_wrong_hash(tmp_path, monkeypatch, public, cached):
-    wrong = public.with_name("small-0123abcd.pth")
-    if cached:
-        wrong = tmp_path / "hub" / "checkpoints" / wrong.name
-        wrong.parent.mkdir(parents=True)
+    """A page to log in, or a download that went wrong: told, and not kept."""
+    wrong, cache = public.with_name("small-0123abcd.pth"), tmp_path / "hub" / "checkpoints"
     public.rename(wrong)
-    monkeypatch.setattr(M, "IMAGENET_URL", wrong.as_uri())
-    net = network(1)
-    line, fell_back = M.load_pretrained(net, "auto")
+    monkeypatch.setattr(LiteDepth, "published", (wrong.as_uri(), 10.0))
+    if cached:
+        cache.mkdir(parents=True)
+        shutil.copy(wrong, cache)
+    line, fell_back = M.load_pretrained(LiteDepth(), "auto")
     assert line.startswith("none: from scratch") and "SHA-256" in line and "0123abcd" in line
-    assert fell_back and ("delete it" in line) == cached
-    assert same_tensors(net.state_dict(), network(1).state_dict())
+    assert fell_back and not os.listdir(cache)
     with pytest.raises(CheckpointError, match="SHA-256"):
-        M.load_pretrained(net, "imagenet")
+        M.load_pretrained(LiteDepth(), "imagenet")
 
 
-def test_pretrained_bad_download_is_not_kept(tmp_path, monkeypatch, public):
-    wrong = public.with_name("small-0123abcd.pth")
-    wrong.write_text("<html>log in to this wireless network</html>")
-    monkeypatch.setattr(M, "IMAGENET_URL", wrong.as_uri())
-    assert "SHA-256" in M.load_pretrained(LiteDepth(), "auto")[0]
-    assert not list((tmp_path / "hub").rglob("*"))
-
-
-@pytest.mark.parametrize("call", ["mkdir", "write_bytes", "replace", "is_file", "read_bytes"])
+@pytest.mark.parametrize("call", ["mkdir", "write_bytes", "is_file", "read_bytes"])
 def test_pretrained_unusable_cache(tmp_path, monkeypatch, public, call):
     """A full disk, a folder of another user's: "auto" goes on without, "imagenet" says why."""
-    cache = tmp_path / "hub" / "checkpoints"
     if call == "read_bytes":
-        M.fetch(public.as_uri(), timeout=5.0)
+        weights.fetch(public.as_uri(), 5.0)
 
-    def refuse(*args, **kwargs):
+    def refuse(path, *args, **kwargs):
         if call == "write_bytes":
-            args[0].touch()  # half-written
+            path.touch()  # half-written
         raise OSError(f"no {call} today")
 
-    monkeypatch.setattr(*((M.os, call) if call == "replace" else (Path, call)), refuse)
-    net = network(1)
-    line, fell_back = M.load_pretrained(net, "auto")
+    monkeypatch.setattr(Path, call, refuse)
+    line, fell_back = M.load_pretrained(LiteDepth(), "auto")
     assert fell_back and f"no {call} today" in line and "TORCH_HOME" in line
-    assert same_tensors(net.state_dict(), network(1).state_dict())
     with pytest.raises(CheckpointError, match=f"no {call} today"):
-        M.load_pretrained(net, "imagenet")
+        M.load_pretrained(LiteDepth(), "imagenet")
     monkeypatch.undo()
-    assert not list(cache.glob(".*"))  # no part file
-
-
-def test_pretrained_urls_with_one_name(tmp_path, server):
-    for seed in (5, 6):
-        path = tmp_path / str(seed) / "best.pth"
-        path.parent.mkdir()
-        torch.save(timm_layout(seed), path)
-        net = network(1)
-        M.load_pretrained(net, f"{server}/{seed}/best.pth")
-        assert holds(net, seed)
+    assert not list((tmp_path / "hub" / "checkpoints").glob(".*"))  # no part file
 
 
 @pytest.mark.parametrize("kind", ["silent", "dripping"])
@@ -1023,55 +981,28 @@ def test_fetch_gives_up_in_time(tmp_path, kind):
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/slow.pth"
         began = time.monotonic()
         with pytest.raises(CheckpointError, match="could not download.*(no answer|timed out)"):
-            M.fetch(url, timeout=1.0)
+            weights.fetch(url, 1.0)
         assert 0.9 < time.monotonic() - began < 3.0
-        assert not (tmp_path / "hub" / "checkpoints" / "slow.pth").exists()
         stop.set()
         thread.join(5.0)
-
-
-def test_fetch_that_ends_too_late_leaves_nothing(tmp_path, monkeypatch):
-    ended = threading.Event()
-
-    class Slow(io.BytesIO):
-        def read(self):
-            time.sleep(0.5)
-            return super().read()
-
-        def close(self):
-            super().close()
-            ended.set()
-
-    monkeypatch.setattr(M.urllib.request, "urlopen", lambda *a, **k: Slow(b"weights"))
-    before = set(threading.enumerate())
-    with pytest.raises(CheckpointError, match="no answer"):
-        M.fetch("http://slow/x.pth", timeout=0.1)
-    (worker,) = set(threading.enumerate()) - before
-    worker.join(5.0)
-    assert ended.is_set() and not worker.is_alive()
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert M.fetch("http://slow/x.pth", timeout=5.0).read_bytes() == b"weights"
-
-
-def test_fetch_refused_connection():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(CheckpointError, match=f"could not download http://127.0.0.1:{port}/x"):
-        M.fetch(f"http://127.0.0.1:{port}/x.pth", timeout=5.0)
+    time.sleep(0.2)  # the download that was given up has ended, and leaves nothing
+    assert not (tmp_path / "hub").exists()
 
 
 # ------------------------------------------------------------------------------------------ flags
 
 
-def flags(teachers: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    M.add_arguments(parser, teachers=teachers)
+def parser() -> argparse.ArgumentParser:
+    parser = flags.Parser()
+    flags.add(parser, M.Network)
+    flags.add(parser, M.Backbone)
     return parser
 
 
 def test_flags_are_the_papers_values():
-    parser = flags()
-    args = parser.parse_args([])
+    args = parser().parse_args([])
+    assert flags.take(args, M.Network) == M.Network()
+    assert flags.take(args, M.Backbone) == M.Backbone()
     assert args.mean is args.std is None  # each network's own
     common = {"size": args.size, "decoder": args.decoder, "upsample": args.upsample}
     net = M.create(args.model, **common)
@@ -1079,47 +1010,23 @@ def test_flags_are_the_papers_values():
         "size": [128, 160], "decoder": "mix", "upsample": "nearest", "mean": [127.5] * 3,
         "std": [127.5] * 3, "merged": False,
     }  # fmt: skip
-    more = {"window": args.window, "drop_path": args.drop_path}
     with torch.device("meta"):
-        teacher = M.create("swin_l", **common, **more)
-        assert teacher.model_args == M.create("swin_l").model_args | more
-    assert more == {"window": 7, "drop_path": 0.3}
-    assert (args.pretrained, args.model) == ("auto", "student")
-    args = parser.parse_args("--size 64x96 --mean 1,2,3 --std 4,5,6 --decoder 3x3".split())
+        teacher = M.create("swin_l", window=args.window, drop_path=args.drop_path, **common)
+        assert teacher.model_args == M.create("swin_l").model_args
+    assert (args.window, args.drop_path, args.pretrained) == (7, 0.3, "auto")
+    given = "--size 64x96 --mean 1,2,3 --std 4,5,6 --model swin_nano --window 12 --drop_path 0"
+    args = parser().parse_args(given.split())
     assert (args.size, args.mean, args.std) == ((64, 96), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
-    net = LiteDepth(size=args.size, decoder=args.decoder, mean=args.mean, std=args.std)
-    assert net.mean.tolist() == [1.0, 2.0, 3.0] and net.std.tolist() == [4.0, 5.0, 6.0]
-    assert "--pretrained" in parser.format_help()
-
-
-def test_flags_of_teachers():
-    args = flags().parse_args("--model swin_nano --window 12 --drop_path 0".split())
     assert (args.model, args.window, args.drop_path) == ("swin_nano", 12, 0.0)
-    own = vars(flags().parse_args([])).keys() - vars(flags(teachers=False).parse_args([])).keys()
-    assert own == {"model", "window", "drop_path"}
 
 
 @pytest.mark.parametrize(
     "flag",
-    ["--size 128", "--mean 1,2", "--decoder 5x5", "--upsample cubic", "--model swin_xxl",
-     "--window 1", "--window 7.5", "--window -7", "--window ²", "--drop_path 1",
-     "--drop_path -0.1", "--drop_path nan", "--drop_path much"],
+    ["--size 128", "--mean 1,2", "--std 1,2,0", "--std 1,2,x", "--mean 1,nan,1", "--decoder 5x5",
+     "--upsample cubic", "--model swin_xxl", "--window 1", "--window 65", "--window 7.5",
+     "--drop_path 1", "--drop_path -0.1", "--drop_path nan"],
 )  # fmt: skip
 def test_flags_refuse(flag, capsys):
     with pytest.raises(SystemExit):
-        flags().parse_args(flag.split())
+        parser().parse_args(flag.split())
     assert flag.split()[0] in capsys.readouterr().err
-
-
-def test_parse_size():
-    assert M.parse_size("480x640") == M.parse_size(" 480x640 ") == (480, 640)
-    for bad in ("", "480", "480x", "x640", "480,640", "0x640", "480x0", "480x-1", "4.5x6", "1x2x3"):
-        with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
-            M.parse_size(bad)
-
-
-def test_parse_triple():
-    assert M.parse_triple("1,2.5, -3") == (1.0, 2.5, -3.0)
-    for bad in ("", "1", "1,2", "1,2,3,4", "a,b,c", "1,2,"):
-        with pytest.raises(argparse.ArgumentTypeError, match="R,G,B"):
-            M.parse_triple(bad)
