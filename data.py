@@ -321,6 +321,22 @@ def r2_crop(
         image[c, :rows, :cols] = lut[c][q[..., c]]
 
 
+def gt_gradient(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fig. 4, second line: (grad_x, grad_y, M_x, M_y) of the ground truth, each shaped like d.
+
+    Holes become NaN, NaN survives the subtraction, and what is finite afterwards is valid. The last
+    column (row) has no right (lower) neighbour: M is False there. The loader computes the same with
+    the C++ kernel `masked_gradient`.
+    """
+    d = losses.holes_to_zero(d)
+    d = torch.where(d > 0, d, torch.nan)
+    pad = torch.nn.functional.pad
+    grad_x = pad(d[..., :, 1:] - d[..., :, :-1], (0, 1), value=torch.nan)
+    grad_y = pad(d[..., 1:, :] - d[..., :-1, :], (0, 0, 0, 1), value=torch.nan)
+    M_x, M_y = torch.isfinite(grad_x), torch.isfinite(grad_y)
+    return torch.where(M_x, grad_x, 0.0), torch.where(M_y, grad_y, 0.0), M_x, M_y
+
+
 def masked_gradient(
     d: np.ndarray, grad_x: np.ndarray, grad_y: np.ndarray, M_x: np.ndarray, M_y: np.ndarray
 ) -> None:

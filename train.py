@@ -37,7 +37,7 @@ from evaluate import Validator
 from plumbing.batches import Reader, open_reader
 from plumbing.checkpoints import CheckpointError, read_checkpoint
 from plumbing.files import UserError, notice, usable_cores, write_json
-from plumbing.flags import Parser
+from plumbing.flags import Parser, add, take
 from plumbing.pairs import DataError, Pair, open_split, open_teacher, resolve
 from plumbing.pictures import write_picture
 from plumbing.run import (
@@ -413,19 +413,13 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         help="bfloat16 autocast; losses stay float32 (pays on a GPU, slower on most CPUs)",
     )  # fmt: skip
     g.add_argument(
-        "--loss_form", default="cells", choices=["cells", "plain"],
-        help="Eq. 7 and 10 by cells, the pixels that share one prediction under the nearest "
-        "resize, or as printed, pixel by pixel: equal to 1e-6 and 20 times slower (default cells; "
-        "plain is taken where there are no cells: --upsample bilinear, --robust_adaptive)",
-    )  # fmt: skip
-    g.add_argument(
         "--sync_bn", action="store_true",
         help="BatchNorm over all processes' pictures (default off, per process as released)",
     )  # fmt: skip
     model.add_arguments(p, teachers)
     if not teachers:
         p.set_defaults(model="student")
-    losses.add_arguments(p)
+    add(p, losses.Loss)
     g = data.add_data_arguments(p, split="train")
     g.add_argument(
         "--extra_data", nargs="+", default=[], metavar="ROOT|synthetic:N",
@@ -462,29 +456,10 @@ def parse_betas(text: str) -> tuple[float, float]:
 def build_loss(
     args: argparse.Namespace, device: torch.device | None = None
 ) -> losses.DepthLoss:
-    """The DepthLoss of losses.add_arguments' flags: here, once, its form is chosen."""
-    form = losses.DepthLoss
-    if args.loss_form == "cells":
-        reason = None
-        if args.upsample != "nearest":
-            reason = f"--upsample {args.upsample} has no cells"
-        elif args.robust_adaptive:
-            reason = "--robust_adaptive learns from single pixels"
-        if reason:
-            notice(f"{reason}: the plain losses are used, slower by far")
-        else:
-            on_cpu = device is None or device.type == "cpu"
-            ours = on_cpu and args.kernels == "cpp" and not args.compile
-            kernel = "cpp" if ours else "torch"
-            form = functools.partial(losses.CellLoss, kernel=kernel)
-    return form(
-        args.weights, dynamic=args.dynamic_weights, seed=args.seed,
-        silog_alpha=args.silog_alpha, silog_lambda=args.silog_lambda, silog_eps=args.silog_eps,
-        robust_alpha=args.robust_alpha, robust_c=args.robust_c,
-        robust_adaptive=args.robust_adaptive, vnl_share=args.vnl_share,
-        vnl_filter=args.vnl_filter, vnl_delta_z=args.vnl_delta_z, vnl_cos=args.vnl_cos,
-        vnl_near=args.vnl_near, vnl_drop=args.vnl_drop, pool=args.pool,
-    )  # fmt: skip
+    """The DepthLoss of losses.Loss's flags."""
+    on_cpu = device is None or device.type == "cpu"
+    cpp = on_cpu and args.kernels == "cpp" and not args.compile
+    return losses.depth_loss(take(args, losses.Loss), args.upsample == "nearest", cpp)
 
 
 def augmentation(args: argparse.Namespace) -> data.Augment:
