@@ -12,11 +12,11 @@ pulled towards the teacher's (Fig. 6). It is train.py's loop with another object
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,18 +24,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import data
 import losses
 import model
 import train
+from plumbing import flags
 from plumbing.checkpoints import CHECKPOINT_FORMAT, CheckpointError, read_weights
-from plumbing.files import UserError, notice
+from plumbing.files import UserError, notice, run_main
+from plumbing.flags import flag, nonnegative, positive
 from plumbing.swin import recognize
 from plumbing.weights import backbone_weights
 
 LEVELS = ("DeFeat2", "DeFeat3", "DeFeat4")
-STUDENT = Path("runs/student/best.pt")
-W_D = {"structure": 10.0, "l2": 0.01, "channel": 0.01}
+W_D = {"structure": 10.0, "l2": 0.01, "channel": 0.01}  # the methods of Table 6 and their weight
 
 # ------------------------------------------------------------------------------------------ Eq. 12
 
@@ -117,31 +117,25 @@ class Distill(nn.Module):
     """Eq. 13: L = L_depth + w_d L_distill, and the depth losses once more on another model's maps.
 
     network: the student. teacher: frozen here, always in eval mode, without a graph; None when only
-    depth maps teach. method: "structure" (Eq. 12 on three levels), "l2" or "channel" (DeFeat4 only,
-    as released). teacher_dtype: what the teacher computes in. w_t: weight of the depth losses on a
-    batch's teacher_depth, which is 0 where the truth is valid.
+    depth maps teach. o.method: "structure" (Eq. 12 on three levels), "l2" or "channel" (DeFeat4
+    only, as released). o.w_t: weight of the depth losses on a batch's teacher_depth, which is 0
+    where the truth is valid. o.teacher_dtype: "bf16", else float32.
     """
 
     def __init__(
         self, network: model.DepthNetwork, loss: losses.DepthLoss,
-        teacher: model.DepthNetwork | None, *, method: str, affinity: str, w_d: float,
-        tau: float, w_t: float, teacher_dtype: torch.dtype = torch.float32,
+        teacher: model.DepthNetwork | None, o: Distillation,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.loss, self.teacher = network, loss, teacher
+        self.network, self.loss, self.teacher, self.o = network, loss, teacher, o
         if teacher is not None:
             teacher.requires_grad_(False).eval()
-        self.w_d, self.w_t, self.dtype = w_d, w_t, teacher_dtype
-        self.compare: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]
-        if method == "l2":
-            self.compare = {"DeFeat4": L_l2}
-        elif method == "channel":
-            self.compare = {"DeFeat4": functools.partial(L_channel, tau=tau)}
-        else:
-            pairs = functools.partial(L_affinity, distance=affinity)
-            self.compare = dict.fromkeys(LEVELS, pairs)
-            if affinity == "mse":  # the same number; DeFeat2 has fewer positions than channels
-                self.compare |= dict.fromkeys(LEVELS[1:], L_affinity_gram)
+        structure = functools.partial(L_affinity, distance="l1")
+        if o.affinity == "mse":
+            structure = L_affinity_gram
+        channel = functools.partial(L_channel, tau=o.tau)
+        self.compare = {"structure": structure, "l2": L_l2, "channel": channel}[o.method]
+        self.levels = LEVELS if o.method == "structure" else LEVELS[-1:]
 
     def train(self, mode: bool = True) -> Distill:
         """PAPER: "fixed"; in the released code the loop's train() reaches the teacher and switches
@@ -157,38 +151,36 @@ class Distill(nn.Module):
         enlarge = functools.partial(self.network.enlarge, size=batch["depth"].shape[-2:])
         loss, terms = self.loss(d_hat, enlarge, batch)
         if "teacher_depth" in batch:
-            taught = {
+            maps = {
                 k.removeprefix("teacher_"): v for k, v in batch.items() if k.startswith("teacher_")
             }
-            extra, more = self.loss(d_hat, enlarge, batch | taught)
-            loss = loss + self.w_t * extra
+            extra, more = self.loss(d_hat, enlarge, batch | maps)
+            loss = loss + self.o.w_t * extra
             terms |= {f"teacher_{k}": more[k] for k in losses.TERMS if k in more}
         if self.teacher is not None:
             distances = self.distances(F_s, self.teach(batch), batch["depth_low"])
-            L_distill = sum(distances.values())
-            loss = loss + self.w_d * L_distill
-            terms |= {k: v.detach() for k, v in {"distill": L_distill, **distances}.items()}
+            loss = loss + self.o.w_d * sum(distances.values())
+            terms |= {k: v.detach() for k, v in distances.items()}
+            terms["distill"] = sum(terms[k] for k in distances)
         return loss, {**terms, "dead": (d_hat.detach() == 0).all().float()}
 
     @torch.no_grad()
     def teach(self, batch: dict) -> list[Tensor]:
         """The teacher's features of a batch."""
         image = own_normalization(batch["image"], batch["extent"], self.network, self.teacher)
-        bf16 = self.dtype == torch.bfloat16
+        bf16 = self.o.teacher_dtype == "bf16"
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             return self.teacher.features(image, normalized=True)[1]
 
-    def distances(
-        self, F_s: list[Tensor], F_t: list[Tensor], d_low: Tensor
-    ) -> dict[str, Tensor]:  # fmt: skip
+    def distances(self, F_s: list[Tensor], F_t: list[Tensor], d_low: Tensor) -> dict[str, Tensor]:
         """L_distill level by level; d_low (N,1,h,w) is the truth at DeFeat4's size, whose holes
         (0) are left out. A position of a coarser level is valid when any below it is."""
         M, out = (losses.holes_to_zero(d_low) > 0).float(), {}
         with torch.autocast(M.device.type, enabled=False):
             for name, f_s, f_t in zip(LEVELS, F_s, F_t):
-                if name in self.compare:
+                if name in self.levels:
                     M_l = F.adaptive_max_pool2d(M, f_s.shape[-2:])
-                    out[name] = self.compare[name](f_s.float(), f_t.float(), M_l)
+                    out[name] = self.compare(f_s.float(), f_t.float(), M_l)
         return out
 
 
@@ -226,19 +218,78 @@ def load_teacher(path: str) -> model.DepthNetwork:
     return teacher
 
 
-def faster_in_bf16(teacher: model.DepthNetwork, pictures: int = 4) -> bool:
+def faster_in_bf16(teacher: model.DepthNetwork) -> bool:
     """Whether a forward pass takes at least a tenth less time in bfloat16 where the teacher is."""
-    device, best = teacher.mean.device, {}
-    image = torch.full((pictures, 3, *teacher.size), 127.5, device=device)
+    device, best = teacher.mean.device, {False: math.inf, True: math.inf}
+    image = torch.full((4, 3, *teacher.size), 127.5, device=device)
     for bf16 in (False, True) * 3:  # in turns, so that a busy moment meets both; the first warms up
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             started = time.perf_counter()
             float(teacher.features(image)[0].sum())  # waits for the device
-        best[bf16] = min(best.get(bf16, math.inf), time.perf_counter() - started)
+        best[bf16] = min(best[bf16], time.perf_counter() - started)
     return best[True] < 0.9 * best[False]
 
 
+def student_flags(path: str, root: str) -> dict:
+    """Network flags of a stage-1 student's checkpoint; root: --data, for the message."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"--student {path}: no such file. Train stage 1 first (python train.py --data {root}),"
+            " name another student, or start from scratch with --student none"
+        )
+    student = model.load(path)
+    if not isinstance(student, model.LiteDepth):
+        raise UserError(f"--student {path} is a teacher: give it as --teacher")
+    own = {k: v for k, v in student.model_args.items() if k in train.NETWORK_FLAGS}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
+
+
 # ------------------------------------------------------------------------------------------- main
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """distillation (Sec. 3.4)"""
+
+    teacher: str | None = flag(
+        None, "checkpoint of train.py --model swin_*; what it sees and how it pads is its own",
+        metavar="FILE",
+    )  # fmt: skip
+    student: str = flag(
+        "runs/student/best.pt", "the stage-1 student to go on from, a checkpoint of train.py; none "
+        "= from scratch, the single-stage rows of Table 6", metavar="FILE|none",
+    )  # fmt: skip
+    method: str = flag(
+        "structure", "structure = Eq. 12 on DeFeat2-4; l2 and channel (Shu et al., ICCV 2021) on "
+        "DeFeat4 alone, as released", choices=list(W_D),
+    )  # fmt: skip
+    affinity: str = flag(
+        "mse", "distance of Eq. 12: the paper prints l1, but its weight of 10 was tuned with mse "
+        "(default mse; l1 takes longer)", choices=["mse", "l1"],
+    )  # fmt: skip
+    w_d: float | None = flag(
+        None, "weight of L_distill in Eq. 13 (default: 10, the paper's, for structure; 0.01, the "
+        "released code's, for l2 and channel)", nonnegative,
+    )  # fmt: skip
+    tau: float = flag("4", "temperature of --method channel (default 4, as released)", positive)
+    fix_last: bool = flag(
+        False, "copy the teacher's last 1x1 convolution into the student and freeze it, as the "
+        "released l2 recipe does; needs a teacher of 24 logits, ours are (default off)",
+    )  # fmt: skip
+    teacher_dtype: str = flag(
+        "auto", "what the teacher computes in: auto times both and takes bf16 if that is a tenth "
+        "faster (default auto; a resumed run keeps its own)", choices=["auto", "fp32", "bf16"],
+    )  # fmt: skip
+    teacher_depth: str | None = flag(
+        None, "metric depth maps that any other model predicted for the training pictures: "
+        "[SCENE/]STEM.npy in metres, or a 16-bit [SCENE/]STEM[_depth].png at --depth_scale "
+        "(predict.py writes them at 1000). They go through the same depth losses where the truth "
+        "has holes; with or without --teacher", metavar="DIR",
+    )  # fmt: skip
+    w_t: float = flag(
+        "1", "weight of the depth losses on --teacher_depth (default 1; those on the truth have 1)",
+        nonnegative,
+    )  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -247,56 +298,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.prog = "distill.py"
     p.description = "Distil a trained teacher into the student: Sec. 3.4, Eq. 12-13, Table 6."
     p.set_defaults(out=Path("runs/distilled"))
-    g = p.add_argument_group("distillation (Sec. 3.4)")
-    g.add_argument(
-        "--teacher", metavar="FILE",
-        help="checkpoint of train.py --model swin_*; what it sees and how it pads is its own",
-    )  # fmt: skip
-    g.add_argument(
-        "--student", default=str(STUDENT), metavar="FILE|none",
-        help="the stage-1 student to go on from, a checkpoint of train.py; none = from scratch, "
-        f"the single-stage rows of Table 6 (default {STUDENT})",
-    )  # fmt: skip
-    g.add_argument(
-        "--method", default="structure", choices=list(W_D),
-        help="structure = Eq. 12 on DeFeat2-4; l2 and channel (Shu et al., ICCV 2021) on DeFeat4 "
-        "alone, as released (default structure)",
-    )  # fmt: skip
-    g.add_argument(
-        "--affinity", default="mse", choices=["mse", "l1"],
-        help="distance of Eq. 12: the paper prints l1, but its weight of 10 was tuned with mse "
-        "(default mse; l1 takes longer)",
-    )  # fmt: skip
-    g.add_argument(
-        "--w_d", type=data.nonnegative,
-        help="weight of L_distill in Eq. 13 (default: 10, the paper's, for structure; 0.01, the "
-        "released code's, for l2 and channel)",
-    )  # fmt: skip
-    g.add_argument(
-        "--tau", type=data.positive, default=4.0,
-        help="temperature of --method channel (default 4, as released)",
-    )  # fmt: skip
-    g.add_argument(
-        "--fix_last", action="store_true",
-        help="copy the teacher's last 1x1 convolution into the student and freeze it, as the "
-        "released l2 recipe does; needs a teacher of 24 logits, ours are (default off)",
-    )  # fmt: skip
-    g.add_argument(
-        "--teacher_dtype", default="auto", choices=["auto", "fp32", "bf16"],
-        help="what the teacher computes in: auto times both and takes bf16 if that is a tenth "
-        "faster (default auto; a resumed run keeps its own)",
-    )  # fmt: skip
-    g.add_argument(
-        "--teacher_depth", metavar="DIR",
-        help="metric depth maps that any other model predicted for the training pictures: "
-        "[SCENE/]STEM.npy in metres, or a 16-bit [SCENE/]STEM[_depth].png at --depth_scale "
-        "(predict.py writes them at 1000). They go through the same depth losses where the truth "
-        "has holes; with or without --teacher",
-    )  # fmt: skip
-    g.add_argument(
-        "--w_t", type=data.nonnegative, default=1.0,
-        help="weight of the depth losses on --teacher_depth (default 1; those on the truth have 1)",
-    )  # fmt: skip
+    flags.add(p, Distillation)
     return p
 
 
@@ -309,80 +311,69 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
         parser.error("nothing to learn from: give --teacher FILE or --teacher_depth DIR")
     if args.fix_last and not args.teacher:
         parser.error("--fix_last takes the last layer of --teacher: give that")
-    parser.set_defaults(w_d=W_D[args.method])
     teacher = load_teacher(args.teacher) if args.teacher else None
     own = {}
     if args.student != "none" and (Path(args.student).exists() or not args.resume):
         own = student_flags(args.student, args.data)
-        parser.set_defaults(**own)
+    parser.set_defaults(w_d=W_D[args.method], **own)
     args = parser.parse_args(argv)
     other = [f"--{k}" for k, v in own.items() if getattr(args, k) != v]
     if other:
         raise UserError(f"{args.student} is another network than {', '.join(other)} asks")
-    if teacher is not None and teacher.size != tuple(args.size):
-        sizes = ["x".join(map(str, size)) for size in (teacher.size, args.size)]
+    if teacher is not None and teacher.size != args.size:
+        theirs, ours = ("x".join(map(str, size)) for size in (teacher.size, args.size))
         raise UserError(
-            f"{args.teacher} works at {sizes[0]}, the student at {sizes[1]}: Eq. 12 compares maps "
-            f"of one size; train the teacher with --size {sizes[1]}"
+            f"{args.teacher} works at {theirs}, the student at {ours}: Eq. 12 compares maps of one "
+            f"size; train the teacher with --size {ours}"
         )
     return args, teacher
 
 
-def student_flags(path: str, place: str) -> dict:
-    """Network flags of a stage-1 student's checkpoint; place: --data, for the message."""
-    if not Path(path).is_file():
-        raise UserError(
-            f"--student {path}: no such file. Train stage 1 first (python train.py --data {place}),"
-            " name another student, or start from scratch with --student none"
-        )
-    stage_1 = model.load(path)
-    if not isinstance(stage_1, model.LiteDepth):
-        raise UserError(f"--student {path} is a teacher: give it as --teacher")
-    flags = {k: v for k, v in stage_1.model_args.items() if k in train.NETWORK_FLAGS}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}
+def start_student(
+    args: argparse.Namespace, resume: dict | None, teacher: model.DepthNetwork | None
+) -> tuple[model.DepthNetwork, str, bool]:
+    """As train.start_network: the stage-1 student, a new one, or the one of the run."""
+    if resume is not None or args.student == "none":
+        started = train.start_network(args, resume)
+    else:
+        started = model.load(args.student), f"stage-1 student {args.student}", False
+    last = started[0].decoder.depth
+    if args.fix_last and resume is None:
+        last.load_state_dict(teacher.decoder.depth.state_dict())
+    last.requires_grad_(not args.fix_last)
+    if resume is not None and args.teacher_dtype == "auto":
+        args.teacher_dtype = resume["flags"].get("teacher_dtype", "auto")
+    return started
+
+
+def with_teacher(
+    network: model.DepthNetwork, loss: losses.DepthLoss, teacher: model.DepthNetwork | None,
+    args: argparse.Namespace,
+) -> Distill:  # fmt: skip
+    """Eq. 13 for the run's student; decides what the teacher computes in."""
+    if teacher is not None:
+        teacher.to(network.mean.device)
+        if args.teacher_dtype == "auto":
+            faster = torch.tensor(int(faster_in_bf16(teacher)), device=network.mean.device)
+            if dist.is_initialized():  # all ranks as the first, whose checkpoint keeps it
+                dist.broadcast(faster, 0)
+            args.teacher_dtype = "bf16" if faster else "fp32"
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            kind = teacher.model_args.get("model", "student")
+            print(f"teacher: {kind} of {args.teacher} in {args.teacher_dtype}; {args.method} "
+                  f"distillation, w_d {args.w_d:g}")  # fmt: skip
+    return Distill(network, loss, teacher, flags.take(args, Distillation))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code; see make_parser."""
     args, teacher = parse(argv)
-
-    def start(
-        args: argparse.Namespace, resume: dict | None
-    ) -> tuple[model.DepthNetwork, str, bool]:  # fmt: skip
-        if resume is not None or args.student == "none":
-            network, weights, fell_back = train.start_network(args, resume)
-        else:
-            network, fell_back = model.load(args.student), False
-            weights = f"stage-1 student {args.student}"
-        if resume is not None and args.teacher_dtype == "auto":
-            args.teacher_dtype = resume["flags"].get("teacher_dtype", "auto")
-        elif args.fix_last and resume is None:
-            network.decoder.depth.load_state_dict(teacher.decoder.depth.state_dict())
-        if args.fix_last:
-            network.decoder.depth.requires_grad_(False)
-        return network, weights, fell_back
-
-    def wrap(network: model.DepthNetwork, loss: losses.DepthLoss) -> Distill:
-        if teacher is not None:
-            teacher.to(network.mean.device)
-            if args.teacher_dtype == "auto":
-                faster = torch.tensor(int(faster_in_bf16(teacher)), device=network.mean.device)
-                if dist.is_initialized():  # all ranks as the first, whose checkpoint keeps it
-                    dist.broadcast(faster, 0)
-                args.teacher_dtype = "bf16" if faster else "fp32"
-            kind = teacher.model_args.get("model", "student")
-            if not dist.is_initialized() or dist.get_rank() == 0:
-                print(f"teacher: {kind} of {args.teacher} in {args.teacher_dtype}; {args.method} "
-                      f"distillation, w_d {args.w_d:g}")  # fmt: skip
-        return Distill(
-            network, loss, teacher, method=args.method, affinity=args.affinity, w_d=args.w_d,
-            tau=args.tau, w_t=args.w_t,
-            teacher_dtype=torch.bfloat16 if args.teacher_dtype == "bf16" else torch.float32,
-        )  # fmt: skip
-
-    depth = Path(args.teacher_depth) if args.teacher_depth else None
-    return train.launch(args, start=start, wrap=wrap, teacher_depth=depth)
+    return train.launch(
+        args, start=functools.partial(start_student, teacher=teacher),
+        wrap=functools.partial(with_teacher, teacher=teacher, args=args),
+        teacher_depth=Path(args.teacher_depth) if args.teacher_depth else None,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(train.guarded(main, "distill.py"))
+    sys.exit(run_main(main, "distill.py"))

@@ -6,11 +6,16 @@ when no pixel is valid (distributed training needs that). All of it runs in floa
 
     d_hat (N,1,h,w) prediction     d (N,1,h,w) ground truth of the same size
     K (N,4) = fx, fy, cx, cy in pixels of that size, pixel centres at integers
+    o: the hyper-parameters, a `Loss`
+
+First the equations as printed, then Eq. 7 and 10 by cells: the same numbers, 20 times faster.
+`depth_loss` is where one of the two forms is chosen.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -20,9 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from plumbing.flags import above_0_to_1, any_number, below_1, from_0_to_1, nonnegative, positive
+from plumbing.files import UserError, notice
+from plumbing.flags import (
+    above_0_to_1,
+    any_number,
+    below_1,
+    flag,
+    from_0_to_1,
+    nonnegative,
+    positive,
+    several,
+)
 
 TERMS = ("silog", "grad", "vnl", "robust")
+Enlarge = Callable[[Tensor], Tensor]  # the network's last resize, (N,1,h,w) -> (N,1,H,W)
 
 
 def holes_to_zero(d: Tensor) -> Tensor:
@@ -46,52 +62,37 @@ def masked_mean(x: Tensor, M: Tensor, pool: str = "batch") -> Tensor:
 # ------------------------------------------------------------------------------------------- Eq. 7
 
 
-def L_silog(
-    d_hat: Tensor, d: Tensor, *, alpha: float, lam: float, eps: float, pool: str
-) -> Tensor:  # fmt: skip
-    """Eq. 7: alpha * sqrt( mean(e^2) - lam * mean(e)^2 ),  e = ln d_hat - ln d.
+def L_silog(d_hat: Tensor, d: Tensor, o: Loss) -> Tensor:
+    """Eq. 7: alpha * sqrt( mean(e^2) - lambda * mean(e)^2 ),  e = ln d_hat - ln d.
 
-    eps > 0 (metres) is added inside both logarithms.
-    PAPER: silent on alpha, lam and eps; the released code's are 1, 0.85 and 1e-3. It also takes
+    silog_eps > 0 (metres) is added inside both logarithms.
+    PAPER: silent on alpha, lambda and eps; the released code's are 1, 0.85 and 1e-3. It also takes
     the unbiased variance, which for one valid pixel is NaN: here the variance of one pixel is 0.
     PAPER: silent on which pixels share a mean; the released code takes a batch's valid ones alike
     (pool = "batch"), so a LiDAR picture, 2 % valid, weighs a fiftieth of a dense one. "image" gives
     every picture the same weight. Either way e is centred over the batch: a scale that is wrong
-    from picture to picture costs in full, only one common to the batch is forgiven by lam.
+    from picture to picture costs in full, only one common to the batch is forgiven by lambda.
     """
     d = holes_to_zero(d)
     M = (d > 0).to(d.dtype)
     N = M.count_nonzero()
-    e = torch.log(d_hat + eps) - torch.log(d + eps)
-    mean = masked_mean(e, M, pool)
-    var = masked_mean((e - mean) ** 2, M, pool) * N / (N - 1).clamp(min=1)
+    e = torch.log(d_hat + o.silog_eps) - torch.log(d + o.silog_eps)
+    mean = masked_mean(e, M, o.pool)
+    var = masked_mean((e - mean) ** 2, M, o.pool) * N / (N - 1).clamp(min=1)
     # The clamp keeps the square root's gradient finite when the prediction is perfect.
-    return alpha * (var + (1 - lam) * mean**2).clamp(min=1e-12).sqrt()
+    return o.silog_alpha * (var + (1 - o.silog_lambda) * mean**2).clamp(min=1e-12).sqrt()
 
 
 # ------------------------------------------------------------------------------------ Eq. 8, Fig. 4
 
 
-def gt_gradient(d: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Fig. 4, second line: (grad_x, grad_y, M_x, M_y) of the ground truth, each shaped like d.
-
-    Holes become NaN, NaN survives the subtraction, and what is finite afterwards is valid. The last
-    column (row) has no right (lower) neighbour: M is False there. The loader computes the same with
-    the C++ kernel `masked_gradient`.
-    """
-    d = holes_to_zero(d)
-    d = torch.where(d > 0, d, torch.nan)
-    grad_x = nn.functional.pad(d[..., :, 1:] - d[..., :, :-1], (0, 1), value=torch.nan)
-    grad_y = nn.functional.pad(d[..., 1:, :] - d[..., :-1, :], (0, 0, 0, 1), value=torch.nan)
-    M_x, M_y = torch.isfinite(grad_x), torch.isfinite(grad_y)
-    return torch.where(M_x, grad_x, 0.0), torch.where(M_y, grad_y, 0.0), M_x, M_y
-
-
 def L_grad(d_hat: Tensor, grad_x: Tensor, grad_y: Tensor, M_x: Tensor, M_y: Tensor) -> Tensor:
     """Eq. 8: mean over valid pixels of M_x |dx d_hat - dx d| + M_y |dy d_hat - dy d|.
 
-    grad_x .. M_y come from `gt_gradient` or from the loader, all shaped like d_hat. The mask covers
-    prediction and ground truth alike; x and y are averaged each over its own valid positions.
+    grad_x .. M_y are the ground truth's differences and where they are valid (Fig. 4; see
+    data.masked_gradient), all shaped like d_hat; the last column of x and the last row of y are not
+    read. The mask covers prediction and ground truth alike; x and y are averaged each over its own
+    valid positions.
     PAPER: so Eq. 8 says; the released code clears the ground truth's invalid differences first and
     then masks by them, hence masks nothing: beside every hole the prediction is pulled flat.
     """
@@ -105,10 +106,10 @@ def L_grad(d_hat: Tensor, grad_x: Tensor, grad_y: Tensor, M_x: Tensor, M_y: Tens
 
 def back_project(z: Tensor, K: Tensor) -> Tensor:
     """Depth (N,1,h,w) and K (N,4) -> points (N, 3, h*w) in metres, x right, y down, z forward."""
-    n, _, h, w = z.shape
-    fx, fy, cx, cy = (k.view(n, 1, 1, 1) for k in K.to(z).unbind(1))
-    u = torch.arange(w, device=z.device, dtype=z.dtype).view(1, 1, 1, w)
-    v = torch.arange(h, device=z.device, dtype=z.dtype).view(1, 1, h, 1)
+    h, w = z.shape[-2:]
+    fx, fy, cx, cy = K.to(z)[:, :, None, None, None].unbind(1)
+    u = torch.arange(w, device=z.device)
+    v = torch.arange(h, device=z.device)[:, None]
     return torch.cat([(u - cx) * z / fx, (v - cy) * z / fy, z], 1).flatten(2)
 
 
@@ -130,16 +131,13 @@ def scale_intrinsics(K: Tensor, size: tuple[int, int], to: tuple[int, int]) -> T
     return torch.stack([fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5], 1)
 
 
-def L_vnl(
-    d_hat: Tensor, d: Tensor, K: Tensor, triplets: Tensor, *,
-    filter_on: str, delta_z: float, cos: float, near: float, drop: float,
-) -> Tensor:  # fmt: skip
+def L_vnl(d_hat: Tensor, d: Tensor, K: Tensor, triplets: Tensor, o: Loss) -> Tensor:
     """Eq. 9: mean | n_hat - n |_1 over virtual planes through three points each.
 
-    A triplet counts when its three ground truths are valid and, judged on the prediction
-    (`filter_on` = "prediction", Sec. 3.3) or the ground truth ("gt", the original paper's way),
-    every z exceeds delta_z (m), no two edges have |cosine| above `cos`, and at least one of x, y, z
-    differs by `near` (m) or more along all three edges. The smallest `drop` share is left out.
+    triplets: (3, count) pixel numbers, the same for every picture (`draw_triplets`). One counts
+    when its three ground truths are valid and, judged on the prediction (vnl_filter "prediction",
+    Sec. 3.3) or the ground truth ("gt", the original paper's way), it `spans_a_plane`. The smallest
+    vnl_drop share of those is left out.
     PAPER: Eq. 9 averages all; the released code drops the easiest 25 % and counts invalid triplets
     as zeros, so its loss shrinks with the share of holes. Here they are left out.
     """
@@ -158,11 +156,11 @@ def L_vnl(
 
     p_hat, p = corners(P_hat), corners(P)
     keep = (p[:, 2] > 0).all(1)
-    keep &= _spread(p_hat if filter_on == "prediction" else p, delta_z, cos, near)
+    keep &= spans_a_plane(p_hat if o.vnl_filter == "prediction" else p, o)
     loss = (virtual_normal(p_hat) - virtual_normal(p)).abs().sum(1)
     loss = torch.where(keep, loss, torch.inf).flatten().sort().values
     rank, n = torch.arange(loss.numel(), device=d.device), keep.sum()
-    hard = (rank >= (drop * n).long()) & (rank < n)
+    hard = (rank >= (o.vnl_drop * n).long()) & (rank < n)
     return masked_mean(torch.where(hard, loss, 0.0), hard)
 
 
@@ -175,14 +173,16 @@ def virtual_normal(p: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _spread(p: Tensor, delta_z: float, cos: float, near: float) -> Tensor:
-    """Which triplets of p (N, 3, 3 corners, triplets) span a plane: bool (N, triplets)."""
+def spans_a_plane(p: Tensor, o: Loss) -> Tensor:
+    """Which triplets of p (N, 3, 3 corners, count) do, bool (N, count): every z exceeds vnl_delta_z
+    (m), no two edges have |cosine| above vnl_cos, and at least one of x, y, z differs by vnl_near
+    (m) or more along all three edges."""
     a, b, c = p.unbind(2)
     edges = torch.stack([b - a, c - a, c - b], 2)
     length = edges.square().sum(1).sqrt()
     cosine = (edges * edges.roll(1, 2)).sum(1) / (length * length.roll(1, 1) + 1e-8)
-    apart = (edges.abs() >= near).all(2).any(1)
-    return (p[:, 2] > delta_z).all(1) & (cosine.abs() <= cos).all(1) & apart
+    apart = (edges.abs() >= o.vnl_near).all(2).any(1)
+    return (p[:, 2] > o.vnl_delta_z).all(1) & (cosine.abs() <= o.vnl_cos).all(1) & apart
 
 
 # ------------------------------------------------------------------------------------------ Eq. 10
@@ -210,35 +210,36 @@ def rho(e: Tensor, alpha: float | Tensor, c: float | Tensor) -> Tensor:
     return b / alpha * torch.expm1(alpha / 2 * torch.log1p(z / b))
 
 
-def L_robust(
-    d_hat: Tensor, d: Tensor, *, alpha: float | Tensor, c: float | Tensor, pool: str
-) -> Tensor:  # fmt: skip
-    """Eq. 10 averaged over valid pixels (`pool` as in Eq. 7), e = d_hat - d in metres."""
+def L_robust(d_hat: Tensor, d: Tensor, o: Loss) -> Tensor:
+    """Eq. 10: mean of rho over valid pixels (`pool` as in Eq. 7), e = d_hat - d in metres."""
     d = holes_to_zero(d)
     M = (d > 0).to(d.dtype)
     # M twice: whatever is predicted in a hole, rho must not overflow there, for inf * 0 is NaN.
-    return masked_mean(rho((d_hat - d) * M, alpha, c), M, pool)
+    return masked_mean(rho((d_hat - d) * M, o.robust_alpha, o.robust_c), M, o.pool)
 
 
 class AdaptiveRobust(nn.Module):
-    """The adaptive form that Sec. 3.3 compares with: alpha in (0, 2) and c > 0 are learned.
+    """Eq. 10's adaptive form, which Sec. 3.3 compares with: alpha in (0, 2) and c > 0 are learned.
 
     Negative log-likelihood rho(e, alpha, c) + ln c + ln Z(alpha); without the partition function Z
-    the loss would be minimal at alpha = 0 whatever the data. Starts at the given alpha and c.
+    the loss would be minimal at alpha = 0 whatever the data. Starts at robust_alpha and robust_c;
+    UserError where that is out of range.
     """
 
-    def __init__(self, alpha: float, c: float, pool: str) -> None:
+    def __init__(self, o: Loss) -> None:
         super().__init__()
-        self.pool = pool
-        if not 0.001 < alpha < 1.999 or c <= 0:
-            raise ValueError(f"adaptive robust loss starts in 0 < alpha < 2, c > 0: {alpha}, {c}")
-        share = (alpha / 2 - 0.0005) / 0.999  # of the open interval (0.001, 1.999)
+        if not 0.001 < o.robust_alpha < 1.999:
+            raise UserError(
+                f"--robust_adaptive starts within 0 < alpha < 2: --robust_alpha {o.robust_alpha:g}"
+            )
+        share = (o.robust_alpha - 0.001) / 1.998  # of the open interval (0.001, 1.999)
+        self.o = o
         self.latent_alpha = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
-        self.log_c = nn.Parameter(torch.tensor(math.log(c)))
+        self.log_c = nn.Parameter(torch.tensor(math.log(o.robust_c)))
 
     @property
     def alpha(self) -> Tensor:
-        return 2 * (0.0005 + 0.999 * torch.sigmoid(self.latent_alpha))
+        return 0.001 + 1.998 * torch.sigmoid(self.latent_alpha)
 
     @property
     def c(self) -> Tensor:
@@ -246,9 +247,10 @@ class AdaptiveRobust(nn.Module):
 
     def forward(self, d_hat: Tensor, d: Tensor) -> Tensor:
         alpha = self.alpha
+        learned = dataclasses.replace(self.o, robust_alpha=alpha, robust_c=self.c)
         taught = (holes_to_zero(d) > 0).any()  # an empty batch teaches alpha and c nothing
-        nll = L_robust(d_hat, d, alpha=alpha, c=self.c, pool=self.pool)
-        return nll + torch.where(taught, self.log_c + log_partition(alpha), 0.0)
+        log_Z = torch.where(taught, self.log_c + log_partition(alpha), 0.0)
+        return L_robust(d_hat, d, learned) + log_Z
 
 
 def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
@@ -259,7 +261,71 @@ def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
     return torch.logsumexp(log_dx - rho(x, alpha.double(), 1.0), 0).to(alpha.dtype)
 
 
-# ------------------------------------------------------------------------ Eq. 7 and 10 in cell form
+# ------------------------------------------------------------------------------------------ Eq. 11
+
+
+class DepthLoss(nn.Module):
+    """Eq. 11: L_depth = w1 L_silog + w2 L_grad + w3 L_vnl + w4 L_robust.
+
+    o.weights: (w1, w2, w3, w4); a term of weight 0 is not computed. o.dynamic_weights: the weights
+    become parameters, L = sum_i [ w_i L_i / (2 p_i^2) + ln(1 + p_i^2) ], p_i = 1 at the start.
+    Raises UserError for a learned alpha and c of weight 0.
+    PAPER: gives no formula; this is the released code's (Liebel & Koerner), on top of the w_i.
+    """
+
+    def __init__(self, o: Loss) -> None:
+        super().__init__()
+        self.o, self.w = o, dict(zip(TERMS, o.weights))
+        if o.robust_adaptive and not self.w["robust"]:  # DDP allows no unused parameter
+            raise UserError("--robust_adaptive needs a robust weight above 0 in --weights")
+        self.adaptive = AdaptiveRobust(o) if o.robust_adaptive else None
+        used = sum(w > 0 for w in o.weights)
+        self.p = nn.Parameter(torch.ones(used)) if o.dynamic_weights else None
+
+    def silog(self, d_hat: Tensor, enlarge: Enlarge, batch: dict) -> Tensor:
+        """Eq. 7 at the ground truth's size."""
+        return L_silog(enlarge(d_hat), batch["depth"], self.o)
+
+    def robust(self, d_hat: Tensor, enlarge: Enlarge, batch: dict) -> Tensor:
+        """Eq. 10 at the ground truth's size."""
+        if self.adaptive:
+            return self.adaptive(enlarge(d_hat), batch["depth"])
+        return L_robust(enlarge(d_hat), batch["depth"], self.o)
+
+    def terms(self, d_hat: Tensor, enlarge: Enlarge, batch: dict) -> dict[str, Tensor]:
+        """The unweighted terms, in the order of Eq. 11. d_hat (N,1,h,w) as the network gives it,
+        the size of Eq. 8 and 9; enlarge: to that of the ground truth; batch: see data.Loader."""
+        out = {}
+        if self.w["silog"]:
+            out["silog"] = self.silog(d_hat, enlarge, batch)
+        if self.w["grad"]:
+            out["grad"] = L_grad(d_hat, *(batch[k] for k in ("grad_x", "grad_y", "M_x", "M_y")))
+        if self.w["vnl"]:
+            K = scale_intrinsics(batch["K"], batch["depth"].shape[-2:], d_hat.shape[-2:])
+            out["vnl"] = L_vnl(d_hat, batch["depth_low"], K, batch["triplets"], self.o)
+        if self.w["robust"]:
+            out["robust"] = self.robust(d_hat, enlarge, batch)
+        return out
+
+    def forward(
+        self, d_hat: Tensor, enlarge: Enlarge, batch: dict
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-> (loss, {name: detached term or weight}); always float32."""
+        with torch.autocast(d_hat.device.type, enabled=False):
+            terms = self.terms(d_hat.float(), enlarge, batch)
+            weights = {k: self.w[k] for k in terms}
+            if self.p is not None:
+                weights = {k: 0.5 * self.w[k] / p**2 for k, p in zip(terms, self.p)}
+            loss = sum(weights[k] * terms[k] for k in terms)
+            if self.p is not None:
+                loss = loss + torch.log1p(self.p**2).sum()
+        report = {**terms, **{f"w_{k}": torch.as_tensor(w) for k, w in weights.items()}}
+        if self.adaptive:
+            report |= {"robust_alpha": self.adaptive.alpha, "robust_c": self.adaptive.c}
+        return loss, {k: v.detach() for k, v in report.items()}
+
+
+# ----------------------------------------------------------------------- Eq. 7, 10 and 11 by cells
 #
 # A *cell* is the preimage of one output pixel under the nearest upsample, floor(v*h/H): all of it
 # shares one prediction. Eq. 7 then needs three numbers of a cell and Eq. 10 one pass over d; the
@@ -267,7 +333,7 @@ def log_partition(alpha: Tensor, nodes: int = 2048) -> Tensor:
 # and gradients are those of L_silog and L_robust above on the upsampled d_hat.
 
 
-def cells(d: Tensor, size: tuple[int, int]) -> Tensor:
+def to_cells(d: Tensor, size: tuple[int, int]) -> Tensor:
     """d (N,1,H,W) as (N,1,h,k,w,l): the k x l pixels of each of the h x w cells, size = (h, w).
 
     A view where H and W are multiples; elsewhere cells differ in size and 0, a hole, fills up the
@@ -289,9 +355,9 @@ def cell_statistics(
     """Per cell of d (N,1,H,W) over its valid pixels: (n, mean, M2) of ln(d + eps), (N,1,h,w) each.
 
     n: how many; M2: sum of squared deviations from their mean. All 0 in a cell without any. The
-    loader computes the same with the C++ kernel `r2_batch`.
+    loader's cell_n, cell_mean and cell_M2.
     """
-    d = cells(holes_to_zero(d), size)
+    d = to_cells(holes_to_zero(d), size)
     M = (d > 0).to(d.dtype)
     x, axes = torch.log(d + eps), (3, 5)
     n = M.sum(axes)
@@ -308,33 +374,29 @@ def pixel_weight(n: Tensor, pool: str) -> Tensor:
     return 1 / (N.clamp(min=1) * N.count_nonzero().clamp(min=1))
 
 
-def L_silog_cells(
-    d_hat: Tensor, n: Tensor, mean: Tensor, M2: Tensor, *,
-    alpha: float, lam: float, eps: float, pool: str,
-) -> Tensor:  # fmt: skip
-    """Eq. 7 from d_hat (N,1,h,w) and `cell_statistics`, which must have been given the same eps.
+def L_silog_cells(d_hat: Tensor, n: Tensor, mean: Tensor, M2: Tensor, o: Loss) -> Tensor:
+    """Eq. 7 from d_hat (N,1,h,w) and `cell_statistics`, which must have been given silog_eps.
 
     With e the mean error of a cell: mean(e) = sum w n e and var(e) = sum w (n (e - mean)^2 + M2),
     w a pixel's weight. Centred: the raw sums of e and e^2 lose half the digits of a float32.
     """
-    w, N = pixel_weight(n, pool), n.sum()
-    e = torch.log(d_hat + eps) - mean
+    w, N = pixel_weight(n, o.pool), n.sum()
+    e = torch.log(d_hat + o.silog_eps) - mean
     m = (w * n * e).sum()
     var = (w * (n * (e - m) ** 2 + M2)).sum() * N / (N - 1).clamp(min=1)
-    return alpha * (var + (1 - lam) * m**2).clamp(min=1e-12).sqrt()
+    return o.silog_alpha * (var + (1 - o.silog_lambda) * m**2).clamp(min=1e-12).sqrt()
 
 
 class RobustCells(torch.autograd.Function):
-    """The C++ kernel `robust_cells` with its own gradient: d_hat (N,1,h,w), d (N,1,H,W), both
-    float32 on the CPU -> by cell the sum of rho over valid pixels and their number, (N,1,h,w)
-    each. d is not kept. Raises ValueError (sizes) and TypeError (dtypes)."""
+    """`robust_cells` by the C++ kernel, with its own gradient: float32 on the CPU, alpha 1 or 2.
+    d is not kept: the loader writes the next batch into its memory."""
 
     @staticmethod
     def forward(ctx, d_hat: Tensor, d: Tensor, alpha: float, c: float) -> tuple[Tensor, Tensor]:
         total, slope, n = out = [torch.empty_like(d_hat).contiguous() for _ in range(3)]
-        given = [x.detach().numpy() for x in (d_hat, d)]
+        arrays = [x.detach().numpy() for x in (d_hat, d, *out)]
         threads = torch.get_num_threads()
-        litedepth_kernels.robust_cells(*given, alpha, c, threads, *(x.numpy() for x in out))
+        litedepth_kernels.robust_cells(*arrays[:2], alpha, c, threads, *arrays[2:])
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(n)
         return total, n
@@ -346,221 +408,122 @@ class RobustCells(torch.autograd.Function):
 
 
 def robust_cells(d_hat: Tensor, d: Tensor, alpha: float, c: float) -> tuple[Tensor, Tensor]:
-    """RobustCells in PyTorch, for any device, dtype and compiler."""
-    if len(d_hat) != len(d):
-        raise ValueError(f"d: expected {len(d_hat)} pictures, got {len(d)}")
-    d = cells(holes_to_zero(d), d_hat.shape[-2:])
+    """d_hat (N,1,h,w), d (N,1,H,W) -> by cell the sum of rho over valid pixels and their number,
+    (N,1,h,w) each; for any device, dtype, alpha and compiler."""
+    d = to_cells(holes_to_zero(d), d_hat.shape[-2:])
     M = (d > 0).to(d.dtype)
     total = rho((d_hat[:, :, :, None, :, None] - d) * M, alpha, c) * M
     return total.sum((3, 5)), M.sum((3, 5))
 
 
-def L_robust_cells(
-    d_hat: Tensor, d: Tensor, *, alpha: float, c: float, pool: str, kernel: str
-) -> Tensor:  # fmt: skip
-    """Eq. 10 of d_hat (N,1,h,w) and d (N,1,H,W); kernel: "cpp" (CPU, float32) or "torch"."""
-    by_cell = RobustCells.apply if kernel == "cpp" else robust_cells
-    total, n = by_cell(d_hat, d, alpha, c)
-    return (pixel_weight(n, pool) * total).sum()
-
-
-# ------------------------------------------------------------------------------------------ Eq. 11
-
-
-class DepthLoss(nn.Module):
-    """Eq. 11: L_depth = w1 L_silog + w2 L_grad + w3 L_vnl + w4 L_robust.
-
-    weights: (w1, w2, w3, w4); a term of weight 0 is not computed. dynamic: the weights become
-    parameters, L = sum_i [ w_i L_i / (2 p_i^2) + ln(1 + p_i^2) ], p_i = 1 at the start.
-    PAPER: gives no formula; this is the released code's (Liebel & Koerner), on top of the w_i.
-    """
-
-    def __init__(
-        self, weights: tuple[float, ...], *, dynamic: bool, seed: int,
-        silog_alpha: float, silog_lambda: float, silog_eps: float,
-        robust_alpha: float, robust_c: float, robust_adaptive: bool,
-        vnl_share: float, vnl_filter: str, vnl_delta_z: float, vnl_cos: float,
-        vnl_near: float, vnl_drop: float, pool: str,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        if silog_eps <= 0:
-            raise ValueError(f"silog_eps must be positive (a prediction may be 0), got {silog_eps}")
-        self.w, self.seed = dict(zip(TERMS, weights)), seed
-        self.silog = {"alpha": silog_alpha, "lam": silog_lambda, "eps": silog_eps, "pool": pool}
-        self.robust = {"alpha": robust_alpha, "c": robust_c, "pool": pool}
-        if robust_adaptive and not self.w["robust"]:  # DDP allows no unused parameter either
-            raise ValueError("robust_adaptive needs a robust weight above 0")
-        self.adaptive = AdaptiveRobust(**self.robust) if robust_adaptive else None
-        self.vnl_share = vnl_share
-        self.vnl = {
-            "filter_on": vnl_filter, "delta_z": vnl_delta_z, "cos": vnl_cos,
-            "near": vnl_near, "drop": vnl_drop,
-        }  # fmt: skip
-        used = sum(w > 0 for w in self.w.values())
-        self.p = nn.Parameter(torch.ones(used)) if dynamic else None
-
-    def terms(
-        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
-    ) -> dict[str, Tensor]:
-        """The unweighted terms. d_hat (N,1,h,w) as the network gives it, enlarge: its last resize,
-        to the (N,1,H,W) of the ground truth; batch: see data.Loader."""
-        d, out = batch["depth"], {}
-        d_full = enlarge(d_hat) if self.w["silog"] or self.w["robust"] else None
-        if self.w["silog"]:
-            out["silog"] = L_silog(d_full, d, **self.silog)
-        out |= self.low_terms(d_hat, batch)
-        if self.w["robust"]:
-            out["robust"] = (
-                self.adaptive(d_full, d) if self.adaptive else L_robust(d_full, d, **self.robust)
-            )
-        return out
-
-    def low_terms(self, d_hat: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Those of Eq. 8 and 9, at the prediction's own size."""
-        out = {}
-        if self.w["grad"]:
-            out["grad"] = L_grad(d_hat, *(batch[k] for k in ("grad_x", "grad_y", "M_x", "M_y")))
-        if self.w["vnl"]:
-            h, w = d_hat.shape[-2:]
-            K = scale_intrinsics(batch["K"], batch["depth"].shape[-2:], (h, w))
-            triplets = batch.get("triplets")  # the loader draws the same, ahead of time
-            if triplets is None:
-                count = triplet_count(h * w, self.vnl_share)
-                triplets = draw_triplets(self.seed, batch["step"], h * w, count)
-            out["vnl"] = L_vnl(d_hat, batch["depth_low"], K, triplets, **self.vnl)
-        return out
-
-    def forward(
-        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
-    ) -> tuple[Tensor, dict]:
-        """-> (loss, {name: detached term or weight}); always float32."""
-        with torch.autocast(d_hat.device.type, enabled=False):
-            terms = self.terms(d_hat.float(), enlarge, batch)
-            if self.p is None:
-                weights = {k: self.w[k] for k in terms}
-                loss = sum(weights[k] * terms[k] for k in terms)
-            else:
-                weights = {k: 0.5 * self.w[k] / p**2 for k, p in zip(terms, self.p)}
-                loss = sum(weights[k] * terms[k] for k in terms) + torch.log1p(self.p**2).sum()
-        report = {k: v.detach() for k, v in terms.items()}
-        report |= {f"w_{k}": torch.as_tensor(v).detach() for k, v in weights.items()}
-        if self.adaptive:
-            report["robust_alpha"] = self.adaptive.alpha.detach()
-            report["robust_c"] = self.adaptive.c.detach()
-        return loss, report
+def L_robust_cells(d_hat: Tensor, d: Tensor, o: Loss, kernel: str) -> Tensor:
+    """Eq. 10 of d_hat (N,1,h,w) and d (N,1,H,W); kernel: "cpp" (CPU, float32), which knows the two
+    usual alphas and leaves the others to PyTorch, or "torch"."""
+    by_cell = RobustCells.apply if kernel == "cpp" and o.robust_alpha in (1, 2) else robust_cells
+    total, n = by_cell(d_hat, d, o.robust_alpha, o.robust_c)
+    return (pixel_weight(n, o.pool) * total).sum()
 
 
 class CellLoss(DepthLoss):
-    """DepthLoss in cell form, for a last resize that is nearest: the same numbers to rounding.
+    """DepthLoss by cells, for a last resize that is nearest: the same numbers to rounding. kernel:
+    see L_robust_cells. robust_adaptive learns from single pixels and has no cells: DepthLoss."""
 
-    kernel: "cpp" or "torch", see L_robust_cells. The statistics of Eq. 7 are a batch's cell_n,
-    cell_mean and cell_M2 where it has them (made with this silog_eps), else made here. Raises
-    ValueError for robust_adaptive, whose partition function has no cell form here.
-    """
+    def __init__(self, o: Loss, kernel: str) -> None:
+        super().__init__(o)
+        self.kernel = kernel
 
-    def __init__(self, *args, kernel: str, **flags) -> None:
-        super().__init__(*args, **flags)
-        if self.adaptive:
-            raise ValueError("robust_adaptive has no cell form: use the plain form, DepthLoss")
-        if kernel not in ("cpp", "torch"):
-            raise ValueError(f"kernel: expected 'cpp' or 'torch', got {kernel!r}")
-        self.robust["kernel"] = kernel
+    def silog(self, d_hat: Tensor, enlarge: Enlarge, batch: dict) -> Tensor:
+        """Eq. 7 from the batch's statistics; nothing is enlarged."""
+        return L_silog_cells(d_hat, *(batch[k] for k in ("cell_n", "cell_mean", "cell_M2")), self.o)
 
-    def terms(
-        self, d_hat: Tensor, enlarge: Callable[[Tensor], Tensor], batch: dict
-    ) -> dict[str, Tensor]:
-        """As DepthLoss.terms; enlarge is not called."""
-        d, out = batch["depth"], {}
-        if self.w["silog"]:
-            if "cell_n" in batch:
-                statistics = [batch[k] for k in ("cell_n", "cell_mean", "cell_M2")]
-            else:
-                statistics = cell_statistics(d, d_hat.shape[-2:], self.silog["eps"])
-            out["silog"] = L_silog_cells(d_hat, *statistics, **self.silog)
-        out |= self.low_terms(d_hat, batch)
-        if self.w["robust"]:
-            out["robust"] = L_robust_cells(d_hat, d, **self.robust)
-        return out
+    def robust(self, d_hat: Tensor, enlarge: Enlarge, batch: dict) -> Tensor:
+        """Eq. 10 cell by cell; nothing is enlarged."""
+        return L_robust_cells(d_hat, batch["depth"], self.o, self.kernel)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of Sec. 3.3."""
-    g = parser.add_argument_group("losses (Sec. 3.3)")
-    g.add_argument(
-        "--weights", default="1,0.25,2.5,0.6", type=parse_weights, metavar="W1,W2,W3,W4",
-        help="Eq. 11: weights of silog, gradient, virtual normal and robust loss; 0 leaves a term "
-        "out, so the rows of Table 5 are 1,0,0,0 / 1,.25,0,0 / 1,.25,2.5,0 / the default "
-        "1,0.25,2.5,0.6",
-    )  # fmt: skip
-    g.add_argument(
-        "--dynamic_weights", action="store_true",
-        help="last row of Table 5: learn the weights, on top of --weights (default off; the paper "
-        "found the fixed ones slightly better)",
-    )  # fmt: skip
-    g.add_argument(
-        "--pool", default="image", choices=["image", "batch"],
-        help="Eq. 7 and 10: every picture counts alike, however few its valid pixels, or every "
-        "valid pixel of a batch does, as released (default image: sets that mix sparse LiDAR with "
-        "dense depth need it, for others it makes little difference)",
-    )  # fmt: skip
-    g.add_argument("--silog_alpha", type=positive, default=1.0, help="Eq. 7: alpha (default 1)")
-    g.add_argument(
-        "--silog_lambda", type=from_0_to_1, default=0.85,
-        help="Eq. 7: lambda, 1 = blind to a global scale, 0 = plain log RMSE (default 0.85)",
-    )  # fmt: skip
-    g.add_argument(
-        "--silog_eps", type=positive, default=1e-3,
-        help="Eq. 7: metres inside the log (default 0.001)",
-    )  # fmt: skip
-    g.add_argument(
-        "--robust_alpha", type=any_number, default=1.0,
-        help="Eq. 10: shape; 2 = L2, 1 = Charbonnier, 0 = Cauchy, -2 = Geman-McClure, -inf = "
-        "Welsch (default 1)",
-    )  # fmt: skip
-    g.add_argument(
-        "--robust_c", type=positive, default=2.0,
-        help="Eq. 10: scale in metres; smaller errors are treated as squared ones (default 2)",
-    )  # fmt: skip
-    g.add_argument(
-        "--robust_adaptive", action="store_true",
-        help="Sec. 3.3: learn alpha and c, starting from the two flags above; its weight in "
-        "--weights must not be 0 (default off; the paper found the fixed form better; the released "
-        "config uses weight 0.4 with it)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_share", type=above_0_to_1, default=0.15,
-        help="Eq. 9: triplets drawn per image as a share of the map's pixels, one at least "
-        "(default 0.15: 192)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_filter", default="prediction", choices=["prediction", "gt"],
-        help="Eq. 9: where triplets are judged (default prediction, Sec. 3.3; gt = original VNL)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_delta_z", type=nonnegative, default=0.1,
-        help="Eq. 9: a triplet's depths must exceed this many metres (default 0.1)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_cos", type=above_0_to_1, default=0.867,
-        help="Eq. 9: largest |cosine| between two edges of a triplet (default 0.867)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_near", type=nonnegative, default=0.005,
-        help="Eq. 9: metres that all edges must span along x, y or z (default 0.005)",
-    )  # fmt: skip
-    g.add_argument(
-        "--vnl_drop", type=below_1, default=0.25,
-        help="Eq. 9: share of the easiest triplets left out (default 0.25; 0 = the printed mean)",
-    )  # fmt: skip
+# --------------------------------------------------------------------------------- hyper-parameters
 
 
 def parse_weights(text: str) -> tuple[float, ...]:
-    """ "1,0.25,2.5,0.6" -> four floats >= 0, at least one of them positive."""
-    try:
-        weights = tuple(float(v) for v in text.split(","))
-    except ValueError:
-        weights = ()
-    if len(weights) != 4 or not all(0 <= w < math.inf for w in weights) or not any(weights):
-        raise argparse.ArgumentTypeError(f"{text!r} is not four weights >= 0: 1,0.25,2.5,0.6")
+    """"1,0.25,2.5,0.6" -> four floats >= 0, at least one of them positive."""
+    weights = several(4, nonnegative, "four weights >= 0: 1,0.25,2.5,0.6")(text)
+    if not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r}: one of the four weights must be above 0")
     return weights
 
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """losses (Sec. 3.3)"""
+
+    weights: tuple[float, ...] = flag(
+        "1,0.25,2.5,0.6", "Eq. 11: weights of silog, gradient, virtual normal and robust loss; 0 "
+        "leaves a term out, so the other rows of Table 5 are 1,0,0,0 / 1,.25,0,0 / 1,.25,2.5,0",
+        parse_weights, metavar="W1,W2,W3,W4",
+    )  # fmt: skip
+    dynamic_weights: bool = flag(
+        False, "last row of Table 5: learn the weights, on top of --weights (default off; the "
+        "paper found the fixed ones slightly better)",
+    )  # fmt: skip
+    loss_form: str = flag(
+        "cells", "Eq. 7 and 10 by cells, the pixels that share one prediction under the nearest "
+        "resize, or as printed, pixel by pixel: equal to 1e-6 and 20 times slower (default cells; "
+        "plain is taken where there are no cells: --upsample bilinear, --robust_adaptive)",
+        choices=["cells", "plain"],
+    )  # fmt: skip
+    pool: str = flag(
+        "image", "Eq. 7 and 10: every picture counts alike, however few its valid pixels, or every "
+        "valid pixel of a batch does, as released (default image: sets that mix sparse LiDAR with "
+        "dense depth need it, for others it makes little difference)", choices=["image", "batch"],
+    )  # fmt: skip
+    silog_alpha: float = flag("1", "Eq. 7: alpha", positive)
+    silog_lambda: float = flag(
+        "0.85", "Eq. 7: lambda, 1 = blind to a global scale, 0 = plain log RMSE", from_0_to_1
+    )
+    silog_eps: float = flag("0.001", "Eq. 7: metres inside the log", positive)
+    robust_alpha: float = flag(
+        "1", "Eq. 10: shape; 2 = L2, 1 = Charbonnier, 0 = Cauchy, -2 = Geman-McClure, -inf = "
+        "Welsch (default 1; others than 1 and 2 take longer on a CPU)", any_number,
+    )  # fmt: skip
+    robust_c: float = flag(
+        "2", "Eq. 10: scale in metres; smaller errors are treated as squared ones", positive
+    )
+    robust_adaptive: bool = flag(
+        False, "Sec. 3.3: learn alpha and c, starting from the two flags above; its weight in "
+        "--weights must not be 0 (default off; the paper found the fixed form better; the released "
+        "config uses weight 0.4 with it)",
+    )  # fmt: skip
+    vnl_share: float = flag(
+        "0.15", "Eq. 9: triplets drawn per image as a share of the map's pixels, one at least "
+        "(default 0.15: 192)", above_0_to_1,
+    )  # fmt: skip
+    vnl_filter: str = flag(
+        "prediction", "Eq. 9: where triplets are judged (default prediction, Sec. 3.3; gt = "
+        "original VNL)", choices=["prediction", "gt"],
+    )  # fmt: skip
+    vnl_delta_z: float = flag(
+        "0.1", "Eq. 9: a triplet's depths must exceed this many metres", nonnegative
+    )
+    vnl_cos: float = flag(
+        "0.867", "Eq. 9: largest |cosine| between two edges of a triplet", above_0_to_1
+    )
+    vnl_near: float = flag(
+        "0.005", "Eq. 9: metres that all edges must span along x, y or z", nonnegative
+    )
+    vnl_drop: float = flag(
+        "0.25", "Eq. 9: share of the easiest triplets left out (default 0.25; 0 = the printed "
+        "mean)", below_1,
+    )  # fmt: skip
+
+
+def depth_loss(o: Loss, nearest: bool, cpp: bool) -> DepthLoss:
+    """Eq. 11 in the form that o.loss_form asks for; here, once, it is chosen. nearest: whether the
+    network's last resize is. cpp: whether the C++ kernel can serve (CPU, not compiled)."""
+    if o.loss_form == "cells" and nearest and not o.robust_adaptive:
+        return CellLoss(o, "cpp" if cpp else "torch")
+    if o.loss_form == "cells":
+        why = "--robust_adaptive learns from single pixels"
+        if not nearest:
+            why = "--upsample bilinear has no cells"
+        notice(f"{why}: the plain losses are used, slower by far")
+    return DepthLoss(o)

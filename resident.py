@@ -104,7 +104,7 @@ def gt_down(metres: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """data.gt_down for metres (B,1,H,W) float32 with 0 = hole: (B,1,h,w) float32."""
     (H, W), (h, w), device = metres.shape[-2:], size, metres.device
     if mode == "cell":
-        pixels = losses.cells(metres, size)
+        pixels = losses.to_cells(metres, size)
         total, count = pixels.sum((3, 5), dtype=torch.float64), (pixels > 0).sum((3, 5))
         return (total / count.clamp(min=1)).float()
     rows, columns = (torch.arange(n, device=device) for n in size)
@@ -136,7 +136,7 @@ def cell_statistics(
     """data.cell_statistics for raw (B,1,H,W) int32 with 0 = hole and logs (65536,) float32, as from
     data.log_table: n, mean and M2, (B,1,h,w) float32 each. The double sums run in another order
     than there, so that a result may end on another last bit."""
-    raw = losses.cells(raw, size)
+    raw = losses.to_cells(raw, size)
     x = torch.where(raw > 0, logs[raw], 0.0).double()
     n, S1, S2 = (raw > 0).sum((3, 5)), x.sum((3, 5)), (x * x).sum((3, 5))
     some = n.clamp(min=1)
@@ -152,7 +152,7 @@ def depth_maps(
     # A tensor, because CUDA divides by a number as a product with its rounded reciprocal.
     metres = raw.float() / torch.full((), depth_scale, device=depth.device)
     down = gt_down(metres, low, mode)
-    out = {"depth": metres, **dict(zip(data.LOW, (down, *losses.gt_gradient(down))))}
+    out = {"depth": metres, **dict(zip(data.LOW, (down, *data.gt_gradient(down))))}
     return out | dict(zip(data.CELLS, cell_statistics(raw, logs, low)))
 
 

@@ -5,7 +5,7 @@ paper's equations, not from those files: no masks that are multiplied, no batche
 the paper is silent the rule is the one of README's Choices, and its line says so.
 
 Depth maps are numpy arrays (N, h, w) in metres, features (N, C, h, w), masks (N, h, w). A hole is a
-truth that is not finite or not positive. A mean over nothing is 0.
+truth that is not finite or not positive. A mean over nothing is 0. o: losses.Loss's numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import math
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -56,22 +57,32 @@ def enlarge(d_hat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- Eq. 7
 
 
-def silog(
-    d_hat: np.ndarray, d: np.ndarray, *, alpha: float, lam: float, eps: float, pool: str
-) -> float:  # fmt: skip
-    """alpha sqrt( mean(e^2) - lam mean(e)^2 ), e = ln(d_hat + eps) - ln(d + eps).
+def silog(d_hat: np.ndarray, d: np.ndarray, o: Any) -> float:
+    """alpha sqrt( mean(e^2) - lambda mean(e)^2 ), e = ln(d_hat + eps) - ln(d + eps).
 
-    The sum is variance + (1 - lam) mean^2. Choices: that variance is the unbiased one, N/(N-1)
+    The sum is variance + (1 - lambda) mean^2. Choices: that variance is the unbiased one, N/(N-1)
     times, N counted over the batch, and 0 of a single pixel.
     """
+    eps = o.silog_eps
     e = {i: math.log(d_hat[i] + eps) - math.log(d[i] + eps) for i in known_pixels(d)}
-    centre, N = pooled_mean(e, pool), len(e)
-    variance = pooled_mean({i: (v - centre) ** 2 for i, v in e.items()}, pool)
+    centre, N = pooled_mean(e, o.pool), len(e)
+    variance = pooled_mean({i: (v - centre) ** 2 for i, v in e.items()}, o.pool)
     variance = variance * N / (N - 1) if N > 1 else 0.0
-    return alpha * max(math.sqrt(variance + (1 - lam) * centre**2), FLOOR)
+    return o.silog_alpha * max(math.sqrt(variance + (1 - o.silog_lambda) * centre**2), FLOOR)
 
 
 # ------------------------------------------------------------------------------------------- Eq. 8
+
+
+def masked_gradient(d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fig. 4 for d (N, h, w): differences to the right and to the lower neighbour, 0 where one of
+    the two is a hole or is not there, and whether they are."""
+    grads, masks = np.zeros((2, *d.shape)), np.zeros((2, *d.shape), bool)
+    for k, v, u in known_pixels(d):
+        for axis, there in enumerate([(k, v, u + 1), (k, v + 1, u)]):
+            if there[1] < d.shape[1] and there[2] < d.shape[2] and is_known(d[there]):
+                grads[axis, k, v, u], masks[axis, k, v, u] = d[there] - d[k, v, u], True
+    return *grads, *masks
 
 
 def grad(d_hat: np.ndarray, d: np.ndarray) -> float:
@@ -79,15 +90,10 @@ def grad(d_hat: np.ndarray, d: np.ndarray) -> float:
 
     Choices: M masks both sides; x and y are averaged each over its own pairs.
     """
-    total = 0.0
-    for dv, du in ((0, 1), (1, 0)):
-        apart = []
-        for k, v, u in known_pixels(d):
-            here, there = (k, v, u), (k, v + dv, u + du)
-            if v + dv < d.shape[1] and u + du < d.shape[2] and is_known(d[there]):
-                apart.append(abs((d_hat[there] - d_hat[here]) - (d[there] - d[here])))
-        total += mean(apart)
-    return total
+    dx, dy, M_x, M_y = masked_gradient(d)
+    x = [abs(d_hat[k, v, u + 1] - d_hat[k, v, u] - dx[k, v, u]) for k, v, u in np.argwhere(M_x)]
+    y = [abs(d_hat[k, v + 1, u] - d_hat[k, v, u] - dy[k, v, u]) for k, v, u in np.argwhere(M_y)]
+    return mean(x) + mean(y)
 
 
 # ------------------------------------------------------------------------------------------- Eq. 9
@@ -124,9 +130,8 @@ def normal(corners: list[np.ndarray]) -> np.ndarray:
 
 
 def virtual_normals(
-    d_hat: np.ndarray, d: np.ndarray, K: np.ndarray, triplets: np.ndarray, *,
-    filter_on: str, delta_z: float, cos: float, near: float, drop: float,
-) -> float:  # fmt: skip
+    d_hat: np.ndarray, d: np.ndarray, K: np.ndarray, triplets: np.ndarray, o: Any
+) -> float:
     """Mean of |n_hat - n|_1 over the triplets that count; K (N, 4), triplets (3, count).
 
     Sec. 3.3: judged on the prediction, or, as in the original, on the ground truth. Choices: a
@@ -140,13 +145,13 @@ def virtual_normals(
                 continue
             p_hat = [point(d_hat[k, v, u], v, u, K[k]) for v, u in at]
             p = [point(d[k, v, u], v, u, K[k]) for v, u in at]
-            judged = p_hat if filter_on == "prediction" else p
-            too_close = any(corner[2] <= delta_z for corner in judged)
-            on_a_line = any(abs(c) > cos for c in cosines(judged))
-            too_near = all(span < near for span in spans(judged))
+            judged = p_hat if o.vnl_filter == "prediction" else p
+            too_close = any(corner[2] <= o.vnl_delta_z for corner in judged)
+            on_a_line = any(abs(c) > o.vnl_cos for c in cosines(judged))
+            too_near = all(span < o.vnl_near for span in spans(judged))
             if not (too_close or on_a_line or too_near):
                 apart.append(float(sum(abs(normal(p_hat) - normal(p)))))
-    left_out = math.floor(Fraction(str(drop)) * len(apart))
+    left_out = math.floor(Fraction(str(o.vnl_drop)) * len(apart))
     return mean(sorted(apart)[left_out:])
 
 
@@ -171,17 +176,18 @@ def rho(e: float, alpha: float, c: float) -> float:
     return abs(alpha - 2) / alpha * power
 
 
-def robust(d_hat: np.ndarray, d: np.ndarray, *, alpha: float, c: float, pool: str) -> float:
+def robust(d_hat: np.ndarray, d: np.ndarray, o: Any) -> float:
     """Mean of rho(d_hat - d), metres, over valid pixels."""
-    return pooled_mean({i: rho(d_hat[i] - d[i], alpha, c) for i in known_pixels(d)}, pool)
+    rhos = {i: rho(d_hat[i] - d[i], o.robust_alpha, o.robust_c) for i in known_pixels(d)}
+    return pooled_mean(rhos, o.pool)
 
 
-def adaptive(d_hat: np.ndarray, d: np.ndarray, *, alpha: float, c: float, pool: str) -> float:
+def adaptive(d_hat: np.ndarray, d: np.ndarray, o: Any) -> float:
     """Negative log likelihood of the density exp(-rho(e, alpha, c)) / (c Z(alpha)); 0 where no
     pixel is valid."""
     if not known_pixels(d):
         return 0.0
-    return robust(d_hat, d, alpha=alpha, c=c, pool=pool) + math.log(c) + math.log(Z(alpha))
+    return robust(d_hat, d, o) + math.log(o.robust_c) + math.log(Z(o.robust_alpha))
 
 
 @functools.lru_cache(None)
@@ -327,27 +333,6 @@ def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, flo
     }
 
 
-def median(values: list[float]) -> float:
-    """The middle one, or the mean of the middle two."""
-    values, n = sorted(values), len(values)
-    return (values[(n - 1) // 2] + values[n // 2]) / 2
-
-
-def median_aligned(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> np.ndarray:
-    """d_hat times median(truth) / median(prediction) over valid pixels; as it is without any."""
-    pairs = millimetres(d_hat, d, max_depth)
-    if not pairs:
-        return d_hat
-    return d_hat * (median([t for _, t in pairs]) / median([p for p, _ in pairs]))
-
-
 def score(si_rmse: float, runtime_s: float, C: float) -> float:
     """Eq. 14 as it is meant: 2^(-20 si-RMSE) / (C runtime)."""
     return math.exp(-20 * math.log(2) * si_rmse) / C / runtime_s
-
-
-def dataset(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean over pictures of each metric; those of NaN left out; NaN when none is left."""
-    rows = [row for row in rows if math.isfinite(row["si_rmse"])]
-    names = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
-    return {k: mean([row[k] for row in rows]) if rows else math.nan for k in names}

@@ -12,9 +12,7 @@ and why it differs. Depth is in metres, a hole is a 0, maps are (h, w) or (N, h,
                    the NYUv2 Kinect with its centre at w//2, h//2, whatever was cropped. L_vnl
                    leaves such triplets out and is given K.
     robust         as L_robust (Eq. 10 with the "+ 1" that the paper forgets).
-    dynamic        as DepthLoss(dynamic=True), with a formula that the paper does not print.
-    bilinear_down  the ground truth for Eq. 8 and 9, holes interpolated like depths: around every
-                   hole it invents depths that no mask finds. The loader looks at valid pixels only.
+    dynamic        as DepthLoss with dynamic_weights, with a formula that the paper does not print.
 """
 
 import numpy as np
@@ -95,14 +93,3 @@ def dynamic(losses: list[float], w: list[float], p: list[float]) -> float:
     """Eq. 11 with learnable weights p, which start at 1."""
     losses, w, p = (np.array(x, float) for x in (losses, w, p))
     return (0.5 / p**2 * (w * losses) + np.log(1 + p**2)).sum()
-
-
-def bilinear_down(gt: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) -> (h, w), corners aligned."""
-    low = gt
-    for axis, n in enumerate(size):
-        at = np.arange(n) * ((gt.shape[axis] - 1) / (n - 1))
-        i = np.minimum(at.astype(int), gt.shape[axis] - 2)
-        t = (at - i).reshape((-1, 1) if axis == 0 else (1, -1))
-        low = low.take(i, axis) * (1 - t) + low.take(i + 1, axis) * t
-    return low

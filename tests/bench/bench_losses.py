@@ -1,4 +1,4 @@
-"""What the four losses cost in plain and in cell form: python tests/bench_losses.py [--quick]
+"""What the four losses cost in plain and in cell form: python tests/bench/bench_losses.py [--quick]
 
 Equality first, then times: the forms take turns within one process, and a cell of the table is the
 median over the rounds. Prints a markdown table for each number of threads.
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import losses
-import model
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+import reference  # noqa: E402
+
+import losses  # noqa: E402
+import model  # noqa: E402
 from plumbing.run import reuse_memory  # noqa: E402
 
 FORMS = ("plain", "cells, torch", "cells, C++")
@@ -25,14 +28,10 @@ ROWS = {"silog": "1,0,0,0", "grad": "0,1,0,0", "vnl": "0,0,1,0", "robust": "0,0,
 
 def make_loss(form: str, weights: str) -> losses.DepthLoss:
     """The loss of train.py's default flags and these weights."""
-    parser = argparse.ArgumentParser()
-    losses.add_arguments(parser)
-    args = vars(parser.parse_args(["--weights", weights]))
-    weights, dynamic = args.pop("weights"), args.pop("dynamic_weights")
+    o = losses.Loss(weights=losses.parse_weights(weights))
     if form == "plain":
-        return losses.DepthLoss(weights, dynamic=dynamic, seed=0, **args)
-    kernel = "torch" if form == "cells, torch" else "cpp"
-    return losses.CellLoss(weights, dynamic=dynamic, seed=0, kernel=kernel, **args)
+        return losses.DepthLoss(o)
+    return losses.CellLoss(o, "torch" if form == "cells, torch" else "cpp")
 
 
 def make_batch(
@@ -43,11 +42,16 @@ def make_batch(
     d = model.upsample(coarse, full, "bilinear") * (0.95 + 0.1 * torch.rand(count, 1, *full))
     d[torch.rand_like(d) < 0.1] = 0
     d_hat = coarse * (0.8 + 0.4 * torch.rand_like(coarse))
-    depth_low = losses.cells(d, low).amax((3, 5))
-    gradients = dict(zip(("grad_x", "grad_y", "M_x", "M_y"), losses.gt_gradient(depth_low)))
+    depth_low = losses.to_cells(d, low).amax((3, 5))
+    maps = reference.masked_gradient(depth_low[:, 0].numpy())
+    grads = dict(zip(("grad_x", "grad_y", "M_x", "M_y"), (torch.tensor(x)[:, None] for x in maps)))
+    grads |= {k: grads[k].float() for k in ("grad_x", "grad_y")}
     cell = dict(zip(("cell_n", "cell_mean", "cell_M2"), losses.cell_statistics(d, low, 1e-3)))
     K = torch.tensor([[518.9, 519.5, 325.6, 253.7]]).expand(count, 4)
-    return d_hat, {"depth": d, "depth_low": depth_low, "K": K, "step": 0} | gradients | cell
+    pixels = low[0] * low[1]
+    triplets = losses.draw_triplets(0, 0, pixels, losses.triplet_count(pixels, 0.15))
+    batch = {"depth": d, "depth_low": depth_low, "K": K, "triplets": triplets}
+    return d_hat, batch | grads | cell
 
 
 def exact(loss: losses.DepthLoss, d_hat, enlarge, batch) -> tuple[torch.Tensor, torch.Tensor]:
