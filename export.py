@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import os
 import sys
@@ -40,14 +41,12 @@ from plumbing.files import (
     write_json,
 )  # fmt: skip
 from plumbing.flags import Parser, add, flag, parse_size, take
-from plumbing.pairs import DataError
 from plumbing.pictures import resize_depth
 from plumbing.report import (
     DELEGATE,
     Card,
     Comparison,
     Limits,
-    Parity,
     Timing,
     hushed,
     interpreter,
@@ -57,6 +56,7 @@ from plumbing.report import (
 from plumbing.runtime import Predictor, load_tflite, newest_model, seal
 
 FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
+PER_METRE = {"m": 1, "mm": 1000}
 
 
 def output_size(text: str) -> tuple[int, int] | str:
@@ -103,11 +103,6 @@ class Layout:
         "values, several times slower. --normalization graph --last_resize plain is the "
         "straightforward conversion", choices=["fast", "plain"],
     )  # fmt: skip
-
-    @property
-    def per_metre(self) -> int:
-        """Units of the output in a metre."""
-        return {"m": 1, "mm": 1000}[self.unit]
 
     def of(self, model: LiteDepth, size: tuple[int, int] = (480, 640)) -> Layout:
         """With all sizes and the last resize filled in. size: of the checkpoint's pictures."""
@@ -326,7 +321,7 @@ def convert(
     tf, pictures = tensorflow(), list(pictures)
     if precision == "int8" and not pictures:
         raise UserError("int8 needs training pictures for its ranges: give --data ROOT")
-    model = calibrate(model, layout.per_metre, 0.0)
+    model = calibrate(model, PER_METRE[layout.unit], 0.0)
     source = tf.TensorSpec((1, *layout.input_size, 3), layout.input_type, name="image")
 
     @tf.function(input_signature=[source], autograph=False)
@@ -411,21 +406,27 @@ def reference(model: LiteDepth, layout: Layout, picture: np.ndarray) -> np.ndarr
     return upsample(d_hat, layout.output_size, layout.upsample)[0, 0].numpy()
 
 
-def compare(files: dict[str, Callable], pictures: Iterable, max_depth: float) -> dict[str, tuple]:
-    """{name: (Parity, mean metrics)} of `files`, RGB u8 (H, W, 3) -> metres (h, w): how far each is
-    from "PyTorch", which is one of them, and how far from the truth.
+def compare(
+    cards: list[Card], files: dict[str, Callable], pictures: Iterable[tuple], max_depth: float
+) -> dict[str, float] | None:
+    """Runs every file beside PyTorch over all pictures: how far it is from that goes into its card,
+    and its metrics too. Returns PyTorch's own; None where no truth is known.
 
-    pictures: RGB and truth, (H, W) metres or None (no metrics). {} where there are no pictures.
+    files: "PyTorch" and each card's format -> RGB u8 (H, W, 3) to metres (h, w). pictures: RGB and
+    the truth, (H, W) metres, or None for a test picture.
     """
-    parities, rows = {}, {name: [] for name in files}
+    rows = {name: [] for name in files}
     for rgb, d in pictures:
         outputs = {name: file(rgb) for name, file in files.items()}
-        for name, d_hat in outputs.items():
-            parities.setdefault(name, Parity()).add(outputs["PyTorch"], d_hat)
-            if d is not None:
-                d_hat = resize_depth(d_hat, d.shape, "nearest")
-                rows[name].append(metrics(d_hat, d, max_depth))
-    return {name: (parity, mean_metrics(rows[name])) for name, parity in parities.items()}
+        for card in cards:
+            parity = card.tests if d is None else card.real
+            parity.add(outputs["PyTorch"], outputs[card.format])
+        for name, d_hat in outputs.items() if d is not None else ():
+            d_hat = resize_depth(d_hat, d.shape, "nearest")
+            rows[name].append(metrics(d_hat, d, max_depth))
+    for card in cards:
+        card.metrics = mean_metrics(rows[card.format])
+    return mean_metrics(rows["PyTorch"])
 
 
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float] | None:
@@ -536,7 +537,7 @@ def open_student(
 def write(model: LiteDepth, layout: Layout, path: Path, about: dict, ranges: Iterable) -> Card:
     """One file, in the format that about["precision"] names, and what is in it; see `convert`."""
     if about["precision"] == "onnx":
-        scaled = calibrate(model, layout.per_metre, 0.0)
+        scaled = calibrate(model, PER_METRE[layout.unit], 0.0)
         scaled.mode = layout.upsample
         content = onnx.convert(scaled, about)
     else:
@@ -547,35 +548,10 @@ def write(model: LiteDepth, layout: Layout, path: Path, about: dict, ranges: Ite
     return card
 
 
-def load(card: Card, about: dict, threads: int) -> Predictor:
-    """The written file, ready to predict."""
+def load(path: Path, threads: int) -> Predictor:
+    """A written file, ready to predict."""
     with hushed():  # the runtime announces XNNPACK
-        if card.format == "onnx":
-            return onnx.load(card.path.read_bytes(), about, threads)
-        return load_tflite(card.path, threads, "nearest")
-
-
-def examine(
-    cards: list[Card], files: dict[str, Callable], layout: Layout, on: Comparison, asked: bool
-) -> dict[str, float] | None:
-    """Compares all files on the test pictures and the data set and fills in their cards. Returns
-    PyTorch's own metrics; None without a data set, or, with a notice, when nobody asked for one
-    and it cannot be opened."""
-    patterns = pattern_pictures(layout.input_size, on.seed)
-    tests = compare(files, ((picture, None) for picture in patterns), on.max_depth)
-    real = {}
-    if on.data and on.pictures != 0:
-        pictures = on.read(on.split, on.pictures, layout.input_size)
-        try:
-            real = compare(files, pictures, on.max_depth)
-        except DataError as error:
-            if asked:
-                raise
-            notice(f"{error}; only the test pictures are compared")
-    for card in cards:
-        card.tests = tests[card.format][0]
-        card.real, card.metrics = real.get(card.format, (None, None))
-    return real["PyTorch"][1] if real else None
+        return (onnx.load if path.suffix == ".onnx" else load_tflite)(path, threads, "nearest")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -599,13 +575,15 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as folder:
         cards, files = [], {"PyTorch": functools.partial(reference, model, layout)}
         for name in progress(args.formats, len(args.formats), "export"):
-            ranges = on.read(on.train_split, on.range_pictures, layout.input_size) if on.data else ()
+            ranges = on.read(on.train_split, on.range_pictures, layout.input_size)
             path, told = Path(folder, file_name(out, name)), {"precision": name} | about
             card = write(model, layout, path, told, (rgb for rgb, _ in ranges))
-            card.time(functools.partial(load, card, about), timing)
+            card.time(functools.partial(load, path), timing)
             cards.append(card)
-            files[name] = load(card, about, 1).native
-        pytorch = examine(cards, files, layout, on, bool(args.data))
+            files[name] = load(path, 1).native
+        patterns = ((p, None) for p in pattern_pictures(layout.input_size, on.seed))
+        real = on.read(on.split, on.pictures, layout.input_size)
+        pytorch = compare(cards, files, itertools.chain(patterns, real), on.max_depth)
         for card in cards:
             card.judge(limits, pytorch)
             if pytorch:
@@ -614,11 +592,8 @@ def main(argv: list[str] | None = None) -> int:
             card.path = card.path.replace(out.with_name(name))
     report = {
         "checkpoint": checkpoint, "layout": asdict(layout), "metadata": about,
-        "host": machine(Path("/")), "tolerance": asdict(limits), "timing": asdict(timing),
-        "compared": {"test_pictures": cards[0].tests.pictures, "seed": on.seed,
-                     "data": on.data and f"{on.data} {on.split}",
-                     "data_pictures": cards[0].real.pictures if pytorch else 0},
-        "pytorch": pytorch, "files": [asdict(card) for card in cards],
+        "compared": asdict(on), "pytorch": pytorch, "files": [asdict(card) for card in cards],
+        "tolerance": asdict(limits), "timing": asdict(timing), "host": machine(Path("/")),
     }  # fmt: skip
     write_json(out.with_name("report.json"), report)
     print(printed(report, cards))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,14 +69,15 @@ def convert(network: nn.Module, metadata: dict) -> bytes:
     return file.SerializeToString(deterministic=True)
 
 
-def load(content: bytes, metadata: dict, threads: int) -> Predictor:
+def load(path: Path, threads: int, resize: str) -> Predictor:
     """A file of `convert`, ready to predict metres."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    feed, metre = {}, np.float32({"m": 1, "mm": 1000}[metadata["output"]["unit"]])
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["litedepth.json"])
+    feed, metre = {}, np.float32({"m": 1, "mm": 1000}[about["output"]["unit"]])
 
     def run(picture: np.ndarray) -> np.ndarray:
         feed["image"] = np.ascontiguousarray(picture.transpose(2, 0, 1)[None])
@@ -84,7 +86,5 @@ def load(content: bytes, metadata: dict, threads: int) -> Predictor:
     def invoke() -> list[np.ndarray]:
         return session.run(None, feed)
 
-    source = metadata["input"]
-    return Predictor(
-        run, tuple(source["size"]), "nearest", "ONNX", dtype=source["dtype"], invoke=invoke
-    )
+    size, dtype = about["input"]["size"], about["input"]["dtype"]
+    return Predictor(run, tuple(size), resize, "ONNX", dtype=dtype, invoke=invoke)

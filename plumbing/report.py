@@ -18,7 +18,7 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import UserError, notice, progress, usable_cores
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import DataError, list_pairs, read_pair, resolve
+from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve
 from plumbing.runtime import Predictor
 
 
@@ -35,8 +35,8 @@ class Comparison:
         "checkpoint's run on its own data; val otherwise)",
     )  # fmt: skip
     pictures: int | None = flag(
-        None, "compare on N of them, spread evenly; 0 = only on six test pictures, which are always "
-        "compared (default: all)", whole, metavar="N",
+        None, "compare on N of them, spread evenly; 0 = only on six test pictures, which are "
+        "compared always (default: all)", whole, metavar="N",
     )  # fmt: skip
     train_split: str | None = flag(
         None, "where int8's ranges come from (default: the --split of the checkpoint's run, or "
@@ -56,29 +56,44 @@ class Comparison:
     seed: int = flag(0, "of the noise among the test pictures", whole, metavar="N")
 
     def of(self, checkpoint: Path) -> Comparison:
-        """With all filled in that the args.json beside the checkpoint says of its run."""
+        """With all filled in that the args.json beside the checkpoint says of its run. Raises
+        DataError where --data cannot be compared on; the run's own is then left out."""
         try:
             ran = json.loads(checkpoint.with_name("args.json").read_text())
         except (OSError, ValueError):
             ran = {}
         own = ran if self.data in (None, ran.get("data")) else {}
-        return replace(
+        filled = replace(
             self, data=self.data or own.get("data"),
             split=self.split or own.get("val_split") or "val",
             train_split=self.train_split or own.get("split") or "train",
             depth_scale=self.depth_scale or ran.get("depth_scale") or 1000.0,
             max_depth=self.max_depth or ran.get("max_depth") or 40.0,
         )  # fmt: skip
+        try:
+            filled.pairs(filled.split, self.pictures)
+        except DataError as error:
+            if self.data:
+                raise
+            notice(f"{error}; only the test pictures are compared")
+            return replace(filled, data=None)
+        return filled
+
+    def pairs(self, split: str, number: int | None) -> list[Pair]:
+        """So many of a split, spread evenly; None: all. Raises DataError."""
+        if not self.data or number == 0:
+            return []
+        pairs = list_pairs(resolve(self.data), split)
+        number = min(number or len(pairs), len(pairs))
+        return [pairs[i] for i in np.linspace(0, len(pairs) - 1, number).round().astype(int)]
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:
-        """RGB u8 (H, W, 3) and metres (H, W) of so many pairs, spread evenly; None: of all. One
-        that cannot be read is named and left out. Raises DataError where there is no such split."""
-        pairs = list_pairs(resolve(self.data), split)
-        number = len(pairs) if number is None else min(number, len(pairs))
-        chosen = np.linspace(0, len(pairs) - 1, number).round().astype(int)
-        for i in progress(chosen, number, split):
+        """RGB u8 (H, W, 3) and metres (H, W) of each of `pairs`; what cannot be read is named and
+        left out."""
+        pairs = self.pairs(split, number)
+        for pair in progress(pairs, len(pairs), split):
             try:
-                sample = read_pair(pairs[i], size, None, {})
+                sample = read_pair(pair, size, None, {})
                 yield sample.rgb, sample.depth / np.float32(self.depth_scale)
             except DataError as error:
                 notice(f"left out: {error}")
@@ -265,8 +280,8 @@ class Card:
     outside_xnnpack: dict[str, int] = field(default_factory=dict)
     gpu: str | None = None  # "yes", or "no: " and what TFLite's delegate does not take
     ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> run_times
-    tests: Parity | None = None  # against PyTorch, on the test pictures
-    real: Parity | None = None  # and on those of the data set
+    tests: Parity = field(default_factory=Parity)  # against PyTorch, on the test pictures
+    real: Parity = field(default_factory=Parity)  # and on those of the data set
     metrics: dict[str, float] | None = None
     score: float | None = None
     broken: list[str] = field(default_factory=list)
@@ -287,7 +302,8 @@ class Card:
             return
         ops, self.partitions, outside = operations(content)
         self.operations, self.outside_xnnpack = dict(ops.most_common()), dict(outside)
-        self.gpu = f"no: {', '.join(refused)}" if (refused := sorted(ops.keys() - GPU_OPS)) else "yes"
+        refused = ", ".join(sorted(ops.keys() - GPU_OPS))
+        self.gpu = f"no: {refused}" if refused else "yes"
 
     def time(self, load: Callable[[int], Predictor], o: Timing) -> None:
         """Fills in `ms`. load: the file for so many threads."""
@@ -304,7 +320,7 @@ class Card:
         ones and held to its mean error and si-RMSE there. pytorch: PyTorch's metrics.
         """
         if self.format.startswith("int8"):
-            parity = self.real or self.tests
+            parity = self.real if self.real.pictures else self.tests
             limit = limits.tolerance_int8 * parity.depth_mean
             if not parity.mean_abs <= limit < math.inf:  # also for NaN
                 self.broken.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
@@ -315,9 +331,8 @@ class Card:
             return
         allowed = limits.tolerance_fp16 if self.format == "fp16" else limits.tolerance
         for where, parity in {"test pictures": self.tests, "data": self.real}.items():
-            limit = allowed * max(1.0, parity.depth_max) if parity else 0
-            # also for NaN, and a reference that is infinite
-            if parity and not parity.max_abs <= limit < math.inf:
+            limit = allowed * max(1.0, parity.depth_max)
+            if not parity.max_abs <= limit < math.inf:  # also for NaN, and an infinite reference
                 self.broken.append(
                     f"max error {parity.max_abs:.2e} m > {limit:.2e} m on the {where}"
                 )
@@ -325,7 +340,7 @@ class Card:
     def column(self) -> dict[str, str]:
         """Line of the printed report -> this file's cell; errors on the data set's pictures, and on
         the test pictures where there is none."""
-        parity = self.real or self.tests
+        parity = self.real if self.real.pictures else self.tests
         left = "".join(f" + {n} {name}" for name, n in self.outside_xnnpack.items())
         return {
             "MB": f"{self.megabytes:.3f}",
@@ -372,9 +387,9 @@ def card_table(cards: list[Card], pytorch: dict[str, float] | None) -> str:
 
 def printed(report: dict, cards: list[Card]) -> str:
     """report.json's content for the terminal."""
-    layout, compared, timing = report["layout"], report["compared"], report["timing"]
+    layout, on, timing = report["layout"], report["compared"], report["timing"]
     (H, W), (h, w) = layout["input_size"], layout["output_size"]
-    calibration, data = report["metadata"]["calibration"], compared["data"]
+    calibration, real = report["metadata"]["calibration"], cards[0].real.pictures
     rows = {
         "checkpoint": report["checkpoint"],
         "input": f"1x{H}x{W}x3 {layout['input_type']}, raw RGB 0..255",
@@ -382,8 +397,8 @@ def printed(report: dict, cards: list[Card]) -> str:
         "graph": f"normalization {layout['normalization']}, last resize {layout['last_resize']}",
         "calibration": calibration and
         f"{calibration['scale']:.4g} d {calibration['shift_m']:+.4g} m, in the file and in PyTorch",
-        "compared": f"with PyTorch on {compared['test_pictures']} test pictures" + (
-            f", {compared['data_pictures']} of {data}; errors in metres, on the latter" if data else
+        "compared": f"with PyTorch on {cards[0].tests.pictures} test pictures" + (
+            f", {real} of {on['data']} {on['split']}; errors in metres, on the latter" if real else
             "; si-RMSE and errors on real pictures: --data ROOT"),
         "timing": f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
         f"out, on this host ({report['host']['cpu']}, {report['host']['cores']} cores)",
