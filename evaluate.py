@@ -26,12 +26,13 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-import predict
+import model
 from plumbing.checkpoints import CALIBRATION, CheckpointError, read_calibration
 from plumbing.files import UserError, natural, notice, sha256, write_json
 from plumbing.flags import Parser
 from plumbing.pairs import DataError, Pair, Sample, find_split, open_split, read_pair, resolve
 from plumbing.pictures import auto_range, panel, write_picture
+from plumbing.runtime import load_predictor, newest_model
 
 METRICS = ("si_rmse", "rmse", "log10", "rel", "delta1", "delta2", "delta3")
 FEW = 20  # a calibration on fewer pictures comes with a warning
@@ -514,9 +515,11 @@ def json_name(text: str) -> Path:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     calibrates = args.calibrate or args.calibration
-    path = Path(args.model) if args.model else predict.newest_model(".pt" if calibrates else "")
-    predictor = predict.load_predictor(
-        path, image_size=args.image_size, threads=args.threads, device=args.device
+    path = Path(args.model) if args.model else newest_model(
+        ("best.pt",) if calibrates else ("best.pt", "model.tflite")
+    )
+    predictor = load_predictor(
+        path, model.runner, image_size=args.image_size, threads=args.threads, device=args.device
     )
     if calibrates and predictor.calibration:
         raise DataError(

@@ -17,10 +17,12 @@ import math
 import os
 import re
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +37,7 @@ from plumbing.checkpoints import (
     read_checkpoint,
     read_weights,
 )
+from plumbing.files import UserError
 from plumbing.flags import parse_size
 from plumbing.swin import SWIN, Swin, resize_bias_table
 from plumbing.weights import backbone_weights, fetch
@@ -504,6 +507,33 @@ def save(path: str | os.PathLike, model: DepthNetwork, /, **state: object) -> No
 def load(path: str | os.PathLike) -> DepthNetwork:
     """Rebuilds any saved network, in eval mode on the CPU. Raises CheckpointError."""
     return build(read_checkpoint(path), path).eval()
+
+
+def runner(
+    path: str | os.PathLike, threads: int | None, device: str
+) -> tuple[Callable, tuple[int, int], str]:
+    """(run, image_size, about) of a checkpoint, for `runtime.load_predictor`.
+
+    run: raw RGB (H, W, 3) float32 array -> metres (h, w); image_size: the pictures it was trained
+    on, 480x640 where the file does not say. threads: None = PyTorch's own number. Raises UserError.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    checkpoint = read_checkpoint(path)
+    network = build(checkpoint, path).eval().to(device)
+
+    def run(image: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+        # No TensorFloat-32: a GPU must give the metres that the CPU and the .tflite give.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return network(x)[0, 0].float().cpu().numpy()
+
+    size = tuple(checkpoint.get("image_size") or (480, 640))
+    return run, size, f"PyTorch, {device}, threads {torch.get_num_threads()}"
 
 
 def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:

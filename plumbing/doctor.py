@@ -46,7 +46,6 @@ from plumbing.pairs import (
 )
 from plumbing.pictures import (
     WHITE,
-    _write,
     auto_range,
     colorize,
     cv2,
@@ -54,6 +53,7 @@ from plumbing.pictures import (
     resize_picture,
     with_colorbar,
     write_picture,
+    write_text,
 )
 
 SEVERITIES = ("error", "warning", "note")
@@ -1169,7 +1169,7 @@ def tile(pair: Pair, title: str, scale: float, size: tuple[int, int]) -> np.ndar
     canvas = with_colorbar(canvas, near, far, holes=not known.all())
     head = np.full((30, canvas.shape[1], 3), WHITE, np.uint8)
     plain = title[:90].encode("ascii", "replace").decode()  # OpenCV has no other letters
-    _write(head, plain, 2, 16, 13)
+    write_text(head, plain, 2, 16, 13)
     return np.concatenate([head, canvas])
 
 

@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import re
-import struct
 import threading
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from plumbing import scenes as synthetic
 from plumbing.files import UserError, natural, notice
-from plumbing.pictures import cv2, is_cut, overstated, resize_depth, resize_picture, walk_jpeg
+from plumbing.pictures import cv2, is_cut, picture_header, resize_depth, resize_picture
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -231,29 +230,13 @@ def read_header(data: bytes, path: Path, length: int | None = None) -> Header:
     well: cv2.imread decodes a JPEG cut short into a full, partly grey picture, so decoding alone
     does not tell.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
-        w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
-        header = Header((h, w), bits, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0))
-    elif data[:2] == b"\xff\xd8":
-        header = _jpeg_header(data, path)
-    else:
-        what = "an empty file" if not data else "not a JPEG or PNG file"
-        raise DataError(f"{path}: {what}; convert it or remove the pair")
+    try:
+        header = Header(*picture_header(data))
+    except UserError as error:
+        raise DataError(f"{path}: {error}, or remove the pair") from error
     if is_cut(data):
         raise DataError(f"{path}: cut short (its end mark is missing); copy it anew or remove it")
-    if min(header.size) < 1 or header.channels == 0:
-        raise DataError(f"{path}: impossible header: {header.size[0]}x{header.size[1]} pixels")
-    if reason := overstated(data, length):
-        raise DataError(f"{path}: impossible header: {reason}")
     return header
-
-
-def _jpeg_header(data: bytes, path: Path) -> Header:
-    _, at = walk_jpeg(data)
-    if at is not None and at + 10 <= len(data):
-        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
-        return Header((h, w), bits, channels)
-    raise DataError(f"{path}: a JPEG without a picture in it; copy it anew or remove the pair")
 
 
 def check_headers(rgb: Header, depth: Header, pair: Pair) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import re
+import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,10 @@ except ImportError as error:
 
 
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
-
-
 WHITE, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
+
+
+# --------------------------------------------------------------------------------- depth in colours
 
 
 def colorize(depth_m: np.ndarray, near: float, far: float) -> np.ndarray:
@@ -83,7 +84,11 @@ def ticks(near: float, far: float, gap: float) -> list[tuple[float, float]]:
     return sorted(marks)
 
 
-def _write(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
+def letter_height(picture_height: int) -> int:
+    return min(max(11, round(picture_height / 32)), 22)
+
+
+def write_text(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
     """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall."""
     where, thick = (int(x), round(middle + 0.4 * height)), max(1, round(height / 12))
     cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, height / 22, INK, thick, cv2.LINE_AA)
@@ -97,7 +102,7 @@ def with_colorbar(
     holes adds a swatch of the holes' grey. Rows of white are added to a picture under 120.
     """
     H = max(120, len(picture))
-    letter = min(max(11, round(H / 32)), 22)
+    letter = letter_height(H)
     pad, bar = letter, round(1.6 * letter)
     canvas = np.full((H, picture.shape[1] + 2 * pad + bar + 6 * letter, 3), WHITE, np.uint8)
     canvas[: len(picture), : picture.shape[1]] = picture
@@ -105,15 +110,18 @@ def with_colorbar(
     if holes:
         bottom -= 3 * letter
         canvas[H - pad - round(1.4 * letter) : H - pad, x : x + bar] = HOLE
-        _write(canvas, "none", x + bar + pad, H - pad - 0.7 * letter, letter)
+        write_text(canvas, "none", x + bar + pad, H - pad - 0.7 * letter, letter)
     scale = near * (far / near) ** np.linspace(1, 0, bottom - top)
     canvas[top:bottom, x : x + bar] = colorize(scale[:, None], near, far)
     for value, place in ticks(near, far, max(1.8 * letter / (bottom - top), 1 / 7)):
         row = bottom - 1 - place * (bottom - 1 - top)
         y = round(row)
         cv2.line(canvas, (x + bar, y), (x + bar + pad // 2, y), INK, 1)
-        _write(canvas, f"{value:.4g} m", x + bar + pad, row, letter)
+        write_text(canvas, f"{value:.4g} m", x + bar + pad, row, letter)
     return canvas
+
+
+# ------------------------------------------------------------------------- pictures side by side
 
 
 def panel(
@@ -131,7 +139,7 @@ def panel(
     h, w = max((tile.shape[:2] for tile in shown.values()), key=lambda s: s[0] * s[1])
     zoom = min(1280 / max(h, w), max(1.0, 240 / h))
     h, w = max(1, round(h * zoom)), max(1, round(w * zoom))
-    letter = min(max(11, round(h / 32)), 22)
+    letter = letter_height(h)
     head = round((4.4 if title else 2.2) * letter)
     space = max(4, letter // 2)
     canvas = np.full((head + h, len(shown) * (w + space) - space, 3), WHITE, np.uint8)
@@ -149,12 +157,49 @@ def panel(
             holes |= not known.all()
             view = colorize(depth, near, far)
         canvas[head:, x : x + w] = view
-        _write(canvas, name, x + space, head - 1.1 * letter, letter)
+        write_text(canvas, name, x + space, head - 1.1 * letter, letter)
     if title:
-        _write(canvas, title, space, 1.4 * letter, letter)
+        write_text(canvas, title, space, 1.4 * letter, letter)
     canvas = with_colorbar(canvas, near, far, holes=holes)
     odd = [(0, s % 2) for s in canvas.shape[:2]]  # video codecs want even sizes
-    return np.pad(canvas, [*odd, (0, 0)], constant_values=255)
+    return np.pad(canvas, [*odd, (0, 0)], constant_values=WHITE)
+
+
+def batch_picture(
+    batch: dict[str, np.ndarray], mean: np.ndarray, std: np.ndarray, shown: int = 6
+) -> np.ndarray:
+    """A batch as the network sees it, BGR u8: image | depth at 32x40 | grad_x | M_x (Fig. 2, 4),
+    and the teacher's depth at 32x40 where there is one.
+
+    batch: as the loader gives it, image (B, 3, H, W) normalised by mean and std (3,), the others
+    (B, 1, h, w). Holes are flat grey; what lies beyond a crop shows as the mean colour and as
+    holes.
+    """
+    size = 2 * batch["image"].shape[3], 2 * batch["image"].shape[2]
+    depths = [batch[key] for key in ("depth_low", "teacher_depth_low") if key in batch]
+    near, far = auto_range(depths)
+    depth, *teacher = ([colorize(d[0], near, far) for d in ds[:shown]] for ds in depths)
+    image = (batch["image"][:shown].transpose(0, 2, 3, 1) * std + mean).clip(0, 255)
+    slope, M_x = batch["grad_x"][:shown, 0], batch["M_x"][:shown, 0, :, :, None]
+    # Signed, on a log scale: half a metre and five metres both show.
+    bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
+    level = (127.5 + 127.5 * bent).clip(0, 255).astype(np.uint8)
+    grad = [cv2.applyColorMap(row, cv2.COLORMAP_TWILIGHT_SHIFTED) for row in level]
+    columns = {
+        "image": image.astype(np.uint8)[..., ::-1], f"depth {near:g}..{far:g} m": depth,
+        "grad_x, grey = masked": np.where(M_x, grad, np.uint8(HOLE)),
+        "M_x, black = masked": np.repeat(M_x * np.uint8(WHITE), 3, 3),
+    } | ({"teacher depth": teacher[0]} if teacher else {})  # fmt: skip
+    drawn = []
+    for name, tiles in columns.items():
+        head = np.full((26, size[0], 3), WHITE, np.uint8)
+        write_text(head, name, 6, 13, 11)
+        tiles = [cv2.resize(tile, size, interpolation=cv2.INTER_NEAREST) for tile in tiles]
+        drawn.append(np.vstack([head, *tiles]))
+    return np.hstack(drawn)
+
+
+# ------------------------------------------------------------------------------------------- sizes
 
 
 def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -168,11 +213,11 @@ def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """(h, w) -> size. nearest: the cell under each pixel's centre (depth itself where it has that
+    """(h, w) -> size. nearest: the value under each pixel's centre (depth itself where it has that
     size already); bilinear mixes neighbours.
 
-    bilinear takes the `cells` of a map that the network's graph has enlarged already; holes (<= 0,
-    NaN, inf) do not mix: their cells become 0.
+    bilinear takes the `block_values` of a map that the network's graph has enlarged already; holes
+    (<= 0, NaN, inf) do not mix: their pixels become 0.
     """
     (h, w), (H, W) = depth.shape, size
     if how == "bilinear":
@@ -206,12 +251,15 @@ def block_values(depth: np.ndarray) -> np.ndarray:
     return depth[np.ix_(*corners)]
 
 
+# ------------------------------------------------------------------------------------------- files
+
+
 def read_picture(path: Path) -> np.ndarray:
     """RGB u8 (H, W, 3), turned as its EXIF says; grey is repeated, alpha dropped, 16 bit -> 8.
 
     Raises UserError for what is no picture, for a file cut short (OpenCV would return it with a
-    flat grey rest), for one that claims more pixels than it can hold and for 16-bit grey PNG, which
-    is a depth map.
+    flat grey rest), for more pixels than OpenCV takes (2^30) and for 16-bit grey PNG, which is a
+    depth map.
     """
     try:
         data = Path(path).read_bytes()
@@ -219,8 +267,6 @@ def read_picture(path: Path) -> np.ndarray:
         raise UserError(str(error)) from error
     if is_cut(data):
         raise UserError("cut short (its end mark is missing); copy it anew")
-    if reason := overstated(data):
-        raise UserError(f"impossible header: {reason}")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise UserError("16-bit grey PNG: a depth map, not a picture")
     try:
@@ -233,9 +279,11 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell."""
+    """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell. Bytes after
+    the end, such as a phone's film of the moment, are no harm."""
     if data[:2] == b"\xff\xd8":  # JPEG: from the scan on, past an EXIF thumbnail's own end mark
-        return data.find(b"\xff\xd9", walk_jpeg(data)[0]) < 0
+        scan = (at for marker, at in _segments(data) if marker == 0xDA)
+        return data.find(b"\xff\xd9", next(scan, len(data))) < 0
     if data[:4] == b"\x89PNG":
         return b"IEND" not in data
     if data[:4] == b"RIFF":  # WebP
@@ -243,63 +291,40 @@ def is_cut(data: bytes) -> bool:
     return data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little")
 
 
-def walk_jpeg(data: bytes) -> tuple[int, int | None]:
-    """Where a JPEG's first scan begins (or its segments end), and the segment that tells its size;
-    None = there is no such segment."""
-    at, frame = 2, None
-    while fill := FILL.match(data, at):  # any number of them may stand before a mark
-        at = fill.end() - 1
-        marker = data[at + 1] if at + 1 < len(data) else 0xDA
-        if marker == 0xDA:
-            break
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and frame is None:
-            frame = at
-        alone = 0xD0 <= marker <= 0xD8 or marker == 0x01  # no length follows
-        at += 2 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at, frame
-
-
-FILL = re.compile(rb"\xff+")
-
-
-def overstated(data: bytes, length: int | None = None) -> str:
-    """What a PNG or JPEG claims but cannot hold; "" where all can be, and for other kinds of files.
-    Decoding such a file takes gigabytes and minutes. data: all of it, or what a file of `length`
-    bytes begins with: then its head alone is judged, for one that is damaged further on has a
-    place of its own in a count of pictures that could not be decoded.
-
-    A PNG is packed by deflate: a match gives 258 bytes at most and costs two bits at least, one for
-    its length and one for its distance, so that a byte holds 4 * 258 = 1032. In a JPEG each block
-    of 8x8 in the finest component costs a bit or more, the Huffman code of its first coefficient,
-    so that a byte holds 512 pixels. (Arithmetic coding, frames C9 to CF, has no such bound, and
-    this is not asked of it.) Each scan of a JPEG is a pass over all its pixels: ten are usual, and
-    two bytes that look like one stand by chance in every 64 kB of a preview or colour profile.
-    OpenCV clears as much memory as a PNG's chunk says it is long before it looks for its bytes.
-    """
-    whole = length is None
-    length = len(data) if whole else length
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
-        w, h = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        bits = data[24] * {2: 3, 4: 2, 6: 4}.get(data[25], 1)
-        possible = h * (-(-w * bits // 8)) <= 1032 * length
-        at = 8
-        while whole and at + 8 <= len(data) and data[at + 4 : at + 8] != b"IEND":
-            n = int.from_bytes(data[at : at + 4], "big")
-            at += 12 + n
-            if at > length:
-                return f"a chunk of {n} bytes in {length}"
+def picture_header(data: bytes) -> tuple[tuple[int, int], int, int]:
+    """(height, width), bits per channel, channels of a JPEG or PNG file, of which only the first
+    segments are looked at (see `is_cut` for its end). Raises UserError, without the file's name."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
+        w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
+        channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0)
     elif data[:2] == b"\xff\xd8":
-        at = walk_jpeg(data)[1]
-        if at is None or len(data) < at + 9:
-            return ""
-        h, w = (int.from_bytes(data[k : k + 2], "big") for k in (at + 5, at + 7))
-        possible = data[at + 1] >= 0xC9 or h * w <= 512 * length
-        scans = data.count(b"\xff\xda") if whole else 0
-        if scans > 256 + length // 4096:
-            return f"{scans} scans in {length} bytes"
+        frames = (at for marker, at in _segments(data) if marker in FRAMES)
+        at = next(frames, len(data))
+        if at + 10 > len(data):
+            raise UserError("a JPEG without a picture in it; copy it anew")
+        bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
     else:
-        return ""
-    return "" if possible else f"{h}x{w} pixels in {length} bytes"
+        raise UserError("not a JPEG or PNG file; convert it" if data else "an empty file")
+    if min(h, w, channels) < 1:
+        raise UserError(f"impossible header: {h}x{w} pixels")
+    return (h, w), bits, channels
+
+
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers that tell a picture's size
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of each of a JPEG's segments, up to its first scan (0xDA)."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        yield marker, at
+        if marker == 0xDA:
+            return
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

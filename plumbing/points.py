@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from plumbing.files import UserError
 from plumbing.pictures import resize_depth
+
+
+def parse_camera(text: str) -> dict:
+    """An argparse type: "518,519,319.5,239.5,640,480", or the name of a JSON file -> the `known` of
+    `camera`."""
+    numbers = text.split(",")
+    if len(numbers) in (4, 6):
+        with suppress(ValueError):
+            return dict(zip(("fx", "fy", "cx", "cy", "width", "height"), map(float, numbers)))
+    try:
+        return json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a readable JSON file ({error})"
+        ) from error
 
 
 def camera(

@@ -1,22 +1,30 @@
-"""A .tflite that predicts, after its seal was verified; no PyTorch."""
+"""A model file that predicts: a .tflite, whose seal is verified first, or a .pt, which is opened by
+the function that it is handed to, so that PyTorch is not needed here."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import math
+import os
 import reprlib
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import UserError
+from plumbing.files import UserError, notice, usable_cores
 from plumbing.pictures import resize_depth, resize_picture
 
 TFLITE_FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
+RUNS = ("runs/student", "runs/distilled")  # where train.py and distill.py write, if not told
+
+
+# ----------------------------------------------------------- the .tflite and what it says of itself
 
 
 def seal(content: bytes, metadata: dict) -> bytes:
@@ -25,7 +33,7 @@ def seal(content: bytes, metadata: dict) -> bytes:
     The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
     associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
     it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
-    The same in gives the same bytes out. Raises UserError for what `read_metadata` would refuse.
+    The same in gives the same bytes out. Raises UserError for what is no bare flatbuffer.
     """
     if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
         raise UserError("only a bare TFLite flatbuffer can be sealed, and only once")
@@ -33,7 +41,6 @@ def seal(content: bytes, metadata: dict) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
     stamp = {"format": TFLITE_FORMAT, "bytes": len(content), "sha256": digest}
     metadata = stamp | metadata | stamp  # first, whatever an older file's metadata say
-    _check_tensors(metadata, "sealing")
     member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
     member.create_system, member.external_attr = 3, 0o644 << 16
     file = io.BytesIO(content)
@@ -59,65 +66,45 @@ def read_metadata(content: bytes, name: str) -> dict:
         )
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if MEMBER not in archive.namelist():
-                raise ValueError(f"no {MEMBER} in it")
-            member = archive.getinfo(MEMBER)
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("compressed")
+            start = archive.getinfo(MEMBER).header_offset
             metadata = json.loads(archive.read(MEMBER))
-            form, *stamp = (metadata[key] for key in ("format", "bytes", "sha256"))
+        form, *stamp = (metadata[key] for key in ("format", "bytes", "sha256"))
     # All that zipfile and json raise on bytes that are not what they should be.
-    except (zipfile.BadZipFile, EOFError, LookupError, OSError, RuntimeError, TypeError,
+    except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, OSError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
         raise UserError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
     if form != TFLITE_FORMAT:
         raise UserError(
-            f"{name}: format {reprlib.repr(form)}, and this predict.py reads {TFLITE_FORMAT!r}: take the "
-            "predict.py that lies beside the export.py that wrote it, or export anew"
+            f"{name}: format {reprlib.repr(form)}, and this predict.py reads {TFLITE_FORMAT!r}: "
+            "take the predict.py that lies beside the export.py that wrote it, or export anew"
         )
-    start = member.header_offset
     if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
         raise UserError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
-    _check_tensors(metadata, name)
     return metadata
 
 
-def _check_tensors(metadata: dict, name: str) -> None:
-    """Raises UserError unless the metadata names a precision and tensors known here."""
-    told = {key: metadata.get(key) for key in ("precision", "input", "output")}
-    try:
-        (H, W), (h, w) = told["input"]["size"], told["output"]["size"]
-        source = told["input"] | {"range": list(told["input"]["range"])}
-        fine = (
-            isinstance(told["precision"], str)
-            and all(type(n) is int and n > 0 for n in (H, W, h, w))
-            and source.items() >= {"layout": "NHWC", "channels": "RGB", "range": [0, 255]}.items()
-            and told["output"].items() >= {"layout": "NHWC", "dtype": "float32"}.items()
-            and source["dtype"] in ("float32", "uint8") and told["output"]["unit"] in ("m", "mm")
-        )  # fmt: skip
-    except (AttributeError, KeyError, TypeError, ValueError):
-        fine = False
-    if not fine:
-        raise UserError(
-            f"{name}: {MEMBER} describes tensors that predict.py cannot use: {reprlib.repr(told)}"
-        )
+# ------------------------------------------------------------------------------- picture -> metres
 
 
 class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
     run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
-    the copies in and out, on the last input (None: they cannot be told apart). calibration: the one
-    that a .tflite holds already. `milliseconds` holds the time of each run.
+    the copies in and out, on the last input (None: they cannot be told apart). resize: how the
+    metres get to the picture's size, see `resize_depth`. calibration: the one that a .tflite holds
+    already. `milliseconds` holds the time of each run. `tells_stretching`: that a picture has
+    another shape than size is told, once.
     """
 
     def __init__(
         self, run: Callable, size: tuple[int, int], resize: str, about: str, *,
         dtype: str = "float32", invoke: Callable | None = None, calibration: dict | None = None,
     ) -> None:  # fmt: skip
-        self.run, self.size, self.resize, self.about = run, size, resize, about
+        self.run, self.size, self.resize = run, size, resize
+        self.about = f"{about}, {size[0]}x{size[1]}"
         self.dtype, self.invoke, self.calibration = dtype, invoke, calibration
         self.milliseconds: list[float] = []
+        self.tells_stretching = True
         run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -125,6 +112,11 @@ class Predictor:
 
     def native(self, rgb: np.ndarray) -> np.ndarray:
         """The network's own map (h, w) of the picture, as it comes out of `run`."""
+        (h, w), (H, W) = rgb.shape[:2], self.size
+        if self.tells_stretching and abs(math.log(w * H / (h * W))) > 0.02:
+            self.tells_stretching = False
+            notice(f"{h}x{w} (high x wide) is stretched to the network's {H}x{W} and back; depth "
+                   "may suffer: crop it, or export.py --input_size. Said once")  # fmt: skip
         image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)
@@ -132,9 +124,50 @@ class Predictor:
         return depth
 
 
-def load_tflite(
-    path: Path, threads: int | None
-) -> tuple[Callable, tuple[int, int], str, dict[str, object]]:
+def newest_model(names: tuple[str, ...]) -> Path:
+    """The newest file of these names in RUNS, under the current folder. Raises UserError."""
+    wanted = [Path(run, name) for run in RUNS for name in names]
+    found = [path for path in wanted if path.is_file()]
+    if not found:
+        raise UserError(
+            f"no model here (looked for {', '.join(map(str, wanted))}): train one with train.py, "
+            "or name a file with --model FILE"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def load_predictor(
+    path: str | os.PathLike, open_checkpoint: Callable, *,
+    image_size: tuple[int, int] | None = None, resize: str = "nearest",
+    threads: int | None = None, device: str = "auto",
+) -> Predictor:  # fmt: skip
+    """A .pt written by `model.save` or a .tflite written by export.py (see `seal`), to be called.
+
+    open_checkpoint: `model.runner`, called for a .pt only, so that who has no PyTorch may import it
+    late. image_size is what a picture is resized to; None = the file's own (480x640 for a .pt that
+    does not say), and a .tflite knows no other. threads: 0 = all usable cores, None = the runtime's
+    default. Raises UserError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such model file")
+    threads = usable_cores() if threads == 0 else threads
+    if path.suffix == ".pt":
+        run, size, about = open_checkpoint(path, threads, device)
+        return Predictor(run, image_size or size, resize, about)
+    if path.suffix != ".tflite":
+        raise UserError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
+    if device == "cuda":
+        notice("--device cuda does nothing here: a .tflite runs on the CPU")
+    predictor = load_tflite(path, threads or 1, resize)
+    if image_size not in (None, predictor.size):
+        shape = "x".join(map(str, predictor.size))
+        raise UserError(f"{path} takes {shape} only: give --image_size {shape}, or leave it out")
+    return predictor
+
+
+def load_tflite(path: Path, threads: int, resize: str) -> Predictor:
+    """A sealed .tflite on the CPU, after its seal was verified. Raises UserError."""
     content = path.read_bytes()
     metadata = read_metadata(content, str(path))
     try:
@@ -145,7 +178,7 @@ def load_tflite(
         except ImportError:
             raise UserError(f"{path} needs a runtime: pip install ai-edge-litert") from None
     try:  # the verified bytes, not the file, which may have changed
-        interpreter = Interpreter(model_content=content, num_threads=threads or 1)
+        interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -153,23 +186,25 @@ def load_tflite(
             f"{path}: whole, but this TFLite runtime cannot run it; pip install "
             f"ai-edge-litert==2.1.6 is known to: {reason}"
         ) from error
-    sides = interpreter.get_input_details(), interpreter.get_output_details()
-    found = [[(tuple(t["shape"].tolist()), np.dtype(t["dtype"]).name) for t in s] for s in sides]
-    size, dtype = tuple(metadata["input"]["size"]), metadata["input"]["dtype"]
-    said = [[((1, *size, 3), dtype)], [((1, *metadata["output"]["size"], 1), "float32")]]
-    if found != said:
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+    found = [(t["shape"].tolist(), np.dtype(t["dtype"]).name) for t in (source, target)]
+    told = [([1, *metadata[side]["size"], n], metadata[side]["dtype"])
+            for side, n in (("input", 3), ("output", 1))]  # fmt: skip
+    if found != told:
         raise UserError(
-            f"{path}: its {MEMBER} says {said[0]} in and {said[1]} out, the graph has {found[0]} "
+            f"{path}: its {MEMBER} says {told[0]} in and {told[1]} out, the graph has {found[0]} "
             f"and {found[1]}: write it again with export.py"
         )
-    source, target = sides[0][0]["index"], sides[1][0]["index"]
     per_metre = {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
 
     def run(image: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(source, image[None])
+        interpreter.set_tensor(source["index"], image[None])
         interpreter.invoke()
-        depth = interpreter.get_tensor(target)[0, :, :, 0]
+        depth = interpreter.get_tensor(target["index"])[0, :, :, 0]
         return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    extra = {"dtype": dtype, "invoke": interpreter.invoke}
-    return run, size, metadata["precision"], extra | {"calibration": metadata.get("calibration")}
+    return Predictor(
+        run, tuple(metadata["input"]["size"]), resize,
+        f"TFLite {metadata['precision']}, threads {threads}", dtype=metadata["input"]["dtype"],
+        invoke=interpreter.invoke, calibration=metadata.get("calibration"),
+    )  # fmt: skip

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import UserError, progress, say
+from plumbing.files import UserError, notice, progress, replacing
+from plumbing.flags import between, flag
 from plumbing.pictures import auto_range, cv2, millimetres, panel, write_picture
 
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
+
+# The type of --smooth, whose number may be left out: INPUT would be taken for it.
+half_life = between(1e-3, 1e6, "a number of seconds; INPUT goes before --smooth")
+
+
+@dataclass(frozen=True)
+class Moving:
+    """videos and camera"""
+
+    frames: bool = flag(False,
+        "also write <stem>_frames/000000_depth.png ..., 16-bit millimetres")
+    show: bool = flag(False,
+        "camera: show it in a window instead of recording it (needs a display)")
+    smooth: float | None = flag(None,
+        "less flicker: average each pixel's depth over time; a frame weighs half as much after "
+        "SECONDS (0.2 where no number follows; INPUT goes before the flag). What moves lags by 1.4 "
+        "SECONDS, unless it jumps, see --smooth_reset (default: off)",
+        half_life, nargs="?", const=0.2, metavar="SECONDS")
+    smooth_reset: float = flag(1.2,
+        "--smooth starts anew where depth changes by more than this: lower lets less smear, higher "
+        "takes stronger flicker away (default 1.2, that is 20 %%)",
+        between(1.001, 1e6, "a ratio of 1.001 or more"), metavar="RATIO")  # fmt: skip
 
 
 class Smooth:
@@ -43,75 +67,85 @@ class Smooth:
 
 
 def predict_video(
-    capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path, *,
-    near_far: tuple[float, float] | None, frames: bool, live: bool, show: bool,
-    notice: Callable[[np.ndarray], None] = lambda rgb: None, smooth: Smooth | None = None,
+    capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path,
+    near_far: tuple[float, float] | None, o: Moving, live: bool,
 ) -> int:  # fmt: skip
-    """Every frame -> <out>/<name>_color.mp4, or a window if show; how many frames there were.
+    """Every frame -> <out>/<name>_color.mp4, or a camera's in a window; how many frames there were.
 
-    One colour range for all frames: near_far, or that of the first HEAD frames. frames: also
-    <out>/<name>_frames/<index>_depth.png. smooth: a new one, for all that is written. live: Ctrl-C
-    ends a recording and keeps it; a file's video is written to its end or not at all. Raises
-    UserError, OSError.
+    One colour range for all frames: near_far, or that of the first HEAD frames. o.frames: also
+    <out>/<name>_frames/<index>_depth.png. live: a camera; Ctrl-C ends its recording and keeps it,
+    while a file's video is written to its end or not at all. Raises UserError, OSError.
     """
     fps = capture.get(cv2.CAP_PROP_FPS)
     fps = fps if 1 <= fps <= 240 else 30.0
+    smooth = Smooth(o.smooth, o.smooth_reset) if o.smooth else None
     start = time.perf_counter()
-
-    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        last = start
-        while (frame := capture.read())[0]:
-            now = time.perf_counter()
-            rgb = cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB)
-            notice(rgb)
-            depth = predictor(rgb)
-            yield rgb, smooth(depth, now - last if live else 1 / fps) if smooth else depth
-            last = now
-
-    pairs = read()
-    head = list(itertools.islice(pairs, HEAD))
+    frames = _read(capture, predictor, smooth, None if live else 1 / fps)
+    head = list(itertools.islice(frames, HEAD))
     if not head:
         raise UserError("no frame can be read")
     near, far = near_far or auto_range(depth for _, depth in head)
-    print(f"{name}: colours from {near:g} to {far:g} m" + (
-        "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
-    ))  # fmt: skip
+    why = "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
+    print(f"{name}: colours from {near:g} to {far:g} m{why}")
     if live:  # a camera promises 30 and the network may be slower: measure
         fps = min(max(1.0, len(head) / (time.perf_counter() - start)), 240.0)
     total = 0 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    target, part = out / f"{name}_color.mp4", out / f".{name}.{os.getpid()}.part.mp4"
-    folder = out / f"{name}_frames"
-    if frames:
+    folder, count = out / f"{name}_frames", 0
+    if o.frames:
         folder.mkdir(exist_ok=True)
-    writer, count = None, 0
-    try:
+    shown = nullcontext(_show) if o.show and live else _recording(out / f"{name}_color.mp4", fps)
+    with shown as put:
         try:
-            for rgb, depth in progress(itertools.chain(head, pairs), total, name):
-                picture = panel(rgb, None, depth, near, far)
-                if frames:
+            for rgb, depth in progress(itertools.chain(head, frames), total, name):
+                if o.frames:
                     write_picture(folder / f"{count:06d}_depth.png", millimetres(depth))
-                if show:
-                    cv2.imshow("LiteDepth (q ends)", picture)
-                    if cv2.waitKey(1) & 0xFF == ord("q"):
-                        break
-                elif writer is None:
-                    code = cv2.VideoWriter_fourcc(*"mp4v")
-                    writer = cv2.VideoWriter(str(part), code, fps, picture.shape[1::-1])
-                    if not writer.isOpened():
-                        raise UserError(f"OpenCV cannot write {target} here (mp4v)")
-                if writer is not None:
-                    writer.write(picture)
+                if put(panel(rgb, None, depth, near, far)):
+                    break
                 count += 1
         except KeyboardInterrupt:
             if not live:
                 raise
-        if count < total:
-            say(f"notice: {name} says {total} frames, {count} could be read: cut short?")
-        if writer is not None:
-            writer.release()
-            os.replace(part, target)
-    finally:
-        if writer is not None:
-            writer.release()
-        part.unlink(missing_ok=True)
+    if count < total:
+        notice(f"{name} says {total} frames, {count} could be read: cut short?")
     return count
+
+
+def _read(
+    capture: cv2.VideoCapture, predictor: Callable, smooth: Smooth | None, period: float | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """RGB and depth of each frame; period: seconds between frames, None = as they come."""
+    last = time.perf_counter()
+    while (frame := capture.read())[0]:
+        now = time.perf_counter()
+        rgb = cv2.cvtColor(frame[1], cv2.COLOR_BGR2RGB)
+        depth = predictor(rgb)
+        yield rgb, smooth(depth, period or now - last) if smooth else depth
+        last = now
+
+
+@contextmanager
+def _recording(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds a BGR picture to the .mp4, which is there whole at the end, or not."""
+    with replacing(path) as part:
+        writer = cv2.VideoWriter()
+
+        def write(picture: np.ndarray) -> None:
+            if not writer.isOpened():  # the first picture tells the size
+                code = cv2.VideoWriter_fourcc(*"mp4v")
+                if not writer.open(str(part), code, fps, picture.shape[1::-1]):
+                    raise UserError(f"OpenCV cannot write {path} here (mp4v)")
+            writer.write(picture)
+
+        try:
+            yield write
+        finally:
+            writer.release()
+
+
+def _show(picture: np.ndarray) -> bool:
+    """Shows it in a window; whether q was pressed there."""
+    try:
+        cv2.imshow("LiteDepth (q ends)", picture)
+        return cv2.waitKey(1) & 0xFF == ord("q")
+    except cv2.error as error:
+        raise UserError("--show: this OpenCV has no windows (pip install opencv-python)") from error

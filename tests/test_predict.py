@@ -1,35 +1,39 @@
 """Sec. 4.4: what predict.py writes is the depth the network gave, under names that cannot clash."""
 
-import ast
+import gzip
 import os
+import struct
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from test_device import described
 
-import plumbing.files
-import plumbing.pictures
+import plumbing.runtime
+import plumbing.video
 import predict
-from plumbing.files import UserError, usable_cores
+from plumbing.files import UserError, run_main
 from plumbing.pictures import (
     HOLE,
     WHITE,
     auto_range,
+    batch_picture,
     colorize,
+    is_cut,
     panel,
+    picture_header,
     read_picture,
     resize_depth,
     ticks,
     with_colorbar,
     write_picture,
 )
-from plumbing.runtime import Predictor, seal
+from plumbing.runtime import Predictor, load_predictor, newest_model
 
-ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 
 def picture(h=48, w=64, seed=0) -> np.ndarray:
@@ -50,64 +54,57 @@ def millimetres(path: Path) -> np.ndarray:
     return depth
 
 
+def command(*arguments) -> int:
+    """The exit code of python predict.py `arguments`."""
+    try:
+        return run_main(lambda: predict.main([str(a) for a in arguments]), "predict.py")
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+def toy_command(*arguments) -> int:
+    return command(*arguments, "--model", "toy.pt")
+
+
 @pytest.fixture
 def toy(monkeypatch):
     """A predictor whose depth is the red channel / 50 m, in place of the one --model names."""
     made = Predictor(lambda x: x[..., 0] / 50, (48, 64), "nearest", "toy")
-    monkeypatch.setattr(predict, "load_predictor", lambda path, **options: made)
+    monkeypatch.setattr(predict, "load_predictor", lambda path, opener, **options: made)
     return made
 
 
-def run(*arguments) -> int:
-    return predict.main([str(a) for a in arguments])
-
-
-def toy_run(*arguments) -> int:
-    return run(*arguments, "--model", "toy.pt")
-
-
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """The same random network as .pt and, made by export.py, as .tflite, for 96x128 pictures."""
-    pytest.importorskip("tensorflow")
-    torch = pytest.importorskip("torch")
-    export = pytest.importorskip("export")
-    import model
-
-    torch.manual_seed(1)
-    network = model.LiteDepth(size=(64, 96)).eval()
-    network.decoder.depth.bias.data.fill_(3.0)
+def networks(tmp_path_factory) -> Path:
+    """last.pt and model.tflite (int8-dynamic) of one network, as d2e3144 wrote them."""
     folder = tmp_path_factory.mktemp("networks")
-    model.save(folder / "best.pt", network)
-    (folder / "model.tflite").write_bytes(
-        seal(export.convert(network, export.standard(network, (96, 128))), described())
-    )
+    for source, name in {"last.pt": "last.pt", "model.int8-dynamic.tflite": "model.tflite"}.items():
+        content = gzip.decompress((FIXTURES / f"{source}.gz").read_bytes())
+        (folder / name).write_bytes(content)
     return folder
 
 
 # ------------------------------------------------------------------------------- values and sizes
 
 
-def test_png_is_rounded_millimetres_clipped():
-    depth = np.array([[0.0014, 0.0016, 1.2345678, 40.2], [65.535, 70, -1, np.nan]], np.float32)
-    expected = [[1, 2, 1235, 40200], [65535, 65535, 0, 0]]  # 40.2 m: no clamp at 40
-    assert millimetres(depth).tolist() == expected
-    assert millimetres(depth).dtype == np.uint16
-
-
-def test_written_png_holds_the_predictors_depth(tmp_path, toy):
+def test_written_png_is_the_depth_in_millimetres(tmp_path, toy):
     source = write(tmp_path / "a.png", picture())
-    assert toy_run(source, "--out", tmp_path / "out") == 0
+    assert toy_command(source, "--out", tmp_path / "out") == 0
     red = picture()[..., 2].astype(int)
     np.testing.assert_array_equal(millimetres(tmp_path / "out/a_depth.png"), red * 20)
+    toy.run = lambda x: np.resize(  # rounded, not clamped at 40 m, clipped at 65.535; holes are 0
+        np.float32([0.0014, 0.0016, 1.2345678, 40.2, 65.535, 70, -1, np.nan, np.inf]), (48, 64)
+    )
+    assert toy_command(source, "--out", tmp_path / "out") == 0
+    first = millimetres(tmp_path / "out/a_depth.png")[0, :9]
+    assert first.tolist() == [1, 2, 1235, 40200, 65535, 65535, 0, 0, 0]
 
 
-@pytest.mark.parametrize("h, w", [(47, 63), (129, 33), (480, 640), (5, 200), (1, 1)])
+@pytest.mark.parametrize("h, w", [(47, 63), (129, 33), (5, 200), (1, 1)])
 def test_depth_keeps_the_pictures_size(tmp_path, toy, h, w):
     source = write(tmp_path / "a.png", picture(h, w))
-    for how in ("nearest", "bilinear"):
-        toy.resize = how
-        assert toy_run(source, "--out", tmp_path) == 0
+    for toy.resize in ("nearest", "bilinear"):
+        assert toy_command(source, "--out", tmp_path) == 0
         assert millimetres(tmp_path / "a_depth.png").shape == (h, w)
     color = cv2.imread(str(tmp_path / "a_color.png"))
     assert color.shape[0] % 2 == color.shape[1] % 2 == 0
@@ -118,7 +115,7 @@ def test_nearest_invents_no_depth_and_is_centred():
     assert resize_depth(depth, (1, 6), "nearest").tolist() == [[1, 1, 1, 5, 5, 5]]
     ramp = np.arange(9, dtype=np.float32)[None]
     assert resize_depth(ramp, (1, 3), "nearest").tolist() == [[1, 4, 7]]
-    assert resize_depth(ramp, ramp.shape, "nearest") is ramp  # nothing to copy
+    assert resize_depth(ramp.T, (3, 1), "nearest").tolist() == [[1], [4], [7]]
     assert set(resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
     assert len(set(resize_depth(depth, (1, 6), "bilinear").ravel())) > 2
 
@@ -126,7 +123,7 @@ def test_nearest_invents_no_depth_and_is_centred():
 def test_stretching_is_told_once(tmp_path, toy, capsys):
     for name, size in {"a": (48, 64), "b": (48, 90), "c": (90, 48)}.items():
         write(tmp_path / f"in/{name}.png", picture(*size))
-    assert toy_run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert toy_command(tmp_path / "in", "--out", tmp_path / "out") == 0
     told = capsys.readouterr().err
     assert told.count("stretched") == 1 and "48x90 (high x wide) is stretched to" in told
 
@@ -150,15 +147,13 @@ def jpeg_with_exif(image: np.ndarray, orientation: int, thumbnail: bytes = b"") 
 def test_exif_orientation_is_applied(tmp_path, toy, orientation, turn):
     (tmp_path / "a.jpg").write_bytes(jpeg_with_exif(picture(40, 64), orientation))
     plain = cv2.imdecode(cv2.imencode(".jpg", picture(40, 64))[1], cv2.IMREAD_COLOR)
-    rgb = read_picture(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(rgb, turn(plain)[..., ::-1])
-    assert toy_run(tmp_path / "a.jpg", "--out", tmp_path) == 0
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg"), turn(plain)[..., ::-1])
+    assert toy_command(tmp_path / "a.jpg", "--out", tmp_path) == 0
     assert millimetres(tmp_path / "a_depth.png").shape == turn(plain).shape[:2]
 
 
 def test_grey_alpha_and_16_bit(tmp_path):
-    bgr = picture()
-    read = read_picture
+    bgr, read = picture(), read_picture
     grey = read(write(tmp_path / "grey.png", bgr[..., 0]))
     np.testing.assert_array_equal(grey, np.repeat(bgr[..., :1], 3, 2))
     alpha = np.dstack([bgr, np.full(bgr.shape[:2], 7, np.uint8)])
@@ -169,17 +164,21 @@ def test_grey_alpha_and_16_bit(tmp_path):
         read(write(tmp_path / "depth.png", bgr[..., 0].astype(np.uint16)))
 
 
-@pytest.mark.parametrize("kind", ["jpg", "thumbnail.jpg", "png", "webp", "bmp"])
+FILM = b"\0\0\0\x18ftypmp42" + bytes(range(256))  # what a phone adds after the end mark
+
+
+@pytest.mark.parametrize("kind", ["jpg", "progressive.jpg", "thumbnail.jpg", "png", "webp", "bmp"])
 def test_a_cut_file_is_named_skipped_and_counted(tmp_path, toy, capsys, kind):
     suffix = "." + kind.split(".")[-1]
-    data = cv2.imencode(suffix, picture(96, 128))[1].tobytes()
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if kind == "progressive.jpg" else []
+    data = cv2.imencode(suffix, picture(96, 128), options)[1].tobytes()
     if kind == "thumbnail.jpg":  # the thumbnail's own end mark must not count
         data = jpeg_with_exif(picture(96, 128), 1, cv2.imencode(".jpg", picture())[1].tobytes())
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
-    whole.write_bytes(data + b"trailing bytes, as phones add")
-    for keep in (0.7, 0.98):
+    whole.write_bytes(data + FILM)
+    for keep in (0.3, 0.98):
         cut.write_bytes(data[: int(keep * len(data))])
-        assert toy_run(whole, cut, "--out", tmp_path / "out") == 1
+        assert toy_command(whole, cut, "--out", tmp_path / "out") == 1
         printed = capsys.readouterr()
         assert f"skipped {cut}: cut short" in printed.err and "1 skipped" in printed.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -187,13 +186,48 @@ def test_a_cut_file_is_named_skipped_and_counted(tmp_path, toy, capsys, kind):
     ]  # fmt: skip
 
 
+def test_header_of_jpeg_and_png():
+    """Size, bits and channels as they were encoded, also behind a thumbnail's and after fill."""
+    bgr = picture(47, 65)
+    jpeg = cv2.imencode(".jpg", bgr)[1].tobytes()
+    at = jpeg.find(b"\xff\xc4")  # Huffman codes, which in some cameras' files stand before the size
+    table = jpeg[at : at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")]
+    thumbnail = jpeg_with_exif(bgr, 6, cv2.imencode(".jpg", picture())[1].tobytes())
+    cases = {
+        cv2.imencode(".png", bgr)[1].tobytes(): (8, 3),
+        cv2.imencode(".png", np.dstack([bgr, bgr[..., 0]]))[1].tobytes(): (8, 4),
+        cv2.imencode(".png", bgr[..., 0].astype(np.uint16))[1].tobytes(): (16, 1),
+        cv2.imencode(".jpg", bgr[..., 0])[1].tobytes(): (8, 1),
+        cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes(): (8, 3),
+        jpeg[:2] + table + jpeg[2:]: (8, 3), thumbnail: (8, 3),
+        thumbnail[:2] + b"\xff" * 9 + thumbnail[2:] + FILM: (8, 3),
+    }  # fmt: skip
+    for data, told in cases.items():
+        assert picture_header(data) == ((47, 65), *told) and not is_cut(data)
+        assert picture_header(data[: int(0.98 * len(data))]) == ((47, 65), *told)
+    for data, told in {b"": "empty", b"GIF89a": "not a JPEG", b"\xff\xd8\xff\xd9": "without a pic",
+                       thumbnail[:400]: "without"}.items():  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            picture_header(data)
+    none = struct.pack(">IIBBBBB", 0, 7, 8, 2, 0, 0, 0)
+    with pytest.raises(UserError, match="impossible header: 7x0"):
+        picture_header(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + none + bytes(4))
+
+
 def test_exit_code_when_nothing_can_be_read(tmp_path, toy, capsys):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
-    (tmp_path / "b.png").write_bytes(b"")
-    (tmp_path / "c.mp4").write_bytes(b"no video")
-    names = [tmp_path / n for n in ("a.jpg", "b.png", "c.mp4")]
-    assert toy_run(*names, "--out", tmp_path) == 2
-    assert capsys.readouterr().err.count("skipped ") == 3
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0))
+    files = {
+        "a.jpg": b"no picture", "b.png": b"", "c.mp4": b"no video",  # d: above OpenCV's own limit
+        "d.png": b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert toy_command(*(tmp_path / name for name in files), "--out", tmp_path) == 2
+    assert capsys.readouterr().err.count("skipped ") == 4
 
 
 # -------------------------------------------------------------------------------- names and folders
@@ -212,7 +246,7 @@ def test_same_stems_do_not_overwrite_each_other(tmp_path, toy, capsys):
     level = {"left/a.png": 50, "right/a.png": 100, "right/A.bmp": 150, "right/b.png": 200}
     for name, red in level.items():
         write(tmp_path / name, np.full((48, 64, 3), red, np.uint8))
-    assert toy_run(*(tmp_path / n for n in level), "--out", tmp_path / "out") == 0
+    assert toy_command(*(tmp_path / n for n in level), "--out", tmp_path / "out") == 0
     depths = {p.name[:-10]: millimetres(p)[0, 0] for p in (tmp_path / "out").glob("*_depth.png")}
     assert depths == {"left_a": 1000, "right_a": 2000, "right_A_2": 3000, "b": 4000}
     assert capsys.readouterr().out.count("same stem") == 3
@@ -222,43 +256,39 @@ def test_inputs_are_never_overwritten(tmp_path, toy, capsys):
     a = write(tmp_path / "a.png", picture())
     b = write(tmp_path / "a_depth.png", picture(seed=1))
     before = b.read_bytes()
-    assert toy_run(a, b, "--out", tmp_path) == 2
+    assert toy_command(a, b, "--out", tmp_path) == 2
     assert "choose another --out" in capsys.readouterr().err and b.read_bytes() == before
 
 
 @pytest.mark.parametrize("arguments, reason", [
     (["empty"], "no pictures"), (["absent.jpg"], "no such file"), ([], "--camera"),
     (["a.png", "--threads", "-1"], "--threads"), (["a.png", "--camera", "0"], "--camera"),
-    (["a.png", "--out", "a.png"], "a.png"),
+    (["a.png", "--out", "a.png"], "--out a.png"), (["a.png", "--ply_edge", "0.9"], "--ply_edge"),
+    *((["a.png", "--range", text], "--range") for text in ("1", "2,1", "1,1", "0,1", "a,b")),
 ])  # fmt: skip
 def test_wrong_commands_exit_2_with_one_line(tmp_path, toy, monkeypatch, capsys, arguments, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "a.png", picture())
-    assert toy_run(*arguments) == 2
+    assert toy_command(*arguments) == 2
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and reason in told
-
-
-@pytest.mark.parametrize("text", ["1", "2,1", "0,1", "a,b", "1,inf", "1,nan"])
-def test_range_is_checked(text):
-    with pytest.raises(SystemExit) as stop:
-        run("a.png", "--range", text)
-    assert stop.value.code == 2
+    assert told.count("\n") == 1 and told.startswith("predict.py: error: ") and reason in told
 
 
 def test_default_model_is_the_newest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.png", picture())
-    assert run("a.png") == 2
+    assert command("a.png") == 2
     assert "train.py" in (told := capsys.readouterr().err) and "--model" in told
-    for age, name in enumerate(predict.DEFAULTS):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(b"")
-        os.utime(name, (10**9 - age, 10**9 - age))
-    assert predict.newest_model() == Path("runs/student/best.pt")
-    os.utime("runs/distilled/model.tflite")
-    assert predict.newest_model() == Path("runs/distilled/model.tflite")
+    names = "best.pt", "model.tflite"
+    files = [Path("runs", run, name) for run in ("student", "distilled") for name in names]
+    for age, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+        os.utime(file, (10**9 - age, 10**9 - age))
+    assert newest_model(names) == files[0] and newest_model(("model.tflite",)) == files[1]
+    os.utime(files[3])
+    assert newest_model(names) == files[3] and newest_model(("best.pt",)) == files[0]
 
 
 # ------------------------------------------------------------------------------------------ colours
@@ -290,8 +320,7 @@ def test_ticks_are_true(near, far):
 
 
 def test_colorbar_shows_the_scale_it_labels():
-    bare = np.zeros((300, 10, 3), np.uint8)
-    canvas = with_colorbar(bare, 1, 4)
+    canvas = with_colorbar(np.zeros((300, 10, 3), np.uint8), 1, 4)
     column = canvas[:, 10 + 11 + 5]  # inside the bar: letters are 11 at this height
     rows = np.flatnonzero((column != WHITE).any(1))
     ends = colorize(np.array([[4, 2, 1]]), 1, 4)[0]
@@ -321,6 +350,27 @@ def test_panel_of_different_sizes(truth):
     assert ((image == HOLE).all(2).sum() > 5000) == truth
 
 
+@pytest.mark.parametrize("taught", [True, False])
+def test_batch_picture_shows_image_depths_gradient_and_mask(taught):
+    mean, std = np.float32([[120, 110, 100], [50, 60, 70]])
+    rgb = picture(24, 32)[..., ::-1].astype(np.float32)
+    depth = np.linspace(1, 4, 48, dtype=np.float32).reshape(1, 1, 6, 8)
+    depth[0, 0, 0, 0] = 0
+    batch = {
+        "image": ((rgb - mean) / std).transpose(2, 0, 1)[None], "depth_low": depth,
+        "grad_x": np.zeros((1, 1, 24, 32), np.float32), "M_x": np.ones((1, 1, 24, 32), bool),
+    } | ({"teacher_depth_low": depth * 2} if taught else {})  # fmt: skip
+    batch["grad_x"][..., :16, 8:], batch["M_x"][..., 16:, :] = 0.5, False
+    tiles = np.split(batch_picture(batch, mean, std)[26:], 4 + taught, 1)  # under the names
+    image, low, grad, mask = (tile[::2, ::2].astype(int) for tile in tiles[:4])
+    assert np.abs(image[..., ::-1] - rgb).max() <= 1
+    near, far = auto_range([depth, depth * 2] if taught else [depth])
+    for tile, d in zip((low, *(t[::2, ::2] for t in tiles[4:])), (depth, depth * 2)):
+        np.testing.assert_array_equal(tile[::4, ::4], colorize(d[0, 0], near, far))
+    assert (grad[16:] == HOLE).all() and (grad[0, 0] != grad[0, 9]).any()
+    assert (mask[:16] == 255).all() and not mask[16:].any()
+
+
 # ------------------------------------------------------------------------------------ video, camera
 
 
@@ -333,22 +383,21 @@ def video(path: Path, frames: int) -> Path:
     return path
 
 
-def read_video(path: Path) -> tuple[list[np.ndarray], float]:
+def read_video(path: Path) -> tuple[int, float]:
+    """(frames, rate)"""
     capture = cv2.VideoCapture(str(path))
-    frames = []
-    while (frame := capture.read())[0]:
-        frames.append(frame[1])
+    frames = 0
+    while capture.read()[0]:
+        frames += 1
     return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
 def test_video_keeps_frames_rate_and_colour_range(tmp_path, toy, monkeypatch, capsys):
     ranges = []
-    original = panel
-    monkeypatch.setattr(plumbing.pictures, "panel", lambda *a: ranges.append(a[3:5]) or original(*a))
+    monkeypatch.setattr(plumbing.video, "panel", lambda *a: ranges.append(a[3:5]) or panel(*a))
     source = video(tmp_path / "clip.avi", 21)
-    assert toy_run(source, "--out", tmp_path / "out", "--frames") == 0
-    frames, rate = read_video(tmp_path / "out/clip_color.mp4")
-    assert len(frames) == 21 and rate == pytest.approx(12)
+    assert toy_command(source, "--out", tmp_path / "out", "--frames") == 0
+    assert read_video(tmp_path / "out/clip_color.mp4") == (21, pytest.approx(12))
     assert len(ranges) == 21 and len(set(ranges)) == 1
     assert ranges[0] == pytest.approx((1.0, 2.4), abs=0.2)  # grey 50 .. 120: all of the first 15
     assert "first 15 frames" in capsys.readouterr().out
@@ -359,7 +408,7 @@ def test_video_keeps_frames_rate_and_colour_range(tmp_path, toy, monkeypatch, ca
     )
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"clip_color.mp4", "clip_frames"}
     ranges.clear()
-    assert toy_run(source, "--out", tmp_path / "out", "--range", "0.5,9") == 0
+    assert toy_command(source, "--out", tmp_path / "out", "--range", "0.5,9") == 0
     assert set(ranges) == {(0.5, 9.0)}
 
 
@@ -388,109 +437,101 @@ def test_ctrl_c_ends_a_camera_and_keeps_the_recording(tmp_path, toy, monkeypatch
     for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert toy_run("--camera", 3, "--show", "--out", tmp_path) == 0
+    assert toy_command("--camera", 3, "--show", "--out", tmp_path) == 0
     monkeypatch.undo()
     (recording,) = tmp_path.iterdir()
     frames, rate = read_video(recording)
-    assert recording.name.startswith("camera3_") and len(frames) == 20
+    assert recording.name.startswith("camera3_") and frames == 20
     assert rate <= 50 and rate != pytest.approx(30)  # measured, not promised
     assert "no display" in capsys.readouterr().err
 
 
-def test_ctrl_c_in_a_video_leaves_whole_files_only(tmp_path, toy, monkeypatch):
+def test_a_window_in_place_of_a_recording(tmp_path, toy, monkeypatch, capsys):
+    shown, keys = [], iter([-1] * 4 + [ord("q")])
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda milliseconds: next(keys))
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert toy_command("--camera", 0, "--show", "--out", tmp_path) == 0
+    assert len(shown) == 5 and not list(tmp_path.iterdir())
+
+    def no_window(*_):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "imshow", no_window)
+    assert toy_command("--camera", 0, "--show", "--out", tmp_path) == 2
+    assert "this OpenCV has no windows" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_whole_files_only(tmp_path, toy, monkeypatch):
     source = write(tmp_path / "a.png", picture())
     (tmp_path / "b.mp4").write_bytes(b"stands for a video")
     monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    assert toy_run(source, tmp_path / "b.mp4", "--out", tmp_path / "out") == 130
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_color.png", "a_depth.png"}
+    out = tmp_path / "out"
+    assert toy_command(source, tmp_path / "b.mp4", "--out", out) == 130
+    assert {p.name for p in out.iterdir()} == {"a_color.png", "a_depth.png"}
 
-
-def test_ctrl_c_while_writing_leaves_no_part(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    target = write(tmp_path / "a.png", picture())
-    before = target.read_bytes()
-    monkeypatch.setattr(predict.os, "replace", stop)
+    before = (out / "a_color.png").read_bytes()
+    monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_picture(target, picture(seed=2))
-    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+        write_picture(out / "a_color.png", picture(seed=2))
+    assert (out / "a_color.png").read_bytes() == before and len(list(out.iterdir())) == 2
 
 
 # --------------------------------------------------------------------------- the two kinds of model
 
 
-def test_pt_and_tflite_give_the_same(networks, tmp_path):
-    rgb = picture(200, 150)
-    pt = predict.load_predictor(networks / "best.pt", image_size=(96, 128), device="cpu")
-    tflite = predict.load_predictor(networks / "model.tflite")
-    assert pt.size == tflite.size == (96, 128)
-    d_pt, d_tflite = pt(rgb), tflite(rgb)
-    assert d_pt.dtype == d_tflite.dtype == np.float32 and d_pt.shape == (200, 150)
-    assert d_pt.std() > 0.01 and len(pt.milliseconds) == 1
-    np.testing.assert_allclose(d_pt, d_tflite, atol=1e-3)
-
-
-def test_checkpoint_is_the_network_itself(networks):
-    import torch
-
-    import model
-
-    rgb = picture(96, 128)
-    x = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float()  # raw 0..255, RGB order kept
-    with torch.no_grad():
-        expected = model.load(networks / "best.pt")(x)[0, 0].numpy()
-    got = predict.load_predictor(networks / "best.pt", image_size=(96, 128), device="cpu")(rgb)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+@pytest.mark.parametrize("name, about, expected", [
+    ("last.pt", "PyTorch, cpu", [9.15543, 18.55123, 22.8933, 19.41358, 12.01239, 27.83259, 32.01267,
+                                 26.40643]),
+    ("model.tflite", "TFLite int8-dynamic", [9.24607, 18.75144, 22.89568, 19.48091, 12.28777,
+                                             28.25188, 32.4388, 26.70842]),
+])  # fmt: skip
+def test_files_of_d2e3144_give_its_depth(networks, name, about, expected):
+    v, u = np.mgrid[:480, :640]
+    rgb = np.stack([(v + u) % 256, (2 * v) % 256, (3 * u) % 256], 2).astype(np.uint8)
+    predictor = load_predictor(networks / name, predict.open_checkpoint, device="cpu")
+    depth = predictor(rgb)
+    assert depth.dtype == np.float32 and depth.shape == (480, 640)
+    np.testing.assert_allclose(depth[::240, ::160].ravel(), expected, atol=2e-3)
+    assert predictor.about.startswith(about) and len(predictor.milliseconds) == 1
 
 
 def test_unusable_models_are_named(networks, tmp_path, capsys):
     source = write(tmp_path / "a.png", picture())
     cut = (networks / "model.tflite").read_bytes()[:100_000]
-    (tmp_path / "cut.tflite").write_bytes(cut)
-    (tmp_path / "cut.pt").write_bytes(cut)
-    (tmp_path / "model.onnx").write_bytes(cut)
+    for name in ("cut.tflite", "cut.pt", "model.onnx"):
+        (tmp_path / name).write_bytes(cut)
     for name in ("cut.tflite", "cut.pt", "model.onnx", "absent.pt"):
-        assert run(source, "--model", tmp_path / name) == 2
+        assert command(source, "--model", tmp_path / name) == 2
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert told.startswith("predict.py: error: ") and name in told
-    assert run(source, "--model", networks / "model.tflite", "--image_size", "480x640") == 2
-    assert "takes 96x128 only: give --image_size 96x128" in capsys.readouterr().err
+    assert command(source, "--model", networks / "model.tflite", "--image_size", "96x128") == 2
+    assert "takes 480x640 only: give --image_size 480x640" in capsys.readouterr().err
 
 
-def test_checkpoint_knows_its_image_size(networks, tmp_path):
-    import model
+def test_a_checkpoints_own_image_size_and_all_cores(tmp_path, monkeypatch):
+    def opener(path, threads, device):
+        return lambda x: x[..., 0], (96, 128), f"{device}, threads {threads}"
 
-    model.save(tmp_path / "sized.pt", model.load(networks / "best.pt"), image_size=[96, 128])
-    load = predict.load_predictor
-    assert load(tmp_path / "sized.pt", device="cpu").size == (96, 128)
-    assert load(tmp_path / "sized.pt", image_size=(64, 96), device="cpu").size == (64, 96)
-    assert load(networks / "best.pt", device="cpu").size == (480, 640)  # an older file
-
-
-def test_no_threads_means_all_usable_cores(networks, monkeypatch):
-    monkeypatch.setattr(plumbing.files, "usable_cores", lambda: 3)
-    assert "threads 3" in predict.load_predictor(networks / "model.tflite", threads=0).about
-    monkeypatch.undo()
-    assert 1 <= usable_cores() <= os.cpu_count()
+    (tmp_path / "a.pt").write_bytes(b"")
+    monkeypatch.setattr(plumbing.runtime, "usable_cores", lambda: 3)
+    assert load_predictor(tmp_path / "a.pt", opener).about == "auto, threads None, 96x128"
+    given = load_predictor(tmp_path / "a.pt", opener, image_size=(64, 96), threads=0, device="cpu")
+    assert given.size == (64, 96) and given.about == "cpu, threads 3, 64x96"
 
 
 def test_flags_that_do_nothing_are_told(networks, toy, tmp_path, monkeypatch, capsys):
     source = write(tmp_path / "a.png", picture())
-    assert toy_run(source, "--out", tmp_path / "out", "--show", "--frames", "--threads", 0) == 0
+    flags = ["--show", "--frames", "--smooth", "--intrinsics", "9,9,0,0", "--json", "b.json"]
+    assert toy_command(source, "--out", tmp_path / "out", *flags) == 0
     told = capsys.readouterr().err
-    assert told.count("\n") == 2 and "--show does nothing" in told and "--frames does" in told
-    assert toy_run(video(tmp_path / "b.avi", 3), "--out", tmp_path / "out", "--frames") == 0
+    names = "--show", "--frames", "--smooth", "--intrinsics", "--json"
+    assert told.count("\n") == 5 and all(f"{name} does nothing here" in told for name in names)
+    assert toy_command(video(tmp_path / "b.avi", 3), "--out", tmp_path / "out", "--frames") == 0
     assert "--frames" not in capsys.readouterr().err
-    monkeypatch.undo()
-    predict.load_predictor(networks / "model.tflite", device="cuda")
+    load_predictor(networks / "model.tflite", predict.open_checkpoint, device="cuda")
     assert "--device cuda does nothing" in capsys.readouterr().err
-
-
-def test_top_level_imports_are_few():
-    tree = ast.parse((ROOT / "predict.py").read_text())
-    nodes = [m for n in tree.body for m in (n.body if isinstance(n, ast.Try) else [n])]
-    names = [n.names[0].name if isinstance(n, ast.Import) else n.module
-             for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom))]  # fmt: skip
-    outside = {n.split(".")[0] for n in names} - set(sys.stdlib_module_names)
-    assert outside == {"cv2", "numpy"}
