@@ -1,21 +1,147 @@
-"""The export's report card: what is in a file, how it differs from PyTorch, how fast it is."""
+"""The export's report card: what is in a file, how far it is from PyTorch, how fast it is."""
 
 from __future__ import annotations
 
 import contextlib
-import io
+import json
 import math
 import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import UserError
+from plumbing.device import run_times
+from plumbing.files import UserError, notice, progress, usable_cores
+from plumbing.flags import count, flag, nonnegative, positive, whole
+from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve
+from plumbing.runtime import Predictor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """report card"""
+
+    data: str | None = flag(
+        None, "data set to compare on and to take int8's ranges from (default: that of the "
+        "checkpoint's run, where its args.json names it)", metavar="ROOT|synthetic:N",
+    )  # fmt: skip
+    split: str | None = flag(
+        None, "which pictures of --data to compare on (default: the --val_split of the "
+        "checkpoint's run on its own data; val otherwise)",
+    )  # fmt: skip
+    pictures: int | None = flag(
+        None, "compare on N of them, spread evenly; 0 = only on six test pictures, which are "
+        "compared always (default: all)", whole, metavar="N",
+    )  # fmt: skip
+    train_split: str | None = flag(
+        None, "where int8's ranges come from (default: the --split of the checkpoint's run, or "
+        "train)", metavar="SPLIT",
+    )  # fmt: skip
+    range_pictures: int = flag(
+        100, "how many pictures int8's ranges are taken from, spread evenly", count, metavar="N"
+    )
+    depth_scale: float | None = flag(
+        None, "units of the depth files per metre (default: the run's, or 1000)", positive,
+        metavar="S",
+    )  # fmt: skip
+    max_depth: float | None = flag(
+        None, "metres at which a depth is cut before it is scored (default: the run's, or 40)",
+        positive, metavar="M",
+    )  # fmt: skip
+    seed: int = flag(0, "of the noise among the test pictures", whole, metavar="N")
+
+    def of(self, checkpoint: Path) -> Comparison:
+        """With all filled in that the args.json beside the checkpoint says of its run. Raises
+        DataError where --data cannot be compared on; the run's own is then left out."""
+        try:
+            ran = json.loads(checkpoint.with_name("args.json").read_text())
+        except (OSError, ValueError):
+            ran = {}
+        own = ran if self.data in (None, ran.get("data")) else {}
+        filled = replace(
+            self, data=self.data or own.get("data"),
+            split=self.split or own.get("val_split") or "val",
+            train_split=self.train_split or own.get("split") or "train",
+            depth_scale=self.depth_scale or ran.get("depth_scale") or 1000.0,
+            max_depth=self.max_depth or ran.get("max_depth") or 40.0,
+        )  # fmt: skip
+        try:
+            filled.pairs(filled.split, self.pictures)
+        except DataError as error:
+            if self.data:
+                raise
+            notice(f"{error}; only the test pictures are compared")
+            return replace(filled, data=None)
+        return filled
+
+    def pairs(self, split: str, number: int | None) -> list[Pair]:
+        """So many of a split, spread evenly; None: all. Raises DataError."""
+        if not self.data or number == 0:
+            return []
+        pairs = list_pairs(resolve(self.data), split)
+        number = min(number or len(pairs), len(pairs))
+        return [pairs[i] for i in np.linspace(0, len(pairs) - 1, number).round().astype(int)]
+
+    def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:
+        """RGB u8 (H, W, 3) and metres (H, W) of each of `pairs`; what cannot be read is named and
+        left out."""
+        pairs = self.pairs(split, number)
+        for pair in progress(pairs, len(pairs), split):
+            try:
+                sample = read_pair(pair, size, None, {})
+                yield sample.rgb, sample.depth / np.float32(self.depth_scale)
+            except DataError as error:
+                notice(f"left out: {error}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """tolerances"""
+
+    tolerance: float = flag(
+        1e-4, "fp32 and onnx: largest absolute error allowed, in metres; times the largest depth "
+        "where that exceeds 1 m (default 1e-4; float rounding gives about 1e-5)", nonnegative,
+        metavar="M",
+    )  # fmt: skip
+    tolerance_fp16: float = flag(
+        5e-3, "the same for fp16 (default 5e-3: weights of 11 bits give about 1e-3)", nonnegative,
+        metavar="M",
+    )  # fmt: skip
+    tolerance_int8: float = flag(
+        0.05, "int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
+        "--data (on the test pictures without it; default 0.05)", nonnegative, metavar="R",
+    )  # fmt: skip
+    tolerance_si_rmse: float = flag(
+        0.02, "and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)",
+        nonnegative, metavar="R",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Timing:
+    """run times on this host"""
+
+    threads: int = flag(
+        min(4, usable_cores()), "second thread count that is timed, after 1; more than the idle "
+        "cores only slows it down; 0 = all usable cores (default: these, at most 4)", whole,
+        metavar="N",
+    )  # fmt: skip
+    runs: int = flag(
+        50, "timed invocations per thread count; more on a busy host", count, metavar="N"
+    )
+    warmup: int = flag(10, "invocations before timing starts", whole, metavar="N")
+    C: float = flag(
+        0.01, "constant of Eq. 14's Score; its run time is this host's, 1 thread (default 0.01, as "
+        "in Table 3)", positive,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------- what is in it
 
 
 @contextlib.contextmanager
@@ -40,21 +166,6 @@ def hushed() -> Iterator[None]:
             os.close(terminal)
 
 
-def tensorflow_quietly():
-    """TensorFlow, quiet and without the GPU (with one it lays the graph out differently)."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        with hushed():
-            import tensorflow as tf
-    except ImportError as error:
-        raise UserError(f"export needs TensorFlow: pip install tensorflow ({error})") from error
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:  # TensorFlow already runs in this process: its devices are settled
-        pass
-    return tf
-
-
 DELEGATE = "DELEGATE"
 
 
@@ -68,62 +179,56 @@ def interpreter(content: bytes, threads: int):
         ) from error
     try:
         with hushed():  # it announces XNNPACK
-            runner = Interpreter(model_content=content, num_threads=threads)
-            runner.allocate_tensors()
+            lite = Interpreter(model_content=content, num_threads=threads)
+            lite.allocate_tensors()
     except RuntimeError as error:
         raise UserError(
             f"LiteRT cannot run it; are --input_size and --output_size too large? {error}".strip()
         ) from error
-    return runner
+    return lite
 
 
 def operations(content: bytes) -> tuple[Counter, int, Counter]:
     """(operation type -> count, number of XNNPACK's partitions, operations that it leaves out)."""
-    everything = interpreter(content, 1)._get_ops_details()
-    ops = [op for op in everything if op["op_name"] != DELEGATE]
-    parts = [op for op in everything if op["op_name"] == DELEGATE]
-    maker = {int(t): i for i, op in enumerate(ops) for t in op["outputs"]}
-    inside: set[int] = set()
-    for part in parts:  # back from its outputs to its inputs
-        ends, todo = {int(t) for t in part["inputs"]}, [int(t) for t in part["outputs"]]
-        while todo:
-            i = maker.get(todo.pop())
-            if i is not None and i not in inside:
-                inside.add(i)
-                todo += [int(t) for t in ops[i]["inputs"] if int(t) not in ends]
-    outside = Counter(op["op_name"] for i, op in enumerate(ops) if i not in inside)
-    return Counter(op["op_name"] for op in ops), len(parts), outside
+    lite = interpreter(content, 1)
+    details = lite._get_ops_details()
+    kinds, outside = Counter(op["op_name"] for op in details), Counter()
+    # Back from the output; a tensor that a partition gives is that partition's: they come last.
+    made_by = {t: op for op in details for t in op["outputs"].tolist()}
+    tensors = [lite.get_output_details()[0]["index"]]
+    while tensors:
+        if op := made_by.pop(tensors.pop(), None):
+            outside[op["op_name"]] += 1
+            tensors += op["inputs"].tolist()
+    del outside[DELEGATE]
+    return kinds, kinds.pop(DELEGATE, 0), outside
 
 
 # Operations that TFLite's GPU delegate takes, of those that a graph of ours may hold (its published
-# rules; it takes others too). Not GATHER, which those rules allow: LiteRT 2.1.6's cannot start.
+# rules; it takes others too). Not GATHER, which those rules allow: LiteRT 2.1.6's cannot start. Not
+# CAST, which it takes of floats and int32 only, and bytes are what we cast.
 GPU_OPS = frozenset(
     "ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV MUL QUANTIZE RELU RESHAPE "
     "RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SUB".split()
 )
 
 
-def gpu_compatible(content: bytes) -> str:
-    """Whether the file's operations are such that TFLite's GPU delegate takes: "yes", or what is
-    not. A driver may still refuse the graph, and only a phone can tell how fast it is.
+# --------------------------------------------------------------------------- how far from PyTorch
 
-    Two judges: TensorFlow's analyzer, and GPU_OPS, because since TensorFlow 2.18 the analyzer has
-    no rules left and calls every file compatible. tests/gpu_delegate.py runs a file on one.
-    """
-    tf, said = tensorflow_quietly(), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        tf.lite.experimental.Analyzer.analyze(model_content=content, gpu_compatibility=True)
-    mark = "GPU COMPATIBILITY WARNING:"
-    refused = [line.split(mark)[1].strip() for line in said.getvalue().splitlines() if mark in line]
-    runner = interpreter(content, 1)
-    tensors = {t["index"]: t for t in runner.get_tensor_details()}
-    for op in runner._get_ops_details():
-        source = tensors.get(int(op["inputs"][0]) if len(op["inputs"]) else -1)
-        if op["op_name"] == "CAST":  # of floats and int32 only, and bytes are what we cast
-            refused.append(f"CAST from {source['dtype'].__name__}")
-        elif op["op_name"] not in GPU_OPS | {DELEGATE}:
-            refused.append(op["op_name"])
-    return "; ".join(dict.fromkeys(refused)) or "yes"
+
+def pattern_pictures(size: tuple[int, int], seed: int) -> list[np.ndarray]:
+    """Six (H, W, 3) uint8: noise, smooth, black, white, a bright border, a checkerboard."""
+    H, W = size
+    v, u = np.mgrid[:H, :W]
+    frame = np.full((H, W, 3), 255)
+    frame[1:-1, 1:-1] = 0
+    pictures = [
+        np.random.default_rng(seed).integers(0, 256, (H, W, 3)),
+        np.stack([256 * v / H, 256 * u / W, 255 - 255 * v / H], 2),
+        np.zeros((H, W, 3)), np.full((H, W, 3), 255), frame,
+        np.where(((v // 8 + u // 8) % 2)[..., None], (255, 128, 0), (0, 64, 255)),
+    ]  # fmt: skip
+    return [picture.astype(np.uint8) for picture in pictures]
 
 
 @dataclass
@@ -152,9 +257,8 @@ class Parity:
         with np.errstate(invalid="ignore"):  # inf - inf
             error = np.abs(output.astype(np.float64) - reference)
         ring = max(error[[0, -1]].max(), error[:, [0, -1]].max())
-        self.max_abs, self.border = (
-            float(np.maximum(*pair)) for pair in ((self.max_abs, error.max()), (self.border, ring))
-        )
+        self.max_abs = float(np.maximum(self.max_abs, error.max()))
+        self.border = float(np.maximum(self.border, ring))
         self.over_1cm += int(np.count_nonzero(~(error <= 0.01)))
         self.depth_min = min(self.depth_min, float(reference.min()))
         self.depth_max = max(self.depth_max, float(reference.max()))
@@ -162,55 +266,6 @@ class Parity:
         share = error.size / self.pixels
         self.mean_abs += share * (float(error.mean()) - self.mean_abs)
         self.depth_mean += share * (float(reference.mean(dtype=np.float64)) - self.depth_mean)
-
-
-def compare(references: Iterable[np.ndarray], outputs: Iterable[np.ndarray]) -> Parity:
-    """Both iterables of (h, w) metres. Raises ValueError for no pictures or unequal numbers."""
-    parity = Parity()
-    for reference, output in zip(references, outputs, strict=True):
-        parity.add(reference, output)
-    if not parity.pictures:
-        raise ValueError("no pictures to compare")
-    return parity
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Stated tolerances; see the flags."""
-
-    fp32: float  # metres, times the largest depth where that exceeds 1 m
-    fp16: float  # the same
-    int8: float  # mean error over mean depth
-    si_rmse: float  # share by which an int8 file may be worse than PyTorch
-
-
-def broken(
-    precision: str, limits: Limits, tests: Parity, real: Parity | None,
-    scores: tuple[float, float] | None,
-) -> list[str]:  # fmt: skip
-    """What of its stated tolerance a file breaks, in words; an empty list when it keeps it.
-
-    tests, real: on the test pictures and on those of the data set; scores: si-RMSE of (file,
-    PyTorch) on the latter. fp32, fp16 and onnx are held to the largest error on all of them. int8
-    is made for real pictures and held to its mean error and si-RMSE there.
-    """
-    out = []
-    if precision.startswith("int8"):
-        parity = real or tests
-        limit = limits.int8 * parity.depth_mean
-        if not parity.mean_abs <= limit < math.inf:  # also for NaN
-            out.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
-        if scores and not scores[0] <= (1 + limits.si_rmse) * scores[1]:
-            out.append(f"si-RMSE {scores[0]:.4f} > {1 + limits.si_rmse:g} x {scores[1]:.4f}")
-        return out
-    for where, parity in {"test pictures": tests, "data": real}.items():
-        if parity is None:
-            continue
-        allowed = limits.fp16 if precision == "fp16" else limits.fp32
-        limit = allowed * max(1.0, parity.depth_max)
-        if not parity.max_abs <= limit < math.inf:  # also for NaN, and a reference that is infinite
-            out.append(f"max error {parity.max_abs:.2e} m > {limit:.2e} m on the {where}")
-    return out
 
 
 @dataclass
@@ -223,16 +278,21 @@ class Card:
     operations: dict[str, int] = field(default_factory=dict)
     partitions: int | None = None  # XNNPACK's
     outside_xnnpack: dict[str, int] = field(default_factory=dict)
-    gpu: str | None = None
+    gpu: str | None = None  # "yes", or "no: " and what TFLite's delegate does not take
     ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> run_times
-    tests: Parity | None = None  # against PyTorch, on the test pictures
-    real: Parity | None = None  # and on those of the data set
+    tests: Parity = field(default_factory=Parity)  # against PyTorch, on the test pictures
+    real: Parity = field(default_factory=Parity)  # and on those of the data set
     metrics: dict[str, float] | None = None
     score: float | None = None
     broken: list[str] = field(default_factory=list)
 
     def describe(self, content: bytes) -> None:
-        """Fills in what the file's bytes tell."""
+        """Fills in what the file's bytes tell.
+
+        gpu: by the names of the operations, since TensorFlow's analyzer has no rules left since
+        2.18 and calls every file compatible. A driver may still refuse the graph, and only a phone
+        can tell how fast it is; tests/bench/gpu_delegate.py runs a file on a delegate.
+        """
         self.megabytes = len(content) / 1e6
         if self.format == "onnx":
             import onnx
@@ -242,19 +302,51 @@ class Card:
             return
         ops, self.partitions, outside = operations(content)
         self.operations, self.outside_xnnpack = dict(ops.most_common()), dict(outside)
-        self.gpu = gpu_compatible(content)
+        refused = ", ".join(sorted(ops.keys() - GPU_OPS))
+        self.gpu = f"no: {refused}" if refused else "yes"
+
+    def time(self, load: Callable[[int], Predictor], o: Timing) -> None:
+        """Fills in `ms`. load: the file for so many threads."""
+        for threads in sorted({1, o.threads or usable_cores()}):
+            invoke = load(threads).invoke
+            for _ in range(o.warmup):
+                invoke()
+            self.ms[threads] = run_times(invoke, o.runs)
+
+    def judge(self, limits: Limits, pytorch: dict[str, float] | None) -> None:
+        """Fills in `broken`: what of its stated tolerance the file breaks, in words.
+
+        fp32, fp16 and onnx are held to the largest error on all pictures. int8 is made for real
+        ones and held to its mean error and si-RMSE there. pytorch: PyTorch's metrics.
+        """
+        if self.format.startswith("int8"):
+            parity = self.real if self.real.pictures else self.tests
+            limit = limits.tolerance_int8 * parity.depth_mean
+            if not parity.mean_abs <= limit < math.inf:  # also for NaN
+                self.broken.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
+            factor = 1 + limits.tolerance_si_rmse
+            if pytorch and not self.metrics["si_rmse"] <= factor * pytorch["si_rmse"]:
+                self.broken.append(f"si-RMSE {self.metrics['si_rmse']:.4f} > {factor:g} x "
+                                   f"{pytorch['si_rmse']:.4f}")  # fmt: skip
+            return
+        allowed = limits.tolerance_fp16 if self.format == "fp16" else limits.tolerance
+        for where, parity in {"test pictures": self.tests, "data": self.real}.items():
+            limit = allowed * max(1.0, parity.depth_max)
+            if not parity.max_abs <= limit < math.inf:  # also for NaN, and an infinite reference
+                self.broken.append(
+                    f"max error {parity.max_abs:.2e} m > {limit:.2e} m on the {where}"
+                )
 
     def column(self) -> dict[str, str]:
         """Line of the printed report -> this file's cell; errors on the data set's pictures, and on
         the test pictures where there is none."""
-        parity = self.real or self.tests
-        left = ", ".join(f"{n} {name}" for name, n in self.outside_xnnpack.items())
+        parity = self.real if self.real.pictures else self.tests
+        left = "".join(f" + {n} {name}" for name, n in self.outside_xnnpack.items())
         return {
             "MB": f"{self.megabytes:.3f}",
             "operations": str(sum(self.operations.values())),
-            "XNNPACK partitions": "-" if self.partitions is None else
-            f"{self.partitions}{' + ' if left else ''}{left}",
-            "GPU delegate": {None: "-", "yes": "yes"}.get(self.gpu, "no"),
+            "XNNPACK partitions": "-" if self.partitions is None else f"{self.partitions}{left}",
+            "GPU delegate": self.gpu or "-",
         } | {
             f"ms, {threads} thread{'s' * (threads > 1)} (p90)": f"{t['p50']:.2f} ({t['p90']:.2f})"
             for threads, t in self.ms.items()
@@ -264,27 +356,55 @@ class Card:
             "  test pictures": f"{self.tests.max_abs:.1e}",
             "mean error, m": f"{parity.mean_abs:.1e}",
             "pixels off by > 1 cm": f"{parity.over_1cm / parity.pixels:.2%}",
-            **figures(self.metrics),
+            **metric_cells(self.metrics),
             "Score": "-" if self.score is None else f"{self.score:.1f}",
             "tolerance": "BROKEN" if self.broken else "kept",
         }  # fmt: skip
 
 
-def figures(metrics: dict[str, float] | None) -> dict[str, str]:
+# ------------------------------------------------------------------------------------- the printed
+
+
+def metric_cells(metrics: dict[str, float] | None) -> dict[str, str]:
     """The printed report's lines of the metrics; "-" where nothing was measured."""
     if metrics is None:
         return {"si-RMSE": "-", "RMSE, m": "-"}
     return {"si-RMSE": f"{metrics['si_rmse']:.4f}", "RMSE, m": f"{metrics['rmse']:.3f}"}
 
 
-def table(cards: list[Card], own: dict[str, float] | None) -> str:
-    """All cards side by side, as a Markdown table; own: PyTorch's metrics, the first column."""
-    columns = {card.format: card.column() for card in cards}
-    pytorch = figures(own)
-    rows = [["", "PyTorch", *columns]]
-    for name in next(iter(columns.values())):
-        cells = [column[name] for column in columns.values()]
-        rows.append([name, pytorch.get(name, ""), *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(f"{c:<{n}}" for c, n in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (n + 2) for n in widths) + "|", *lines[1:]])
+def card_table(cards: list[Card], pytorch: dict[str, float] | None) -> str:
+    """All cards side by side, as a Markdown table; pytorch: its metrics, the first column."""
+    columns = [card.column() for card in cards]
+    reference = metric_cells(pytorch)
+    rows = [["", "PyTorch", *(card.format for card in cards)]]
+    rows += [[name, reference.get(name, ""), *(column[name] for column in columns)]
+             for name in columns[0]]  # fmt: skip
+    widths = [max(map(len, cells)) for cells in zip(*rows)]
+    rows.insert(1, ["-" * n for n in widths])
+    lines = (" | ".join(f"{cell:<{n}}" for cell, n in zip(row, widths)) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def printed(report: dict, cards: list[Card]) -> str:
+    """report.json's content for the terminal."""
+    layout, on, timing = report["layout"], report["compared"], report["timing"]
+    (H, W), (h, w) = layout["input_size"], layout["output_size"]
+    calibration, real = report["metadata"]["calibration"], cards[0].real.pictures
+    rows = {
+        "checkpoint": report["checkpoint"],
+        "input": f"1x{H}x{W}x3 {layout['input_type']}, raw RGB 0..255",
+        "output": f"1x{h}x{w}x1 float32, {layout['unit']}, {layout['upsample']}",
+        "graph": f"normalization {layout['normalization']}, last resize {layout['last_resize']}",
+        "calibration": calibration and
+        f"{calibration['scale']:.4g} d {calibration['shift_m']:+.4g} m, in the file and in PyTorch",
+        "compared": f"with PyTorch on {cards[0].tests.pictures} test pictures" + (
+            f", {real} of {on['data']} {on['split']}; errors in metres, on the latter" if real else
+            "; si-RMSE and errors on real pictures: --data ROOT"),
+        "timing": f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
+        f"out, on this host ({report['host']['cpu']}, {report['host']['cores']} cores)",
+    }  # fmt: skip
+    for card in cards:
+        ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
+        rows[card.format] = f"{card.path}: {ops}"
+    lines = [f"{name:<14}{text or 'none'}" for name, text in rows.items()]
+    return "\n".join([*lines, "", card_table(cards, report["pytorch"])])
