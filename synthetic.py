@@ -353,7 +353,7 @@ class World:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng, self.u = rng, rng.uniform
         self.solids: list[Solid] = []
-        self.taken = [(np.full(2, -0.6), np.full(2, 0.6))]  # from, to (x, z); here: the camera
+        self.taken = [(np.full(2, -0.6), np.array([0.6, 1.5]))]  # from, to (x, z): the camera
 
     def pick(self, words: str) -> str:
         """One of the words; a word that comes twice is twice as likely."""

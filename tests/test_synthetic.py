@@ -58,6 +58,7 @@ def test_bits_depend_on_stream_and_index_only(scenes):
     code = """import hashlib
 for k in (5, 2):
     s = S.render(0, k)
+    print(hashlib.sha256(s.rgb.tobytes() + s.depth.tobytes()).hexdigest())"""
     out, err = python(code).communicate()
     assert out.split() == [digest(scenes[5]), digest(scenes[2])], err
     assert digest(S.render(1, 2)) != digest(scenes[2])
