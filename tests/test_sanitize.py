@@ -1,5 +1,5 @@
-"""csrc/ built with AddressSanitizer and UBSan: passes the kernels' tests and the property tests
-without a report, and does report what is planted.
+"""csrc/ built with AddressSanitizer and UBSan: passes the kernels' tests without a report, and does
+report what is planted.
 
 The tests run in a process of their own, whose every allocation has red zones. LITEDEPTH_SANITIZED
 (set for that process) is the folder of the sanitized build.
@@ -12,44 +12,32 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import litedepth_kernels
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# All of the kernels' tests, forks and mapped files too, both halves at once. Of test_cells.py those
-# that call no kernel are left out.
-HALVES = [
-    ["test_kernels.py", "test_batch.py"],
-    ["test_cells.py", "test_kernel_properties.py", "test_sanitize.py"],
-]
-CALLS_A_KERNEL = "not (test_cells and (torch or statistics or cells_are_a_view))"
 EXAMPLES = 40  # of each property; the plain run has more
 FOLDER = os.environ.get("LITEDEPTH_SANITIZED")
 
 
-def runtimes() -> list[str]:
-    """The libraries that must be loaded first, as the interpreter itself is not sanitized. The
-    C++ one too: the sanitizer must have found its throw before the extension calls it."""
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory) -> dict[str, str]:
+    """The environment of a process that runs the sanitized kernels, which are built here. The
+    sanitizers must be loaded first, as the interpreter itself is not sanitized, and the C++ library
+    too: its throw must have been found before the extension calls it."""
     compiler = os.environ.get("CXX", "g++")
     if not sys.platform.startswith("linux") or not shutil.which(compiler):
         pytest.skip(f"needs Linux and {compiler}")
-    found = []
+    libraries = []
     for name in ("libasan.so", "libubsan.so", "libstdc++.so.6"):
         asked = [compiler, f"-print-file-name={name}"]
         path = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
         if not Path(path).is_file():
             pytest.skip(f"{compiler} has no {name}")
-        found.append(str(Path(path).resolve()))
-    return found
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory) -> dict[str, str]:
-    """The environment of a process that runs the sanitized kernels, which are built here."""
-    libraries, folder = runtimes(), tmp_path_factory.mktemp("sanitized")
+        libraries.append(str(Path(path).resolve()))
+    folder = tmp_path_factory.mktemp("sanitized")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
     command += ["-C", "cmake.define.LITEDEPTH_SANITIZE=ON", "./csrc"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -62,7 +50,6 @@ def sanitized(tmp_path_factory) -> dict[str, str]:
         # Leaks: the interpreter never frees its own at exit, and they would be all one sees.
         "ASAN_OPTIONS": "detect_leaks=0:exitcode=99:detect_stack_use_after_return=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:exitcode=99",
-        "OMP_NUM_THREADS": "2",
     }
 
 
@@ -73,33 +60,22 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not FOLDER, reason="for the process with the sanitized build")
-def test_this_process_has_the_sanitized_kernels() -> None:
-    assert litedepth_kernels.sanitized
-    assert Path(litedepth_kernels.__file__).parent == Path(FOLDER)
-
-
-@pytest.mark.skipif(bool(FOLDER), reason="this process has them")
-def test_the_installed_kernels_are_not_sanitized() -> None:
-    assert not litedepth_kernels.sanitized and not hasattr(litedepth_kernels, "undefined")
+def test_this_process_has_the_kernels_it_should() -> None:
+    assert litedepth_kernels.sanitized == hasattr(litedepth_kernels, "undefined") == bool(FOLDER)
+    if FOLDER:
+        assert Path(litedepth_kernels.__file__).parent == Path(FOLDER)
 
 
 @pytest.mark.skipif(bool(FOLDER), reason="builds what this process runs")
 def test_the_kernels_tests_pass_without_a_report(sanitized: dict[str, str], counted) -> None:
-    def passed(names: list[str]) -> int:
-        tests = [f"tests/{name}" for name in names]
-        done = run(
-            sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", CALLS_A_KERNEL, *tests
-        )
-        text = done.stdout + done.stderr
-        assert done.returncode == 0, text[-6000:]
-        assert "Sanitizer" not in text and "runtime error" not in text, text[-6000:]
-        return int(re.search(r"(\d+) passed", text)[1])
-
-    with ThreadPoolExecutor(len(HALVES)) as pool:
-        counts = list(pool.map(passed, HALVES))
-    assert sum(counts) >= 700, counts
-    counted("kernel tests under AddressSanitizer and UBSan: no report", sum(counts))
+    tests = ["tests/test_kernels.py", "tests/test_sanitize.py"]
+    done = run(sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-6000:]
+    assert "Sanitizer" not in text and "runtime error" not in text, text[-6000:]
+    count = int(re.search(r"(\d+) passed", text)[1])
+    assert count >= 150, text[-6000:]
+    counted("kernel tests under AddressSanitizer and UBSan: no report", count)
 
 
 # A view that lies about its size takes a kernel out of its array; no plain check can see that.
@@ -109,11 +85,12 @@ PLANTED = {
         "AddressSanitizer: heap-buffer-overflow", "READ of size",
     ),
     "one row read before an input": (
-        "K.gt_down(longer(d[::-1], (5, 7)), np.zeros((5, 7), 'f'), 'nearest')",
+        "K.masked_gradient(longer(d[::-1], (5, 7)), *(np.zeros((5, 7), t) for t in 'ff??'))",
         "AddressSanitizer: heap-buffer-overflow", "READ of size",
     ),
     "one row written beyond an output": (
-        "K.gt_down(np.ones((5, 7), 'f'), longer(d, (5, 7)), 'nearest')",
+        "K.masked_gradient(np.ones((5, 7), 'f'), longer(d, (5, 7)),"
+        " *(np.zeros((5, 7), t) for t in 'f??'))",
         "AddressSanitizer: heap-buffer-overflow", "WRITE of size",
     ),
     "an integer that overflows": (

@@ -1,6 +1,6 @@
 """Times csrc's kernels against what one would write with numpy and OpenCV; prints markdown tables.
 
-    python tests/bench_kernels.py            # a minute; --quick: seconds, to see that it runs
+    python tests/bench/bench_kernels.py      # a minute; --quick: seconds, to see that it runs
 
 Every row does the same work: a decoded 480x640 pair to a 3x128x160 image, 480x640 metres, 32x40
 ground truth with its masked gradients, and the cells' log-depth statistics. All are checked against
@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import litedepth_kernels
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import litedepth_kernels
-
-import data
+import twin  # noqa: E402
 
 try:
     import albumentations
@@ -33,12 +32,8 @@ except ImportError:
 
 SIZE, NET, LOW = (480, 640), (128, 160), (32, 40)
 SCALE, EPS = 1000.0, 1e-3
-LOGS = data.log_table(SCALE, EPS)
-RECIPE = {
-    "crops": ((240, 384), (384, 512), (480, 640)), "max_angle": 2.5, "flip_prob": 0.5,
-    "gamma": (0.9, 1.1), "gamma_unit": False, "brightness": (0.75, 1.25),
-    "channel_gain": (0.9, 1.1),
-}  # fmt: skip
+LOGS = twin.log_table(SCALE, EPS)
+CROPS = ((240, 384), (384, 512), (480, 640))
 ROTATE = {"no rotation": 0.0, "rotation": 1.0, "the recipe (half of each)": 0.5}
 
 
@@ -60,27 +55,36 @@ def make_pairs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def make_outputs(B: int) -> dict[str, np.ndarray]:
-    names = ("low", "grad_x", "grad_y", "M_x", "M_y", "cell_n", "cell_mean", "cell_M2")
-    out = {"image": np.ones((B, 3, *NET), np.float32), "metres": np.ones((B, 1, *SIZE), np.float32)}
+    out = {"image": np.ones((B, 3, *NET), np.float32), "depth": np.ones((B, 1, *SIZE), np.float32)}
     return out | {
-        name: np.ones((B, 1, *LOW), bool if name[0] == "M" else np.float32) for name in names
+        name: np.ones((B, 1, *LOW), bool if name[0] == "M" else np.float32) for name in twin.MAPS
     }
+
+
+def draw(rng: np.random.Generator, B: int, rotate_prob: float) -> dict[str, np.ndarray]:
+    """Sec. 3.2 for B samples: rotation by up to 2.5 degrees, flip, one of three crops, colour."""
+    (H, W), affine, crop = SIZE, np.zeros((B, 2, 3)), np.array(CROPS)[rng.integers(3, size=B)]
+    for A, (h, w) in zip(affine, crop):
+        angle = np.radians(rng.uniform(-2.5, 2.5)) if rng.random() < rotate_prob else 0.0
+        way, top, left = rng.choice([1, -1]), rng.integers(H - h + 1), rng.integers(W - w + 1)
+        cos, sin, x0, y0 = np.cos(angle), np.sin(angle), (W - 1) / 2, (H - 1) / 2
+        x = (left if way > 0 else W - 1 - left) - x0
+        A[0] = cos * way, sin, x0 + cos * x + sin * (top - y0)
+        A[1] = -sin * way, cos, y0 - sin * x + cos * (top - y0)
+    power, gain = rng.uniform(0.9, 1.1, (B, 1, 1)), rng.uniform(0.7, 1.3, (B, 3, 1))
+    lut = np.clip(np.arange(256.0) ** power * gain, 0, 255).astype(np.float32)
+    return {"affine": affine, "crop": crop, "lut": lut}
 
 
 class Work:
     """A list of batches to make, each into the next of three sets of buffers."""
 
     def __init__(self, pairs: list, rotate_prob: float, B: int) -> None:
-        augment = data.Augment(rotate_prob=rotate_prob, **RECIPE)
-        self.batches = []
+        rng, self.batches = np.random.default_rng(0), []
         for first in range(0, 8 * len(pairs), B):
-            mine = data.draw(0, 0, range(first, first + B), SIZE, augment)
             chosen = [pairs[(first + b) % len(pairs)] for b in range(B)]
-            self.batches.append({
-                "rgb": [rgb for rgb, _ in chosen], "depth": [depth for _, depth in chosen],
-                **mine._asdict(),
-            })  # fmt: skip
-        self.pad = np.array([123.675, 116.28, 103.53], np.float32)
+            both = {"rgb": [rgb for rgb, _ in chosen], "depth": [depth for _, depth in chosen]}
+            self.batches.append(both | draw(rng, B, rotate_prob))
         self.ring = itertools.cycle([make_outputs(B) for _ in range(3)])
         self.next = itertools.cycle(self.batches)
 
@@ -91,32 +95,18 @@ class Work:
         return int(pixels * (2 + 3 / 2)) + sum(a.nbytes for a in next(self.ring).values())
 
 
-def r2_batch(work: Work, batch: dict, out: dict, isa: str | None = None) -> None:
+def r2_batch(batch: dict, out: dict, isa: str | None = None) -> None:
     before = litedepth_kernels.isa()
     litedepth_kernels.set_isa(isa or before)
     litedepth_kernels.r2_batch(
-        **batch, pad=work.pad, depth_scale=SCALE, logs=LOGS, mode="cell", threads=1, **out
+        **batch, depth_scale=SCALE, logs=LOGS, mode="cell", threads=1, out=out
     )
     litedepth_kernels.set_isa(before)
 
 
-def one_by_one(work: Work, batch: dict, out: dict) -> None:
-    """The kernels of one sample; they have no cell statistics, which are numpy's then."""
-    for b in range(len(batch["rgb"])):
-        litedepth_kernels.r2_crop(
-            batch["rgb"][b], batch["depth"][b], batch["affine"][b], tuple(batch["crop"][b]),
-            batch["lut"][b], work.pad, SCALE, out["image"][b], out["metres"][b, 0],
-        )  # fmt: skip
-        litedepth_kernels.gt_down(out["metres"][b, 0], out["low"][b, 0], "cell")
-        litedepth_kernels.masked_gradient(
-            *(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y"))
-        )
-        numpy_cells(out, b)
-
-
 def numpy_cells(out: dict, b: int) -> np.ndarray:
     """Eq. 7's cells of metres in plain numpy; cells are 15x16 here. Returns which are depths."""
-    d = out["metres"][b, 0]
+    d = out["depth"][b, 0]
     valid = d > 0
     x = np.log(np.where(valid, d, 1) + np.float32(EPS))
     cells = (LOW[0], SIZE[0] // LOW[0], LOW[1], SIZE[1] // LOW[1])
@@ -126,15 +116,6 @@ def numpy_cells(out: dict, b: int) -> np.ndarray:
     out["cell_n"][b, 0], out["cell_mean"][b, 0] = n, mean
     out["cell_M2"][b, 0] = (((x - mean[:, None, :, None]) * there) ** 2).sum((1, 3))
     return there
-
-
-def numpy_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
-    """Eq. 8 as the paper tells it: NaN in, isfinite out."""
-    marked = np.where(d > 0, d, np.float32(np.nan))
-    for axis, grad, M in ((1, grad_x, M_x), (0, grad_y, M_y)):
-        diff = np.diff(marked, axis=axis, append=np.full_like(marked.take([0], axis), np.nan))
-        M[:] = np.isfinite(diff)
-        grad[:] = np.where(M, diff, 0)
 
 
 def cv2_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
@@ -150,7 +131,7 @@ def cv2_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
         np.not_equal(both, 0, out=M[a])
 
 
-def shape(work: Work, batch: dict, out: dict, b: int) -> tuple[np.ndarray, np.ndarray, int, int]:
+def shape(batch: dict, b: int) -> tuple[np.ndarray, np.ndarray, int, int]:
     """The crop of both, resized picture, and how much of the network's image it fills. A crop
     without rotation is a view."""
     rgb, depth, A = batch["rgb"][b], batch["depth"][b], batch["affine"][b]
@@ -164,43 +145,43 @@ def shape(work: Work, batch: dict, out: dict, b: int) -> tuple[np.ndarray, np.nd
         inverse = cv2.WARP_INVERSE_MAP
         rgb = cv2.warpAffine(rgb, A, (w, h), flags=cv2.INTER_LINEAR | inverse)
         depth = cv2.warpAffine(depth, A, (w, h), flags=cv2.INTER_NEAREST | inverse)
-    rows, cols = data.extent((h, w), SIZE, NET)
+    rows, cols = twin.extent((h, w), SIZE, NET)
     # Not (h, w) -> (rows, cols): a crop keeps its scale, and 384 rows are 102.4 of the network's.
     H4, W4 = round(rows * SIZE[0] / NET[0]), round(cols * SIZE[1] / NET[1])
     small = cv2.resize(rgb[:H4, :W4], (cols, rows), interpolation=cv2.INTER_LINEAR)
     return small, depth, rows, cols
 
 
-def careful(work: Work, batch: dict, out: dict) -> None:
+def careful(batch: dict, out: dict) -> None:
     """Careful numpy + OpenCV: crop first, one pass each, no float64, nothing in a Python loop."""
     for b in range(len(batch["rgb"])):
-        small, depth, rows, cols = shape(work, batch, out, b)
+        small, depth, rows, cols = shape(batch, b)
         lut = batch["lut"][b].T.reshape(1, 256, 3)
         coloured = np.clip(np.rint(lut), 0, 255).astype(np.uint8)
         image = cv2.LUT(small, coloured).astype(np.float32)
-        out["image"][b] = work.pad[:, None, None]
+        out["image"][b] = 0
         out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
         h, w = depth.shape
-        out["metres"][b] = 0
-        out["metres"][b, 0, :h, :w] = depth.astype(np.float32) / np.float32(SCALE)
+        out["depth"][b] = 0
+        out["depth"][b, 0, :h, :w] = depth.astype(np.float32) / np.float32(SCALE)
         there = numpy_cells(out, b)
-        total = out["metres"][b, 0].reshape(there.shape).sum((1, 3))
-        out["low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
-        numpy_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+        total = out["depth"][b, 0].reshape(there.shape).sum((1, 3))
+        out["depth_low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
+        twin.masked_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
 
 
-def strongest(work: Work, batch: dict, out: dict) -> None:
+def strongest(batch: dict, out: dict) -> None:
     """The fastest way found with OpenCV: planes by split and float LUT, a table for the logarithm,
     area resizes for all sums (of float32, so that M2 is good to 1e-3 only)."""
     size, area = LOW[::-1], {"interpolation": cv2.INTER_AREA}
     pixels = SIZE[0] * SIZE[1] // (LOW[0] * LOW[1])
     for b in range(len(batch["rgb"])):
-        small, depth, rows, cols = shape(work, batch, out, b)
+        small, depth, rows, cols = shape(batch, b)
         for c, plane in enumerate(cv2.split(small)):
-            out["image"][b, c] = work.pad[c]
+            out["image"][b, c] = 0
             out["image"][b, c, :rows, :cols] = cv2.LUT(plane, batch["lut"][b, c])
         h, w = depth.shape
-        metres = out["metres"][b, 0]
+        metres = out["depth"][b, 0]
         metres[h:] = 0
         metres[:, w:] = 0
         cv2.multiply(depth, 1 / SCALE, dst=metres[:h, :w], dtype=cv2.CV_32F)
@@ -213,8 +194,8 @@ def strongest(work: Work, batch: dict, out: dict) -> None:
         square = cv2.resize(cv2.multiply(x, x), size, **area) / share
         out["cell_n"][b, 0], out["cell_mean"][b, 0] = n, mean
         out["cell_M2"][b, 0] = np.maximum(square - mean * mean, 0) * n
-        out["low"][b, 0] = cv2.resize(metres, size, **area) / share
-        cv2_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+        out["depth_low"][b, 0] = cv2.resize(metres, size, **area) / share
+        cv2_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
 
 
 TABLE = np.append(np.float32(0), LOGS[1:])
@@ -231,47 +212,44 @@ def transforms(h: int, w: int, turned: bool, flip: bool) -> object:
     ])  # fmt: skip
 
 
-def albumented(work: Work, batch: dict, out: dict) -> None:
+def albumented(batch: dict, out: dict) -> None:
     """albumentations' transforms, drawn by itself within the same ranges, then as `careful`."""
     for b in range(len(batch["rgb"])):
         A, (h, w) = batch["affine"][b], (int(n) for n in batch["crop"][b])
         chain = transforms(h, w, A[0, 1] != 0, A[0, 0] < 0)
         both = chain(image=batch["rgb"][b], mask=batch["depth"][b])
-        rows, cols = data.extent((h, w), SIZE, NET)
+        rows, cols = twin.extent((h, w), SIZE, NET)
         image = cv2.resize(both["image"], (cols, rows)).astype(np.float32)
-        out["image"][b] = work.pad[:, None, None]
+        out["image"][b] = 0
         out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
-        out["metres"][b] = 0
-        out["metres"][b, 0, :h, :w] = both["mask"].astype(np.float32) / np.float32(SCALE)
+        out["depth"][b] = 0
+        out["depth"][b, 0, :h, :w] = both["mask"].astype(np.float32) / np.float32(SCALE)
         there = numpy_cells(out, b)
-        total = out["metres"][b, 0].reshape(there.shape).sum((1, 3))
-        out["low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
-        numpy_gradient(*(out[k][b, 0] for k in ("low", "grad_x", "grad_y", "M_x", "M_y")))
+        total = out["depth"][b, 0].reshape(there.shape).sum((1, 3))
+        out["depth_low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
+        twin.masked_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
 
 
 def check(work: Work) -> None:
-    """The rows agree: the same bits among the kernels, to rounding with numpy and OpenCV."""
+    """The rows agree: the bits of the twin for every instruction set, to rounding with OpenCV."""
     batch = next(work.next)
     B = len(batch["rgb"])
     want, out = make_outputs(B), make_outputs(B)
-    r2_batch(work, batch, want)
+    r2_batch(batch, want)
     for isa in isas():
-        r2_batch(work, batch, out, isa)
+        r2_batch(batch, out, isa)
         assert all(out[k].tobytes() == want[k].tobytes() for k in out), isa
-    one_by_one(work, batch, out)
-    for k in ("image", "metres", "low", "grad_x", "grad_y", "M_x", "M_y", "cell_n"):
-        assert out[k].tobytes() == want[k].tobytes(), k
-    np.testing.assert_allclose(out["cell_mean"], want["cell_mean"], atol=1e-5)
-    np.testing.assert_allclose(out["cell_M2"], want["cell_M2"], rtol=1e-3, atol=1e-3)
+    twin.r2_batch(**batch, depth_scale=SCALE, logs=LOGS, mode="cell", threads=1, out=out)
+    assert all(out[k].tobytes() == want[k].tobytes() for k in out)
     turned = (batch["affine"][:, 0, 1] != 0).any()
     for name, pipeline in (("careful", careful), ("strongest", strongest)):
         out = make_outputs(B)
-        pipeline(work, batch, out)
+        pipeline(batch, out)
         assert np.abs(out["image"] - want["image"]).mean() < 2, name
         # OpenCV rounds a rotation's positions to 1/32 pixel and more: other neighbours, sometimes.
-        same = np.isclose(out["metres"], want["metres"], rtol=1e-6).mean()
+        same = np.isclose(out["depth"], want["depth"], rtol=1e-6).mean()
         assert same > (0.97 if turned else 0.999999), (name, same)
-        for k in ("cell_n", "cell_mean", "cell_M2", "low"):
+        for k in ("cell_n", "cell_mean", "cell_M2", "depth_low"):
             close = np.isclose(out[k], want[k], rtol=1e-3, atol=2e-3).mean()
             assert close > (0.5 if turned else 0.999), (name, k, close)
 
@@ -316,14 +294,11 @@ def bench_batch(pairs: list, title: str, rotate_prob: float, B: int, rounds: int
     rows: dict[str, Callable[[], object]] = {}
     for isa in isas()[::-1]:
         name = "r2_batch" if isa == litedepth_kernels.isa() else f"r2_batch, {isa}"
-        rows[name] = lambda isa=isa: r2_batch(work, next(work.next), next(work.ring), isa)
-    rows["kernels one by one, numpy cells"] = lambda: one_by_one(
-        work, next(work.next), next(work.ring)
-    )
-    rows["strongest OpenCV"] = lambda: strongest(work, next(work.next), next(work.ring))
-    rows["careful numpy + OpenCV"] = lambda: careful(work, next(work.next), next(work.ring))
+        rows[name] = lambda isa=isa: r2_batch(next(work.next), next(work.ring), isa)
+    rows["strongest OpenCV"] = lambda: strongest(next(work.next), next(work.ring))
+    rows["careful numpy + OpenCV"] = lambda: careful(next(work.next), next(work.ring))
     if albumentations:
-        rows["albumentations"] = lambda: albumented(work, next(work.next), next(work.ring))
+        rows["albumentations"] = lambda: albumented(next(work.next), next(work.ring))
     rows["memcpy of as many bytes"] = floor
     took = {name: us / B for name, us in medians(rows, rounds, 1).items()}
     print_table(title, took, "r2_batch", "sample")
@@ -343,7 +318,7 @@ def bench_gradient(size: tuple[int, int], rounds: int) -> None:
     ]  # fmt: skip
     ways = {
         "masked_gradient": litedepth_kernels.masked_gradient,
-        "numpy, NaN": numpy_gradient,
+        "numpy, NaN": twin.masked_gradient,
         "OpenCV": cv2_gradient,
     }
     for name, way in ways.items():
