@@ -67,6 +67,16 @@ def rgbd_picture(seed: int, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarr
     return bgr.astype(np.uint8), depth.astype(np.uint16)
 
 
+def lines_of(text: str, start: str = "note: ") -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def write(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), picture)
+    return path
+
+
 @pytest.fixture(scope="session")
 def make_rgbd() -> Callable[..., Path]:
     """make_rgbd(root, layout, train=8, val=3, size=(96, 128)): a set in one of the layouts
