@@ -1,4 +1,4 @@
-"""Eq. 7, 10 and 11 in cell form against the plain form in float64, loops and hand-made numbers.
+"""losses.py: Eq. 7, 10 and 11 by cell against the plain form in float64, loops and numbers by hand.
 
 What is compared is relative: values by their own size, gradients by their largest element. Where
 the float32 of the plain form is itself further from float64 than 1e-6 (a steep rho multiplies the
@@ -23,19 +23,15 @@ ROBUST = {"alpha": 1.0, "c": 2.0}
 NAN, INF = math.nan, math.inf
 CANVASES = {  # name: (H, W), (h, w)
     "480x640": ((480, 640), (32, 40)),
-    "240x384": ((240, 384), (16, 24)),
-    "384x512": ((384, 512), (24, 32)),
     "uneven": ((97, 131), (7, 9)),
     "uneven columns": ((96, 131), (8, 9)),
-    "480x640 uneven": ((480, 640), (41, 47)),
-    "tall": ((100, 36), (3, 4)),
     "enlarged": ((9, 12), (11, 12)),
     "same": ((9, 12), (9, 12)),
 }
 HOLES = ["none", "random", "all", "one pixel", "whole pictures", "sparse", "not finite"]
 every_map = pytest.mark.parametrize(
     "canvas, holes",
-    [(c, h) for c in CANVASES for h in HOLES if "x" not in c or h in ("random", "whole pictures")],
+    [("uneven", h) for h in HOLES] + [(c, "random") for c in CANVASES if c != "uneven"],
 )
 pools = pytest.mark.parametrize("pool", ["batch", "image"])
 kernels = pytest.mark.parametrize("kernel", ["cpp", "torch"])
@@ -112,8 +108,7 @@ def by_cell(d, size):
     return {cell: np.array(z) for cell, z in found.items()}
 
 
-@pytest.mark.parametrize("canvas", ["uneven", "uneven columns", "enlarged", "same"])
-@pytest.mark.parametrize("holes", HOLES)
+@every_map
 def test_statistics_match_loops(canvas, holes):
     d_hat, d = scene(canvas, holes)
     size = d_hat.shape[-2:]
@@ -218,7 +213,7 @@ def test_eq10_equals_the_plain_form(canvas, holes, pool, kernel):
 
 @every_form
 @pools
-@pytest.mark.parametrize("c", [0.7, 2.0, 10.0])
+@pytest.mark.parametrize("c", [0.7, 10.0])
 def test_eq10_equals_the_plain_form_for_every_shape(alpha, c, pool, kernel):
     flags = {"alpha": alpha, "c": c, "pool": pool}
     d_hat, d = scene()
@@ -412,7 +407,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("canvas", ["uneven", "240x384"])
+@pytest.mark.parametrize("canvas", ["uneven", "480x640"])
 def test_the_torch_form_never_waits_for_a_gpu(canvas):
     """Nothing in it needs a value on the host, in either direction, nor a size that depends on
     one: neither its forward nor its backward pass stops the queue of a GPU."""
