@@ -608,6 +608,14 @@ def test_ply_command(device_file, tmp_path, capsys):
     expected = np.stack([(u - 31.5) / 64 * z, -(v - 23.5) / 64 * z, -z], 1)[z > 0]
     np.testing.assert_allclose(vertices[:, :3], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(vertices[:, 3:], small.reshape(-1, 3)[z > 0])
+    options[3] = device_file(step=8)  # 6x8 cells: bilinear for the points, if not told
+    for flags, smooth in (([], True), (["--resize", "nearest"], False)):
+        assert command(*options, *flags) == 0
+        vertices = np.array(read_ply((tmp_path / "o/a.ply").read_bytes())[1])
+        assert (len(np.unique(vertices[:, 2])) > 6 * 8) == smooth
+        depth = cv2.imread(str(tmp_path / "o/a_depth.png"), cv2.IMREAD_UNCHANGED)
+        assert len(np.unique(depth)) <= 6 * 8
+    capsys.readouterr()
     (tmp_path / "k.json").write_text('{"frames": {"b": {}}}')
     for flags, code, told in (
         ([], 0, "63 degrees"), (["--intrinsics", tmp_path / "k.json"], 2, "skipped .*'a'"),

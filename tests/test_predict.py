@@ -70,7 +70,12 @@ def toy_command(*arguments) -> int:
 def toy(monkeypatch):
     """A predictor whose depth is the red channel / 50 m, in place of the one --model names."""
     made = Predictor(lambda x: x[..., 0] / 50, (48, 64), "nearest", "toy")
-    monkeypatch.setattr(predict, "load_predictor", lambda path, opener, **options: made)
+
+    def load(path, open_checkpoint, **options) -> Predictor:
+        made.options = options
+        return made
+
+    monkeypatch.setattr(predict, "load_predictor", load)
     return made
 
 
@@ -90,6 +95,8 @@ def networks(tmp_path_factory) -> Path:
 def test_written_png_is_the_depth_in_millimetres(tmp_path, toy):
     source = write(tmp_path / "a.png", picture())
     assert toy_command(source, "--out", tmp_path / "out") == 0
+    told = {"image_size": None, "resize": "nearest", "threads": 1, "device": "auto"}
+    assert toy.options == told
     red = picture()[..., 2].astype(int)
     np.testing.assert_array_equal(millimetres(tmp_path / "out/a_depth.png"), red * 20)
     toy.run = lambda x: np.resize(  # rounded, not clamped at 40 m, clipped at 65.535; holes are 0
