@@ -305,7 +305,7 @@ def fit_calibration(
     the metrics: RMSE listens to the farthest pixels, REL is least for depths that are too small,
     si-RMSE does not feel the scale, and squares of the logarithm follow a few pictures of another
     kind. With d' = a (d_hat + r) the best a for a given r is a weighted median, so that r alone is
-    searched: a grid, then a finer one around its best, and again.
+    searched, over a grid; then downhill in small steps.
 
     Predictions that are all alike say nothing of b: it is 0 then. Raises DataError: no pixels, a
     dead network, or predictions that go against the truth (a falls to 0).
@@ -325,24 +325,31 @@ def fit_calibration(
         below = np.cumsum(w[M][order])
         return float(ratio[order][np.searchsorted(below, below[-1] / 2)])
 
-    def error(r: float) -> float:
-        d = np.clip(best_scale(r) * (x + r), 1e-3, max_depth)
+    def error(a: float, r: float) -> float:
+        d = np.clip(a * (x + r), 1e-3, max_depth)
         return float(np.sum(w * np.abs(np.log(d) - np.log(y))))
 
     if np.ptp(x) <= 1e-6 * x.max():
         return best_scale(0.0), 0.0
     middle = float(np.median(x[x > 1e-3]))
     grid = middle * np.concatenate([np.linspace(-1.5, 1, 51), np.geomspace(1.2, 50, 20)])
-    for _ in range(9):
-        at = int(np.argmin([error(r) for r in grid]))
-        if grid[at] >= 49 * middle:
-            raise DataError(
-                "no calibration: this network's depths do not grow with the true ones here (the "
-                "best scale falls to 0); look at its predictions, and at --depth_scale"
-            )
-        r = float(grid[at])
-        grid = np.linspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 17)
-    a = best_scale(r)
+    loss, a, r = min((error(a, r), a, r) for r in grid for a in (best_scale(r),))
+    if r >= 49 * middle:
+        raise DataError(
+            "no calibration: this network's depths do not grow with the true ones here (the best "
+            "scale falls to 0); look at its predictions, and at --depth_scale"
+        )
+    # Downhill from there: with depths cut at max_depth the median is near the best, not it.
+    step = 0.05
+    while step > 1e-8:
+        beside = [r + step * middle, r - step * middle]
+        near = [(a, q) for q in beside] + [(best_scale(q), q) for q in beside]
+        near += [(a * (1 + step), r), (a * (1 - step), r)]
+        best = min((error(*p), *p) for p in near)
+        if best[0] < loss:
+            loss, a, r = best
+        else:
+            step /= 2
     return a, a * r
 
 
@@ -434,10 +441,12 @@ def report_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def calibration_table(made: dict, file: Path, metric: dict, after: dict, split: str) -> str:
+def calibration_table(
+    made: dict, file: Path, metric: dict, after: dict, split: str, fitted: bool
+) -> str:
     """The reported split before and after, and what there is to say against it; the split of the
-    fit too where it was fitted just now ("fit" in `made`: a file that is applied may say less)."""
-    a, b, fitted = made["scale"], made["shift_m"], "reported" in made
+    fit too where it was fitted just now (a file that is only applied may say less)."""
+    a, b = made["scale"], made["shift_m"]
     rows = [(f"reported: {split}", metric), ("  calibrated", after)]
     if fitted:
         fit = made["fit"]
@@ -559,7 +568,7 @@ def print_calibrated(
     if args.calibrate:
         made["reported"] = {"split": args.split, "before": before, "after": after}
         write_json(file, made)
-    print("\n" + calibration_table(made, file, before, after, args.split))
+    print("\n" + calibration_table(made, file, before, after, args.split, bool(args.calibrate)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -411,15 +411,14 @@ def test_table_of_a_calibration():
     before = dict.fromkeys(evaluate.METRICS, 0.5) | {"images": 30}
     after = before | {"rmse": 0.52, "rel": 0.4, "log10": 0.5001}
     made = GOOD | {"split": "calib", "pairs": 30, "fit": {"before": before, "after": before}}
-    made["reported"] = {}  # fitted just now
-    text = evaluate.calibration_table(made, "c.json", before, after, "val")
+    text = evaluate.calibration_table(made, "c.json", before, after, "val", True)
     assert "d' = max(0, 1.5000 d_hat -0.2500 m): c.json" in text
     assert text.count("\n  calibrated ") == 2 and "\nfitted: calib  " in text
     assert "val: si-RMSE +0.0%, RMSE +4.0%, log10 +0.0%, REL -20.0%" in text
     assert "WARNING: RMSE of val got worse" in text and text.count("WARNING") == 1
     made |= {"shift_m": 0.0, "pairs": 19}
-    text = evaluate.calibration_table(made, "c.json", before, before, "val")
+    text = evaluate.calibration_table(made, "c.json", before, before, "val", True)
     assert "only the scale" in text and "fitted on 19 picture(s) only" in text
     assert text.count("WARNING") == 1
-    text = evaluate.calibration_table(GOOD, "c.json", before, before, "val")  # by hand
+    text = evaluate.calibration_table(GOOD, "c.json", before, before, "val", False)  # by hand
     assert text.count("\n  calibrated ") == 1 and "WARNING" not in text

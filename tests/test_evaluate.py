@@ -15,6 +15,7 @@ import evaluate
 import model
 from plumbing.files import plain
 from plumbing.pairs import DataError, Sample, list_pairs
+from plumbing.runtime import load_predictor
 
 ROOT = Path(__file__).resolve().parent.parent
 
