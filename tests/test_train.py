@@ -20,13 +20,11 @@ import train
 from evaluate import Validator
 from plumbing.checkpoints import CheckpointError, read_checkpoint
 from plumbing.files import UserError
-from plumbing.pairs import DataError, list_pairs
+from plumbing.pairs import DataError
 from plumbing.run import DEAD_BATCHES
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASED = {
-    "lr": 4e-3, "min_lr_ratio": 0.25, "power": 0.9, "warmup": 1500, "warmup_ratio": 1e-4,
-}  # fmt: skip
+RELEASED = train.Schedule()
 
 
 def write_pairs(root: Path, split: str, count: int, size=(96, 128), seed=0) -> None:
@@ -88,12 +86,12 @@ def rows(out: Path) -> list[dict]:
     "step, printed", [(0, 4.0e-7), (750, 1.99292e-3), (1500, 3.97087e-3), (69550, 2.60766e-3)]
 )
 def test_schedule_hits_the_released_values(step, printed):
-    assert train.learning_rate(step, 139_100, **RELEASED) == pytest.approx(printed, rel=3e-6)
+    assert train.learning_rate(step, 139_100, RELEASED) == pytest.approx(printed, rel=3e-6)
 
 
 def test_schedule_ends_at_a_quarter_and_warms_up_a_tenth_of_a_short_run():
-    assert train.learning_rate(139_099, 139_100, **RELEASED) == pytest.approx(1e-3, rel=1e-3)
-    short = [train.learning_rate(t, 100, **RELEASED) for t in range(100)]
+    assert train.learning_rate(139_099, 139_100, RELEASED) == pytest.approx(1e-3, rel=1e-3)
+    short = [train.learning_rate(t, 100, RELEASED) for t in range(100)]
     assert max(range(100), key=short.__getitem__) == 10
     assert short[5] == pytest.approx(0.5 * (3e-3 * 0.95**0.9 + 1e-3), rel=1e-3)
 
@@ -178,13 +176,11 @@ GOLDEN = [
 ]  # fmt: skip
 
 
-def objective_on(pairs, *command):
-    """Objective and loader of a command line; no --data is read."""
-    args = train.make_parser().parse_args(command)
-    torch.manual_seed(args.seed)
-    network = model.LiteDepth(size=args.size)
-    loader = train.build_loader(args, train.open_reader(args, pairs, None), network)
-    return train.Supervised(network, train.build_loss(args)), loader
+def objective_on(*command):
+    """Objective and loader of a command line."""
+    args = train.make_parser().parse_args([*command, "--cache", "none", "--val_split", "none"])
+    how = torch.device("cpu"), train.start_network, train.Supervised, None
+    return train.prepare(args, *how)[:2]
 
 
 def steps(objective, loader, count, rate):
@@ -196,7 +192,7 @@ def steps(objective, loader, count, rate):
             if done == count:
                 return
             optimizer.param_groups[0]["lr"] = rate(done)
-            loss, terms = objective(batch | {"step": done})
+            loss, terms = objective(batch)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(objective.parameters(), 35)
@@ -233,9 +229,9 @@ def large(tmp_path_factory):
 
 
 PATHS = {
-    "plain": "--loss_form plain --cache none --kernels python",
+    "plain": "--loss_form plain --cache none --kernels torch",
     "fast": "--loss_form cells --kernels cpp",
-    "twins": "--loss_form cells --cache none --kernels python",
+    "twins": "--loss_form cells --cache none --kernels torch",
 }
 
 
@@ -253,27 +249,6 @@ def test_golden_steps_hold_the_learning_too(large, tmp_path):
     assert max(abs(a / b - 1) for a, b in zip(frozen, ours)) > 0.02  # it holds the steps as well
 
 
-def test_the_fast_form_is_chosen_once_and_said(capsys):
-    """Cells wherever there are cells; the plain form where there are none."""
-
-    def built(*command: str) -> tuple[losses.DepthLoss, str]:
-        loss = train.build_loss(train.parse(list(command)))
-        return loss, capsys.readouterr().err
-
-    loss, said = built()
-    assert type(loss) is losses.CellLoss and loss.robust["kernel"] == "cpp" and not said
-    for more in (["--kernels", "python"], ["--compile"]):
-        assert built(*more)[0].robust["kernel"] == "torch"
-    loss, said = built("--loss_form", "plain")
-    assert type(loss) is losses.DepthLoss and not said
-    for more, reason in (
-        (["--upsample", "bilinear"], "--upsample bilinear has no cells"),
-        (["--robust_adaptive"], "--robust_adaptive learns from single pixels"),
-    ):
-        loss, said = built(*more)
-        assert type(loss) is losses.DepthLoss and f"note: {reason}: the plain losses" in said
-
-
 def test_compile_compiles_the_objective_for_each_size(root, tmp_path, monkeypatch):
     """Without code generation, which takes a minute: what is traced is run as it is."""
     asked = []
@@ -285,7 +260,7 @@ def test_compile_compiles_the_objective_for_each_size(root, tmp_path, monkeypatc
         )
 
     command = flags(root, tmp_path / "plain", "--epochs", "2", "--val_split", "none")
-    command += ["--crop_batch", "size", "--kernels", "python", "--lr", "1e-5"]
+    command += ["--crop_batch", "size", "--kernels", "torch", "--lr", "1e-5"]
     assert train.main(command) == 0
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     assert train.main([*command, "--out", str(tmp_path / "run"), "--compile"]) == 0
@@ -306,10 +281,10 @@ def test_the_pack_is_made_once_beside_the_data(tmp_path, capsys):
         assert train.main(few) == 0
         line = [s for s in capsys.readouterr().out.splitlines() if s.startswith("cache: ")]
         assert len(line) == 1 and (said in line[0]) and ("built" in line[0]) == bool(said)
-    (pack,) = (tmp_path / ".litedepth_cache").glob("*.pack")
-    assert pack.stat().st_size > 8 * 5 * 96 * 128
+    (pack,) = (tmp_path / ".litedepth_cache").glob("*/depth.npy")
+    assert pack.stat().st_size > 8 * 2 * 96 * 128
     elsewhere = [*few, "--cache", str(tmp_path / "there")]
-    assert train.main(elsewhere) == 0 and list((tmp_path / "there").glob("*.pack"))
+    assert train.main(elsewhere) == 0 and list((tmp_path / "there").glob("*/rgb.npy"))
     assert train.main([*few, "--cache", "none"]) == 0
     assert "cache: " not in capsys.readouterr().out.split("there")[-1]
     before = pack.read_bytes()
@@ -318,35 +293,16 @@ def test_the_pack_is_made_once_beside_the_data(tmp_path, capsys):
     assert "(built in" in capsys.readouterr().out and pack.read_bytes() != before
 
 
-def test_loader_gradients_and_fig4_give_the_same_step(root):
-    """Eq. 8 with the kernel's gradients and with losses.gt_gradient: one loss, one step."""
-    outcome = []
-    for path in ("loader", "losses"):
-        objective, loader = objective_on(list_pairs(root, "train"), *flags(root, Path("x")))
-        batch = {k: v.clone() for k, v in next(iter(loader.epoch(0))).items()} | {"step": 0}
-        if path == "losses":
-            names = ("grad_x", "grad_y", "M_x", "M_y")
-            batch |= dict(zip(names, losses.gt_gradient(batch["depth_low"])))
-        loss, _ = objective(batch)
-        loss.backward()
-        grads = [p.grad for p in objective.parameters()]
-        outcome.append((float(loss.detach()), grads))
-    assert outcome[0][0] == outcome[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(outcome[0][1], outcome[1][1]))
-
-
 def test_no_seed_dies(root):
     """Ten seeds, thirty steps at the full learning rate: the last ReLU never goes dark."""
-    pairs = list_pairs(root, "train")
     for seed in range(10):
-        objective, loader = objective_on(pairs, *flags(root, Path("x"), "--seed", str(seed)))
+        objective, loader = objective_on(*flags(root, Path("x"), "--seed", str(seed)))
         dead = [float(terms["dead"]) for _, terms in steps(objective, loader, 30, lambda _: 4e-3)]
         assert not any(dead), (seed, dead)
         loader.close()
 
 
 def test_fit_stops_when_the_prediction_is_dead(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "CHECK_EVERY", 1)
     build = model.LiteDepth.__init__
 
     def dead(self, **kwargs):
@@ -363,7 +319,6 @@ def test_fit_stops_when_the_loss_is_not_finite(root, tmp_path, monkeypatch):
     monkeypatch.setattr(losses, "L_silog_cells", lambda d_hat, *_, **__: d_hat.sum() * math.nan)
     with pytest.raises(UserError, match="not finite"):
         train.main(flags(root, tmp_path / "run", "--epochs", "2"))
-    assert not (tmp_path / "run/last.pt").exists()
 
 
 # -------------------------------------------------------------------------------------- run folder
@@ -372,14 +327,14 @@ def test_fit_stops_when_the_loss_is_not_finite(root, tmp_path, monkeypatch):
 def test_run_folder_explains_itself(root, tmp_path):
     out = tmp_path / "deep/run"
     assert train.main(flags(root, out, "--epochs", "2", "--dynamic_weights")) == 0
-    names = {p.name for p in out.iterdir()}
+    names = {p.name for p in out.iterdir()} - {".run.lock"}
     assert names == {"last.pt", "best.pt", "log.jsonl", "args.json", "preview.png"}
     log = rows(out)
     assert [r["epoch"] for r in log] == [1, 2] and log[1]["step"] == 4
     for key in ("lr", "images_per_s", "loss", "silog", "grad", "vnl", "robust", "w_silog", "w_grad",
                 "w_vnl", "w_robust", "si_rmse", "rmse", "log10", "rel", "delta1"):  # fmt: skip
         assert math.isfinite(log[0][key]), key
-    assert log[0]["lr"] == pytest.approx(train.learning_rate(1, 4, **RELEASED))
+    assert log[0]["lr"] == pytest.approx(train.learning_rate(1, 4, RELEASED))
     args = json.loads((out / "args.json").read_text())
     assert args["epochs"] == 2 and args["kernels"] == "cpp" and args["versions"]["torch"]
     assert args["initial_weights"] == "none: from scratch" and "git_commit" in args

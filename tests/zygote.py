@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train  # noqa: E402
+from plumbing.files import run_main  # noqa: E402
 
 
 def child(args: list[str], out: str, limit: int | None) -> None:
@@ -27,7 +28,7 @@ def child(args: list[str], out: str, limit: int | None) -> None:
     sys.argv = ["train.py", *args]
     code = 1
     try:
-        code = train.guarded(train.main, "train.py")
+        code = run_main(train.main, "train.py")
     except BaseException:
         import traceback
 
