@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,33 +11,21 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import rgbd_picture
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import losses
 import model
-import plumbing.files
-import plumbing.pairs
 import train
-from plumbing.batches import open_reader
+from plumbing.batches import Reading, open_reader
 from plumbing.checkpoints import CheckpointError
-from plumbing.files import UserError, natural, notice
+from plumbing.files import UserError
 from plumbing.pairs import (
-    CHECKED_FILES,
-    SAMPLED_FILES,
     DataError,
-    Header,
     Pair,
-    _read_intrinsics,
-    check_files,
+    Source,
     list_pairs,
-    open_split,
-    open_teacher,
-    read_header,
     read_pair,
-    read_teacher,
-    teacher_maps,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,11 +53,6 @@ def pair_of(root: Path, bgr: np.ndarray, depth: np.ndarray, suffix: str = ".png"
     return Pair(rgb, write(root / "depth/a.png", depth), "scene", root)
 
 
-def stems(pairs: list[Pair]) -> list[str]:
-    assert all(p.rgb.stem == p.depth.stem for p in pairs)
-    return [p.rgb.stem for p in pairs]
-
-
 def centre_of(weight: np.ndarray) -> np.ndarray:
     """(x, y) centroid."""
     v, u = np.mgrid[: weight.shape[0], : weight.shape[1]]
@@ -83,289 +62,7 @@ def centre_of(weight: np.ndarray) -> np.ndarray:
 # Sec. 4.1: finding pairs ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
-def test_sec41_layouts(tmp_path, make_rgbd, layout):
-    root = make_rgbd(tmp_path, layout)
-    pairs = open_split(root, "train", 1000.0)
-    assert len(pairs) == 8 and len(open_split(root, "val", 1000.0)) == 3
-    if layout == "lists":
-        assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [
-            (f"c{k}", str(100 - k)) for k in range(8)
-        ]
-    else:
-        assert stems(pairs) == [f"sample_{k}" for k in range(8)]
-    scenes = {"folders": ["train"] * 8, "scenes": ["hall"] * 4 + ["yard"] * 4}
-    assert [p.scene for p in pairs] == scenes.get(layout, ["train_pictures"] * 8)
-    # the pictures themselves belong together: pair k was made from seed k
-    known: dict = {}
-    for k, pair in enumerate(pairs):
-        sample = read_pair(pair, SIZE, K0, known)
-        bgr, depth = rgbd_picture(k)
-        np.testing.assert_array_equal(sample.rgb, bgr[..., ::-1])
-        np.testing.assert_array_equal(sample.depth, depth)
-
-
-def test_sec41_a_list_wins_over_folders(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path)
-    (root / "train.txt").write_text("train/rgb/sample_5.png train/depth/sample_5.png\n")
-    assert stems(list_pairs(root, "train")) == ["sample_5"]
-    assert list_pairs(root, "train")[0].scene == "train"  # <scene>/rgb/name
-
-
-def test_sec41_val_falls_back_to_local_val(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path)
-    (root / "val").rename(root / "local_val")
-    assert len(list_pairs(root, "val")) == 3
-    with pytest.raises(DataError, match="no split 'test'"):
-        list_pairs(root, "test")
-    (root / "local_val").rename(root / "local_train")
-    (root / "train").rename(root / "val")
-    with pytest.raises(DataError, match="no split 'train'"):  # only val has another name
-        list_pairs(root, "train")
-    assert len(list_pairs(root, "val")) == 8
-
-
-def test_sec41_pairs_go_by_stem_in_natural_order(tmp_path):
-    names = ["sample_10", "sample_2", "sample_1", "b", "sample_2b"]
-    for name in names:
-        write(tmp_path / f"train/rgb/{name}.JPG", np.full((64, 64, 3), 9, np.uint8))
-    for name in reversed(names):
-        write(tmp_path / f"train/depth/{name}.png", np.full((64, 64), 9, np.uint16))
-    (tmp_path / "train/rgb/.hidden.jpg").write_bytes(b"")
-    (tmp_path / "train/rgb/Thumbs.db").write_bytes(b"")
-    order = ["b", "sample_1", "sample_2", "sample_2b", "sample_10"]
-    assert stems(list_pairs(tmp_path, "train")) == order
-
-
-def test_sec41_natural_order_is_total_and_takes_any_name():
-    assert sorted(["1", "01", "001"], key=natural) == sorted(
-        ["01", "001", "1"], key=natural
-    )
-    assert sorted(["x²", "²", "10", "9", "a", "3a", "3"], key=natural) == [
-        "3", "3a", "9", "10", "a", "x²", "²",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("missing", ["rgb/sample_3.png", "depth/sample_3.png"])
-def test_sec41_a_file_missing_in_the_middle_shifts_nothing(tmp_path, make_rgbd, missing):
-    root = make_rgbd(tmp_path)
-    (root / "train" / missing).unlink()
-    other = "depth" if missing.startswith("rgb") else "rgb"
-    with pytest.raises(DataError, match=r"1 file\(s\) without a partner.*: sample_3\. "):
-        list_pairs(root, "train")
-    (root / f"train/{other}/sample_6.png").unlink()  # equal numbers again: two are still lonely
-    with pytest.raises(DataError, match="2 file.*sample_3, sample_6"):
-        list_pairs(root, "train")
-
-
-def test_sec41_a_stem_that_occurs_twice(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path)
-    write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
-    with pytest.raises(DataError, match="sample_4.*sample_4.*two files of one name"):
-        list_pairs(root, "train")
-
-
-def test_sec41_a_scene_without_depth_folder(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path, "scenes")
-    (root / "train/hall/depth").rename(root / "train/hall/depths")
-    with pytest.raises(DataError, match="hall/depth: no such folder.*side by side"):
-        list_pairs(root, "train")
-
-
-def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
-    for name in ("a", "b c", "d"):
-        write(tmp_path / f"my rgb/{name}.png", np.zeros((64, 64, 3), np.uint8))
-        write(tmp_path / f"z/{name}.png", np.ones((64, 64), np.uint16))
-    (tmp_path / "z/rgb").mkdir()
-    write(tmp_path / "z/rgb/e.png", np.zeros((64, 64, 3), np.uint8))
-    text = (
-        "\ufeffmy rgb/d.png\tz/d.png\r\n\r\n  # a comment\r\n"
-        "my rgb/b c.png\tz/b c.png  \r\n\t\r\nz/rgb/e.png   z/a.png"
-    )
-    (tmp_path / "train.txt").write_text(text, newline="")
-    pairs = list_pairs(tmp_path, "train")
-    assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [("d", "d"), ("b c", "b c"), ("e", "a")]
-    assert [p.scene for p in pairs] == ["my rgb", "my rgb", "z"]
-    (tmp_path / "train.txt").write_text("# one\nmy rgb/d.png z/d.png\n")
-    with pytest.raises(DataError, match=r"train.txt:2: expected 'rgb depth'.*tab"):
-        list_pairs(tmp_path, "train")
-    (tmp_path / "train.txt").write_text("z/rgb/e.png z/x.png\n")
-    with pytest.raises(DataError, match=r"train.txt:1: no such file: .*x\.png"):
-        list_pairs(tmp_path, "train")
-
-
 # Sec. 4.1: intrinsics ---------------------------------------------------------------------------
-
-
-def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys):
-    root = make_rgbd(tmp_path)
-    pair = list_pairs(root, "train")[2]
-    path = root / "train/intrinsics.json"
-
-    def K(entry: object) -> list[float]:
-        path.write_text(json.dumps(entry))
-        return read_pair(pair, SIZE, K0, {}).K.tolist()
-
-    open_split(root, "train", 1000.0)
-    assert "train: no focal length given for train: --intrinsics is used" in capsys.readouterr().err
-    assert read_pair(pair, SIZE, K0, {}).K.tolist() == list(K0)
-    one = {"fx": 100, "fy": 120, "cx": 60, "cy": 40, "width": 128, "height": 96}
-    assert K(one) == [100, 120, 60, 40]
-    open_split(root, "train", 1000.0)
-    assert capsys.readouterr().err == ""
-    assert K({k: one[k] for k in ("fx", "fy", "cx", "cy")}) == [100, 120, 60, 40]
-    assert K({"scene": "a room", "width": 128}) == list(K0)  # nothing about a focal length
-    assert K({"frames": {"sample_2": one, "sample_3": one | {"fx": 7}}}) == [100, 120, 60, 40]
-    # the principal point may lie outside the picture
-    assert K(one | {"cx": -50, "cy": 500.5}) == [100, 120, -50, 500.5]
-    # given for a picture twice as wide and high: half-pixel centres
-    twice = one | {"width": 256, "height": 192, "cx": 127.5, "cy": 95.5}
-    assert K(twice) == [50, 60, 63.5, 47.5]
-
-
-def test_sec41_intrinsics_are_read_once_a_file(tmp_path, make_rgbd, monkeypatch):
-    root = make_rgbd(tmp_path)
-    (root / "train/intrinsics.json").write_text('{"fx": 9, "fy": 9, "cx": 9, "cy": 9}')
-    read, calls = _read_intrinsics, []
-    monkeypatch.setattr(plumbing.pairs, "_read_intrinsics", lambda path: calls.append(path) or read(path))
-    open_split(root, "train", 1000.0)
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("stored, depth_at", [((240, 300), (240, 300)), ((64, 100), (128, 200))])
-def test_sec41_image_size_moves_picture_depth_and_K_together(tmp_path, suffix, stored, depth_at):
-    """A ball in the world: where K projects it is where picture and depth show it."""
-    fx, fy, cx, cy = K = (stored[1] * 0.8, stored[0] * 0.9, stored[1] * 0.45, stored[0] * 0.55)
-    X, Y, Z = 0.35, -0.2, 2.0
-    u, v = fx * X / Z + cx, fy * Y / Z + cy
-    y, x = np.mgrid[: stored[0], : stored[1]]
-    ball = np.exp(-((x - u) ** 2 + (y - v) ** 2) / 50)
-    bgr = (255 * ball[..., None] * [0.2, 0.4, 1.0]).astype(np.uint8)
-    y, x = np.mgrid[: depth_at[0], : depth_at[1]]
-    scale = depth_at[0] / stored[0]
-    u, v = (u + 0.5) * scale - 0.5, (v + 0.5) * scale - 0.5
-    near = (x - u) ** 2 + (y - v) ** 2 < (8 * scale) ** 2
-    depth = np.where(near, 2000, 5000).astype(np.uint16)
-    depth[-depth_at[0] // 6 :] = 0
-    pair = pair_of(tmp_path, bgr, depth, suffix)
-    entry = dict(zip(("fx", "fy", "cx", "cy"), K)) | {"width": stored[1], "height": stored[0]}
-    (tmp_path / "intrinsics.json").write_text(json.dumps(entry))
-
-    sample = read_pair(pair, SIZE, K0, {})
-    assert sample.rgb.shape == (*SIZE, 3) and sample.rgb.dtype == np.uint8
-    assert sample.depth.shape == SIZE and sample.depth.dtype == np.uint16
-    assert sample.depth.flags.c_contiguous and sample.K.dtype == np.float64
-    fx, fy, cx, cy = sample.K
-    there = np.array([fx * X / Z + cx, fy * Y / Z + cy])
-    red = sample.rgb[..., 0].astype(float)
-    assert red.max() > 2 * sample.rgb[..., 2].max()  # RGB, not BGR
-    assert np.abs(centre_of(np.where(red > 40, red, 0)) - there).max() < 0.15
-    assert np.abs(centre_of(sample.depth == 2000) - there).max() < 0.7
-    assert set(np.unique(sample.depth)) == {0, 2000, 5000}  # nearest: nothing blended
-
-
-def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
-    """Area when it shrinks, bilinear when it grows; the sides beyond the aspect go."""
-    rng = np.random.default_rng(0)
-    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
-    depth = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
-    sample = read_pair(pair_of(tmp_path, bgr, depth), SIZE, K0, {})
-    middle = bgr[:, 33:417, ::-1].astype(float)  # 384 of 450 columns
-    mean = middle.reshape(96, 3, 128, 3, 3).mean((1, 3))
-    assert np.abs(sample.rgb - mean).max() <= 1
-    np.testing.assert_array_equal(sample.depth, depth[1::3, 34:417:3])
-    tall = read_pair(pair_of(tmp_path, bgr[:, :100], depth[:, :100]), SIZE, K0, {})
-    expected = cv2.resize(bgr[106:181, :100], SIZE[::-1], interpolation=cv2.INTER_LINEAR)
-    assert np.abs(tall.rgb[..., ::-1].astype(float) - expected).max() <= 1
-    assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
-
-
-def test_sec41_depth_of_another_size_gets_one_notice(tmp_path, make_rgbd, capsys):
-    root = make_rgbd(tmp_path)
-    for k in (3, 5):
-        depth = cv2.imread(str(root / f"train/depth/sample_{k}.png"), cv2.IMREAD_UNCHANGED)
-        write(root / f"train/depth/sample_{k}.png", depth[::2, ::2])
-    pairs = list_pairs(root, "train")
-    check_files(pairs)
-    (note,) = lines_of(capsys.readouterr().err)
-    assert "2 depth map(s) differ in size" in note and "sample_3.png" in note
-    assert read_pair(pairs[3], SIZE, K0, {}).depth.shape == SIZE
-
-
-def test_sec41_exif_rotation_is_ignored(tmp_path):
-    """A viewer would turn this picture; its depth map would not be turned with it."""
-    bgr = np.zeros((96, 128, 3), np.uint8)
-    bgr[:, :64, 2] = 220
-    depth = np.where(bgr[..., 2] > 0, 1000, 4000).astype(np.uint16)
-    pair = pair_of(tmp_path, bgr, depth, ".jpg")
-    orientation = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    exif = b"Exif\0\0" + orientation
-    plain = pair.rgb.read_bytes()
-    pair.rgb.write_bytes(
-        plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-    )
-    assert cv2.imread(str(pair.rgb)).shape == (128, 96, 3)
-    check_files([pair])
-    sample = read_pair(pair, SIZE, K0, {})
-    np.testing.assert_array_equal(sample.rgb[..., 0] > 110, sample.depth == 1000)
-
-
-def test_sec41_a_jpeg_with_a_long_head_is_no_broken_one(tmp_path):
-    """Previews and colour profiles may fill more than the 64 kB that are looked at first."""
-    pair = pair_of(tmp_path, np.zeros((96, 128, 3), np.uint8), np.ones((96, 128), "u2"), ".jpg")
-    plain, filler = pair.rgb.read_bytes(), b"\xff\xe2" + struct.pack(">H", 60002) + bytes(60000)
-    pair.rgb.write_bytes(plain[:2] + 2 * filler + plain[2:])
-    check_files([pair])
-    assert read_header(pair.rgb.read_bytes(), pair.rgb) == Header((96, 128), 8, 3)
-    pair.rgb.write_bytes(plain[:2] + 2 * filler + plain[2:-2])
-    with pytest.raises(DataError, match="cut short"):
-        check_files([pair])
-
-
-def test_sec41_of_more_than_20000_pairs_2000_are_opened(rgbd, monkeypatch):
-    assert (CHECKED_FILES, SAMPLED_FILES) == (20_000, 2_000)
-    opened: list[Path] = []
-    open_file = data.predict.open_regular
-    monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
-    (pair, *_) = list_pairs(rgbd, "train")
-    check_files([pair] * 20_001)
-    assert len(opened) == 2 * 2000
-    monkeypatch.setattr(plumbing.pairs, "CHECKED_FILES", 50)
-    monkeypatch.setattr(plumbing.pairs, "SAMPLED_FILES", 9)
-    for count, files in ((50, 100), (51, 18)):
-        opened.clear()
-        check_files([pair] * count)
-        assert len(opened) == files
-
-
-def test_sec41_the_check_reads_the_ends_of_a_large_file_only(tmp_path, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 65536, (240, 320), dtype=np.uint16)
-    pair = pair_of(tmp_path, np.dstack([noise] * 3).astype(np.uint8), noise)
-    assert pair.depth.stat().st_size > 100_000
-    opened: list[Path] = []
-    open_file = data.predict.open_regular
-    monkeypatch.setattr(data.predict, "open_regular", lambda p: opened.append(p) or open_file(p))
-    check_files([pair])
-    assert len(opened) == 2
-
-
-def test_sec41_a_picture_damaged_inside_is_refused_when_read(tmp_path):
-    pair = pair_of(tmp_path, *rgbd_picture(0))
-    content = bytearray(pair.rgb.read_bytes())
-    content[len(content) // 2] ^= 255
-    pair.rgb.write_bytes(content)
-    check_files([pair])  # both ends are in order
-    with pytest.raises(DataError, match="a.png: cannot be decoded"):
-        read_pair(pair, SIZE, K0, {})
-
-
-@pytest.mark.parametrize("scale, far", [(1000.0, None), (1.0, "3.8"), (1e6, "0.038")])
-def test_sec41_an_unlikely_depth_scale_is_remarked(rgbd, capsys, scale, far):
-    open_split(rgbd, "train", scale)
-    notes = [n for n in lines_of(capsys.readouterr().err) if "--depth_scale" in n]
-    assert len(notes) == (far is not None)
-    assert all(f"reach {far}" in n for n in notes)
 
 
 # Sec. 4.1: bad input, one line each --------------------------------------------------------------
@@ -396,104 +93,8 @@ def why_not_writable(argv: list[str], capsys) -> str:
     return text
 
 
-def cut(path: Path, share: float = 0.5) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-
-
-def save_jpeg(root: Path, share: float) -> None:
-    bgr = cv2.imread(str(root / "train/rgb/sample_4.png"))
-    (root / "train/rgb/sample_4.png").unlink()
-    cut(write(root / "train/rgb/sample_4.jpg", bgr), share)
-
-
-def all_holes(root: Path) -> None:
-    for path in (root / "train/depth").iterdir():
-        write(path, np.zeros(SIZE, np.uint16))
-
-
 RGB, DEPTH = "train/rgb/sample_4.png", "train/depth/sample_4.png"
 U8, U16 = np.ones(SIZE, np.uint8), np.ones(SIZE, np.uint16)
-BAD_FILES = {
-    "pair without rgb": (lambda r: (r / RGB).unlink(), "train: .*sample_4.*Rename or remove"),
-    "pair without depth": (lambda r: (r / DEPTH).unlink(), "train: .*sample_4.*Rename or remove"),
-    "names differ": (
-        lambda r: (r / DEPTH).rename(r / "train/depth/s4.png"), "s4, sample_4.*in train.txt",
-    ),
-    "8-bit depth": (lambda r: write(r / DEPTH, U8), "depth/sample_4.png.*8-bit.*raw depth"),
-    "colour depth": (
-        lambda r: write(r / DEPTH, np.dstack([U8] * 3)), "depth/sample_4.png.*3 channels.*raw",
-    ),
-    "16-bit colour depth": (
-        lambda r: write(r / DEPTH, np.dstack([U16] * 3)), "depth/sample_4.png.*3 channels.*raw",
-    ),
-    "depth as rgb": (lambda r: write(r / RGB, U16), "rgb/sample_4.png.*16-bit gray.*swapped"),
-    "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
-    "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
-    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file; "),
-    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file; "),
-    "JPEG cut": (lambda r: save_jpeg(r, 0.9), "rgb/sample_4.jpg: cut short.*copy it anew"),
-    "JPEG header cut": (lambda r: save_jpeg(r, 0.02), "rgb/sample_4.jpg: .*copy it anew"),
-    "PNG cut": (lambda r: cut(r / RGB), "rgb/sample_4.png: cut short.*copy it anew"),
-    "PNG depth cut": (lambda r: cut(r / DEPTH, 0.99), "depth/sample_4.png: cut short.*copy it"),
-    "tiny picture": (
-        lambda r: (write(r / RGB, np.ones((24, 32, 3), "u1")), write(r / DEPTH, U16[:24, :32])),
-        "sample_4.png: 24x32 .*too small, 32",
-    ),
-    "another aspect": (
-        lambda r: write(r / DEPTH, U16[:, :96]), "depth is 96x96, its picture .*96x128.*register",
-    ),
-    "no valid depth": (all_holes, "'train' has a valid depth"),
-    "no train": (lambda r: (r / "train").rename(r / "t"), "no split 'train': make train.txt"),
-    "no val": (lambda r: (r / "val").rename(r / "v"), "no split 'val': make val.txt"),
-    "rgb not in a folder rgb": (
-        lambda r: (r / "train/rgb").rename(r / "train/color"), "split 'train' holds no pair",
-    ),
-    "list of nothing": (lambda r: (r / "train.txt").write_text("#\n\n"), "'train' holds no pair"),
-    "binary list": (
-        lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\xfa"), "train.txt: not a readable text",
-    ),
-    "list of one column": (
-        lambda r: (r / "train.txt").write_text(RGB), "train.txt:1: expected 'rgb depth'",
-    ),
-}  # fmt: skip
-
-
-def test_a_folder_without_rights_is_not_told_to_be_empty(tmp_path, rgbd, monkeypatch, capsys):
-    monkeypatch.setattr(data.os, "access", lambda path, mode: False)  # root may do anything
-    assert "the folder may not be looked into" in why_not_writable(flags(rgbd, tmp_path / "out"), capsys)
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, capsys, name):
-    root = make_rgbd(tmp_path / "set", train=6, val=1)
-    damage, message = BAD_FILES[name]
-    damage(root)
-    text = why_not_writable(flags(root, tmp_path / "out"), capsys)
-    assert re.search(message, text), text
-    assert str(root) in text
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("{", "not readable as JSON"), ("[1]", "expected an object"), ("\ufffe", "as JSON"),
-        ('{"fx": 1, "cx": 1, "cy": 1}', "expected numbers fx, fy.*'fy'"),
-        ('{"fx": 1, "fy": "wide", "cx": 1, "cy": 1}', "expected numbers fx, fy"),
-        ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 0}', "expected numbers.*width"),
-        ('{"fx": -1, "fy": 1, "cx": 1, "cy": 1}', "impossible intrinsics fx=-1"),
-        ('{"fx": 1, "fy": NaN, "cx": 1, "cy": 1}', "impossible intrinsics"),
-        ('{"frames": 5}', "expected an object"),
-        ('{"frames": {"sample_0": {"fx": 1, "fy": 1, "cx": 1, "cy": 1}}}', "frame 'sample_1'"),
-        ('{"frames": {"sample_0": 5}}', "frame 'sample_0'"),
-    ],
-)  # fmt: skip
-def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, capsys, content, message):
-    root = make_rgbd(tmp_path / "set", train=2, val=1)
-    path = root / "train/intrinsics.json"
-    path.write_text(content)
-    text = why_not_writable(flags(root, tmp_path / "out"), capsys)
-    assert str(path) in text and re.search(message, text), text
 
 
 @pytest.mark.parametrize(
@@ -547,66 +148,27 @@ def test_sec41_resume_from_what_is_no_checkpoint(rgbd, tmp_path, capsys):
     assert f"{path}: not a LiteDepth checkpoint" in text and "--pretrained" in text
 
 
-def test_sec41_refusals_of_the_script_exit_with_2(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path / "set", train=6, val=1)
-    save_jpeg(root, 0.9)
-    out = tmp_path / "out"
-    trials = {
-        "is larger than": flags(root, out, "--split", "val", "--crops", "480x640"),
-        "sample_4.jpg: cut short": flags(root, out),
-    }
-    command = [sys.executable, str(ROOT / "train.py")]
-    running = {
-        message: subprocess.Popen(
-            [*command, *argv], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for message, argv in trials.items()
-    }  # fmt: skip
-    for message, process in running.items():
-        printed, errors = process.communicate(timeout=100)
-        assert process.returncode == 2 and printed == ""
-        assert "Traceback" not in errors
-        (line,) = lines_of(errors, "train.py: error: ")
-        assert message in line and errors.splitlines()[-1] == line
-    assert not out.exists()
-
-
-def test_sec41_cv2_reads_a_jpeg_cut_short_without_complaint(tmp_path):
-    """Why end marks are looked at: what follows the cut is grey."""
-    bgr = cv2.imread(str(write(tmp_path / "a.png", np.full((96, 128, 3), 250, np.uint8))))
-    bgr[::2, ::2] = np.random.default_rng(0).integers(0, 256, (48, 64, 3))
-    path = write(tmp_path / "a.jpg", bgr)
-    whole = cv2.imread(str(path)).astype(int)
-    cut(path)
-    read = cv2.imread(str(path))
-    assert read.shape == bgr.shape
-    assert np.abs(read - whole)[:16].max() == 0 and np.abs(read - whole)[-24:].mean() > 30
-    depth = write(tmp_path / "a_depth.png", U16)
-    pair = Pair(path, depth, "", tmp_path)
-    for refuse in (lambda: check_files([pair]), lambda: read_pair(pair, SIZE, K0, {})):
-        with pytest.raises(DataError, match="a.jpg: cut short"):
-            refuse()
-
-
 # Sec. 4.1: files that go bad while training ------------------------------------------------------
 
 
 def loader_of(pairs: list[Pair], **changes) -> data.Loader:
     """A Loader, by itself without a pack; its images are 0..255, the padding 0."""
-    reading = {
-        "image_size": SIZE, "intrinsics": K0, "depth_scale": 1000.0, "threads": 2,
-        "ram_cache": 0.0, "teacher": None, "cache": "none", "root": Path("."), "name": "train",
-    }  # fmt: skip
+    depth_scale = changes.get("depth_scale", 1000.0)
+    source = Source(
+        str(changes.pop("root", ".")), "train", changes.get("image_size", SIZE), depth_scale,
+        intrinsics=K0,
+    )  # fmt: skip
+    reading = Reading(
+        changes.get("threads", 2), changes.pop("cache", "none"), changes.pop("ram_cache", 0.0)
+    )
+    reader = open_reader(pairs, source, reading, changes.pop("teacher", None))
     loading = {
         "batch_size": 4, "seed": 0, "augment": AUGMENT, "crop_batch": "pad", "image_size": SIZE,
         "size": NET, "mean": (0.0,) * 3, "std": (1.0,) * 3, "depth_scale": 1000.0,
         "silog_eps": 1e-3, "vnl_share": 0.15, "gt_down": "cell", "kernels": data.kernels("cpp"),
         "threads": 2,
     }  # fmt: skip
-    reader = open_reader(pairs, **{k: changes.get(k, v) for k, v in reading.items()})
-    rest = {k: v for k, v in changes.items() if k in loading or k not in reading}
-    return data.Loader(reader, **{**loading, **rest})
+    return data.Loader(reader, **{**loading, **changes})
 
 
 @pytest.fixture
@@ -640,71 +202,6 @@ def assert_same(one: dict, two: dict) -> None:
     assert one.keys() == two.keys()
     for name in one:
         assert one[name].dtype == two[name].dtype and torch.equal(one[name], two[name]), name
-
-
-def test_sec41_a_pair_that_goes_bad_is_named_once_and_replaced(
-    tmp_path, make_rgbd, make_loader, capsys
-):
-    root = make_rgbd(tmp_path)
-    pairs = open_split(root, "train", 1000.0)
-    loader = make_loader(pairs)
-    capsys.readouterr()
-    before = copies(loader.epoch(0))
-    (root / "train/rgb/sample_2.png").unlink()
-    cut(root / "train/depth/sample_7.png")
-    write(root / "train/depth/sample_5.png", U8)
-    after = copies(loader.epoch(0))
-    assert [len(b["image"]) for b in after] == [4, 4]
-    swap = {2: 3, 5: 6, 7: 0}  # the pair after it, and the first one after the last
-    expected = [swap.get(int(i), int(i)) for i in joined(before)["index"]]
-    assert joined(after)["index"].tolist() == expected
-    good = torch.tensor([int(i) not in swap for i in joined(before)["index"]])
-    pick = [{k: v[good] for k, v in joined(b).items()} for b in (before, after)]
-    assert_same(*pick)
-    for epoch in (1, 2):
-        copies(loader.epoch(epoch))
-    notes = lines_of(capsys.readouterr().err)
-    assert len(notes) == 3 and all(n.startswith("note: skipped: ") for n in notes)
-    assert sorted(Path(name).stem[-1] for name in loader.failed) == ["2", "5", "7"]
-    for text in ("rgb/sample_2.png: cannot be r", "sample_5.png: not a 16", "sample_7.png: cut"):
-        assert sum(text in n for n in notes) == 1
-
-
-def test_sec41_neighbours_that_go_bad_are_named_once_each(
-    tmp_path, make_rgbd, make_loader, capsys, monkeypatch
-):
-    """Two threads meet the same bad pair: one as its own, one in place of the pair before."""
-    root = make_rgbd(tmp_path)
-    pairs = list_pairs(root, "train")
-    for k in (2, 3, 4, 5):
-        pairs[k].rgb.unlink()
-    say = notice
-    monkeypatch.setattr(plumbing.files, "notice", lambda text: time.sleep(0.01) or say(text))
-    for seed in range(5):
-        loader = make_loader(pairs, threads=8, batch_size=8, seed=seed)
-        copies(loader.epoch(0))
-        assert len(lines_of(capsys.readouterr().err)) == len(loader.failed) == 4
-
-
-def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_loader):
-    pairs = list_pairs(make_rgbd(tmp_path), "train")
-    loader = make_loader(pairs)
-    for pair in pairs:
-        pair.depth.write_bytes(b"")
-    with pytest.raises(DataError, match="not one of 8 pairs can be read; the last: .*empty"):
-        next(loader.epoch(0))
-
-
-@pytest.mark.parametrize("ram_cache, reads", [(1.0, 8), (0.0, 16), (3.5 * 5 * 96 * 128e-9, 13)])
-def test_sec41_decoded_pairs_are_kept_while_there_is_room(
-    pairs, make_loader, monkeypatch, ram_cache, reads
-):
-    read, calls = read_pair, []
-    monkeypatch.setattr(plumbing.pairs, "read_pair", lambda *a: calls.append(1) or read(*a))
-    loader = make_loader(pairs, ram_cache=ram_cache, threads=1)
-    first, second = copies(loader.epoch(0)), copies(loader.epoch(0))
-    assert_same(joined(first), joined(second))
-    assert len(calls) == reads
 
 
 # Sec. 3.2: what is drawn -------------------------------------------------------------------------
@@ -1306,58 +803,6 @@ def test_the_loaders_thread_leaves_pytorchs_threads_alone(pairs, make_loader):
     assert seen and {name.split(".")[1] for name in seen} <= views
 
 
-def test_sec32_a_pack_gives_the_samples_of_the_files(pairs, rgbd, make_loader, places, capsys):
-    """All but what it takes to get them: K, the teacher's maps, and which pairs fail."""
-    for teacher in (None, [places, None] * 4):
-        files, pack, again = (
-            joined(copies(make_loader(pairs, teacher=teacher, cache=c, root=rgbd).epoch(0)))
-            for c in ("none", "auto", "auto")
-        )
-        assert_same(files, pack)
-        assert_same(files, again)
-    assert capsys.readouterr().out.count("(built in") == 2
-
-
-def test_a_packed_map_that_could_not_be_read_is_remembered(
-    tmp_path, make_rgbd, make_loader, capsys
-):
-    root = make_rgbd(tmp_path)
-    pairs = list_pairs(root, "train")
-    bad = tmp_path / "bad.npy"
-    bad.write_text("no numbers")
-    maps = [None, bad, *[None] * 6]
-    for text in ("bad.npy: not a whole .npy", "1 map(s) could not be read when train-96x128"):
-        make_loader(pairs, teacher=maps, cache="auto", root=root)
-        (note,) = lines_of(capsys.readouterr().err)
-        assert text in note
-
-
-def test_sec32_a_pair_that_cannot_be_packed_is_named_and_replaced(
-    tmp_path, make_rgbd, make_loader, capsys
-):
-    root = make_rgbd(tmp_path)
-    pairs = list_pairs(root, "train")
-    cut(root / "train/depth/sample_5.png")
-    for _ in range(2):  # packed, and opened
-        loader = make_loader(pairs, cache="auto", root=root)
-        seen = joined(copies(loader.epoch(0)))["index"].tolist()
-        assert sorted(seen) == [0, 1, 2, 3, 4, 6, 6, 7]
-        notes = lines_of(capsys.readouterr().err, "note: skipped: ")
-        assert len(notes) == len(loader.failed) == 1 and "sample_5.png: cut short" in notes[0]
-
-
-def test_reading_cameras_and_units_make_another_pack(pairs, rgbd, make_loader, capsys):
-    """What the decoded pairs hang on, beside their files."""
-    make_loader(pairs, cache="auto", root=rgbd)
-    capsys.readouterr()
-    make_loader(pairs, cache="auto", root=rgbd)
-    assert "(built in" not in capsys.readouterr().out
-    other = (111.0, 112.0, 60.0, 50.0)
-    loader = make_loader(pairs, cache="auto", root=rgbd, intrinsics=other)
-    assert "(built in" in capsys.readouterr().out
-    assert loader.reader.sample(0).K.tolist() == list(other)
-
-
 # depths of another model, in the holes -----------------------------------------------------------
 
 KEYS = ("depth", *data.LOW, *data.CELLS)
@@ -1450,279 +895,6 @@ def test_teacher_batches_do_not_depend_on_threads_cache_or_slots(pairs, places, 
         has = torch.tensor([teacher[i] is not None for i in batch["index"]])
         assert (batch["teacher_depth"] > 0).flatten(1).any(1).equal(has)
         assert not any(batch[f"teacher_{k}"][~has].any() for k in KEYS)
-
-
-FORMS = {
-    "float32": lambda mm: (mm / 1000).astype(np.float32),
-    "float64": lambda mm: mm / 1000,
-    "big-endian": lambda mm: (mm / 1000).astype(">f4"),
-    "columns first": lambda mm: np.asfortranarray(mm / 1000),
-    "1 x 1 x H x W": lambda mm: (mm / 1000)[None, None],
-    "H x W x 1": lambda mm: (mm / 1000)[..., None].astype(np.float32),
-    "uint16": lambda mm: mm,
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_teacher_npy_in_metres_equals_png_in_millimetres(tmp_path, pairs, make_loader, form):
-    mm = np.random.default_rng(0).integers(0, 65536, SIZE, dtype=np.uint16)
-    mm[0, :3] = 65535, 1, 0
-    png, npy = write(tmp_path / "a.png", mm), save(tmp_path / "a.npy", FORMS[form](mm))
-    assert_same(*(joined(copies(make_loader(pairs, teacher=[path] * 8).epoch(0)))
-                  for path in (png, npy)))  # fmt: skip
-    read = read_teacher(npy, SIZE, 1000.0)
-    assert read.dtype == np.uint16 and read.flags.c_contiguous and (read == mm).all()
-
-
-def test_teacher_npy_is_metres_at_any_depth_scale(tmp_path, pairs, make_loader):
-    for dtype in (np.float16, np.float32, np.float64):
-        path = save(tmp_path / "a.npy", np.full(SIZE, 3.25, dtype))
-        for scale in (1000.0, 256.0, 5000.0):
-            loader = make_loader(pairs, teacher=[path] * 8, depth_scale=scale)
-            batch = joined(copies(loader.epoch(0)))
-            assert batch["teacher_depth"].unique().tolist() == [0.0, 3.25]
-            # a cell may hold both: its pixels do not
-            both = (batch["teacher_depth_low"] > 0) & (batch["depth_low"] > 0)
-            assert both.any() and not ((batch["teacher_depth"] > 0) & (batch["depth"] > 0)).any()
-            assert batch["teacher_depth_low"].unique().tolist() == [0.0, 3.25]
-            assert not batch["teacher_grad_x"].any() and batch["teacher_M_x"].any()
-
-
-def test_teacher_depths_that_do_not_fit_are_holes(tmp_path):
-    given = {
-        np.nan: 0, np.inf: 0, -np.inf: 0, -2.0: 0, 0.0: 0, 0.0004: 0, 65.5356: 0, 65.6: 0,
-        1e300: 0, 0.0006: 1, 1.2344: 1234, 1.2346: 1235, 65.535: 65535,
-    }  # fmt: skip
-    metres = np.full(SIZE, 1.0)
-    metres[5, : len(given)] = list(given)
-    read = read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0)
-    assert read[5, : len(given)].tolist() == list(given.values())
-    metres[:] = np.nan  # nothing to teach is no error
-    assert not read_teacher(save(tmp_path / "a.npy", metres), SIZE, 1000.0).any()
-
-
-def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path, make_loader):
-    rng = np.random.default_rng(0)
-    deep = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
-    for path in (write(tmp_path / "a.png", deep), save(tmp_path / "a.npy", deep / 1000)):
-        read = read_teacher(path, SIZE, 1000.0, (288, 450))
-        np.testing.assert_array_equal(read, deep[1::3, 34:417:3])  # 384 of 450 columns
-    # through the loader, at the picture's size, at a third and as a network may round it
-    bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
-    pair = pair_of(tmp_path, bgr, np.zeros_like(deep))
-    for h, w in ((288, 450), (96, 150), (196, 308)):
-        small = rng.integers(1, 60000, (h, w), dtype=np.uint16)
-        as_truth = read_pair(pair_of(tmp_path / "t", bgr, small), SIZE, K0, {}).depth
-        path = write(tmp_path / "m.png", small)
-        sample = make_loader([pair], teacher=[path], batch_size=1).reader.sample(0)
-        assert as_truth.any()
-        np.testing.assert_array_equal(sample.teacher, as_truth)
-
-
-BAD_MAPS = {
-    "8-bit png": ("png", lambda p: write(p, U8), "depth as uint8: save metres as a float32 .npy"),
-    "colour png": ("png", lambda p: write(p, np.dstack([U16] * 3)), r"shape \(96, 128, 3\): one"),
-    "jpeg as png": (
-        "png", lambda p: write(p.with_suffix(".jpg"), U8).rename(p), "depth as uint8: save metres",
-    ),
-    "text as png": ("png", lambda p: p.write_text("hello" * 99), "not a JPEG or PNG file; convert"),
-    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file; "),
-    "png cut": ("png", lambda p: cut(write(p, PLACES), 0.9), "cut short.*copy it anew"),
-    "png of another aspect": (
-        "png", lambda p: write(p, U16[:, :96]), "is 96x96, its picture 96x128: another aspect; br",
-    ),
-    "text as npy": ("npy", lambda p: p.write_text("hello" * 99), "not a whole .npy .*write it ane"),
-    "empty npy": ("npy", lambda p: p.write_bytes(b""), "not a whole .npy .*write it anew"),
-    "npy cut": ("npy", lambda p: cut(save(p, PLACES), 0.9), "not a whole .npy .*write it anew"),
-    "npz as npy": (
-        "npy", lambda p: (np.savez(p.with_suffix(".npz"), U16), p.with_suffix(".npz").rename(p)),
-        "not a whole .npy .*write it anew",
-    ),
-    "broken header": (
-        "npy", lambda p: p.write_bytes(save(p, PLACES).read_bytes().replace(b"}", b"(")),
-        "not a whole .npy .*write it anew",
-    ),
-    "pickled": ("npy", lambda p: save(p, np.array([{}])), "not a whole .npy .*allow_pickle=False"),
-    "a folder": ("npy", lambda p: p.mkdir(), "cannot be read"),
-    "no file": ("npy", lambda p: None, "cannot be read .No such file"),
-    "stack": ("npy", lambda p: save(p, np.ones((3, *SIZE))), r"shape \(3, 96, 128\): one depth"),
-    "row": ("npy", lambda p: save(p, np.ones(96)), r"shape \(96,\): one depth map"),
-    "nothing": ("npy", lambda p: save(p, np.ones((0, 128))), r"shape \(0, 128\): one depth map"),
-    "npy of another aspect": (
-        "npy", lambda p: save(p, np.ones((96, 126))), "is 96x126, its picture 96x128: another asp",
-    ),
-    **{
-        name: ("npy", lambda p, name=name: save(p, np.ones(SIZE, name)),
-               f"depth as {name}: save metres as a float32 .npy")
-        for name in ("uint8", "int16", "int32", "uint32", "int64", "bool", "complex64")
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD_MAPS)
-def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
-    suffix, damage, message = BAD_MAPS[name]
-    path = tmp_path / f"a.{suffix}"
-    damage(path)
-    with pytest.raises(DataError, match=message) as why_not_writable:
-        read_teacher(path, SIZE, 1000.0)
-    assert str(why_not_writable.value).startswith(f"{path}: ") and "\n" not in str(why_not_writable.value)
-
-
-def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(
-    tmp_path, pairs, make_loader, capsys
-):
-    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
-    maps[4].write_bytes(b"")
-    write(maps[6].with_suffix(".png"), U8)
-    maps[6], maps[1] = maps[6].with_suffix(".png"), None
-    loader = make_loader(pairs, teacher=maps, threads=3)
-    for epoch in range(3):
-        batch = joined(copies(loader.epoch(epoch)))
-        for index, depth in zip(batch["index"].tolist(), batch["teacher_depth"]):
-            own = [] if index in (1, 4, 6) else [index + 1.0]
-            assert depth.unique().tolist() == [0.0, *own]
-        plain = joined(copies(make_loader(pairs).epoch(epoch)))
-        assert_same({k: batch[k] for k in plain}, plain)
-    assert not loader.failed
-    notes = sorted(lines_of(capsys.readouterr().err))
-    assert len(notes) == 2 and all(n.startswith("note: teacher_depth: ") for n in notes)
-    assert "4.npy: not a whole" in notes[0] and "6.png: a teacher's depth as uint8" in notes[1]
-    assert all(n.endswith("(taught by the ground truth alone)") for n in notes)
-
-
-def test_teacher_map_of_the_pair_that_stands_in(tmp_path, make_rgbd, make_loader):
-    pairs = list_pairs(make_rgbd(tmp_path / "set"), "train")
-    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
-    for k in (2, 7):
-        pairs[k].rgb.unlink()
-    loader = make_loader(pairs, teacher=maps)
-    batch = joined(copies(loader.epoch(0)))
-    assert sorted(batch["index"].tolist()) == [0, 0, 1, 3, 3, 4, 5, 6] and len(loader.failed) == 2
-    for index, depth in zip(batch["index"].tolist(), batch["teacher_depth"]):
-        assert depth.unique().tolist() == [0.0, index + 1.0]
-
-
-def test_teacher_maps_are_kept_and_counted(pairs, places, make_loader, monkeypatch):
-    read, calls = read_teacher, []
-    monkeypatch.setattr(plumbing.pairs, "read_teacher", lambda *a: calls.append(1) or read(*a))
-    for ram_cache, reads in ((1.0, 8), (0.0, 16), (3.5 * 7 * 96 * 128e-9, 13)):
-        calls.clear()
-        loader = make_loader(pairs, ram_cache=ram_cache, threads=1, teacher=[places] * 8)
-        assert_same(*(joined(copies(loader.epoch(0))) for _ in range(2)))
-        assert len(calls) == reads
-    with pytest.raises(ValueError, match="teacher: 7 maps for 8 pairs"):
-        make_loader(pairs, teacher=[places] * 7)
-
-
-@pytest.mark.parametrize("name", ["{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy"])
-@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
-def test_teacher_maps_go_by_the_stem_of_the_picture(tmp_path, make_rgbd, capsys, name, layout):
-    """Scene folders first, then the flat folder; a list's depths have other names."""
-    pairs = list_pairs(make_rgbd(tmp_path / "set", layout), "train")
-    folder, expected = tmp_path / "maps", []
-    for k, pair in enumerate(pairs):
-        expected.append(folder / ("" if k % 3 else pair.scene) / name.format(pair.rgb.stem))
-        expected[-1].parent.mkdir(parents=True, exist_ok=True)
-        expected[-1].touch()
-        (folder / f"{pair.rgb.stem}_color.png").touch()  # predict.py's other picture
-    assert teacher_maps(pairs, folder) == expected
-    assert capsys.readouterr().err == ""
-    (folder / name.format(pairs[0].rgb.stem)).touch()  # the scene's folder wins
-    assert teacher_maps(pairs, folder) == expected
-
-
-def test_teacher_maps_that_predict_writes_are_found(tmp_path, make_rgbd):
-    """The names and units of predict.py, by itself."""
-    pairs = list_pairs(make_rgbd(tmp_path / "set"), "train")
-    model.save(tmp_path / "m.pt", model.LiteDepth(size=NET), image_size=list(SIZE))
-    command = [str(p.rgb) for p in pairs] + ["--model", str(tmp_path / "m.pt")]
-    assert data.predict.main([*command, "--out", str(tmp_path / "out")]) == 0
-    maps = open_teacher(pairs, tmp_path / "out", SIZE, 1000.0)
-    assert [m.name for m in maps] == [f"sample_{k}_depth.png" for k in range(8)]
-    predictor = data.predict.load_predictor(tmp_path / "m.pt")
-    metres = predictor(read_pair(pairs[0], SIZE, K0, {}).rgb)
-    assert np.abs(read_teacher(maps[0], SIZE, 1000.0) - 1000 * metres).max() <= 0.51
-
-
-def test_teacher_maps_missing_ones_are_counted_once(tmp_path, pairs, capsys):
-    for k in (0, 3, 4, 5, 7):
-        (tmp_path / f"sample_{k}.npy").touch()
-    maps = teacher_maps(pairs, tmp_path)
-    assert [k for k, m in enumerate(maps) if m is None] == [1, 2, 6]
-    assert lines_of(capsys.readouterr().err) == [
-        f"note: teacher_depth: 3 of 8 pairs have no map in {tmp_path}: taught by the ground truth "
-        "alone"
-    ]
-
-
-def test_teacher_maps_refusals(tmp_path, make_rgbd):
-    def refused(pairs: list[Pair], message: str, folder: Path = tmp_path / "maps") -> None:
-        with pytest.raises(DataError) as why_not_writable:
-            teacher_maps(pairs, folder)
-        text = str(why_not_writable.value)
-        assert re.search(message, text) and str(folder) in text and "\n" not in text, text
-
-    pairs = list_pairs(make_rgbd(tmp_path / "set", "scenes"), "train")
-    refused(pairs, "--teacher_depth .*maps: no such folder")
-    (tmp_path / "maps").mkdir()
-    refused(
-        pairs, "no map for any of 8 pairs; looked for sample_0.npy, sample_0.png, "
-        "sample_0_depth.png, sample_0_depth.npy in .*maps/hall and .*maps, and so on",
-    )  # fmt: skip
-    (tmp_path / "file").touch()
-    refused(pairs, "no such folder", tmp_path / "file")
-    # equal stems in two scenes and one flat folder
-    twin = pairs[5].rgb.rename(pairs[5].rgb.with_name("sample_1.png"))
-    pairs[5] = pairs[5]._replace(rgb=twin)
-    flat = tmp_path / "maps/sample_1.npy"
-    flat.touch()
-    refused(
-        pairs, f"{pairs[1].rgb} and {twin} would both take {flat}: use one sub-folder per scene "
-        f".{tmp_path}/maps/hall, {tmp_path}/maps/yard",
-    )  # fmt: skip
-    (tmp_path / "maps/yard").mkdir()
-    (tmp_path / "maps/yard/sample_1.npy").touch()
-    teacher_maps(pairs, tmp_path / "maps")  # now each has its own
-    # two scenes of one name
-    same = [p._replace(scene="yard") for p in pairs]
-    refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
-    # one picture twice, as in a list with repeats, is none of that
-    assert teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
-    (tmp_path / "maps/sample_1_depth.png").touch()
-    refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
-
-
-def test_teacher_maps_lists_each_folder_once(tmp_path, monkeypatch):
-    pairs = [
-        Pair(tmp_path / f"s{k % 7}/rgb/{k}.png", tmp_path, f"s{k % 7}", tmp_path)
-        for k in range(5000)
-    ]
-    for k in range(7):
-        (tmp_path / f"maps/s{k}").mkdir(parents=True)
-    (tmp_path / "maps/s3/17.npy").touch()
-    listdir, calls = data.os.listdir, []
-    monkeypatch.setattr(data.os, "listdir", lambda path: calls.append(path) or listdir(path))
-    maps = teacher_maps(pairs, tmp_path / "maps")
-    assert [m for m in maps if m] == [tmp_path / "maps/s3/17.npy"] == [maps[17]]
-    assert len(calls) == 8
-
-
-@pytest.mark.parametrize("factor", [100.0, 190.0, 1.0, 1000.0])
-def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, factor):
-    for pair in pairs:
-        save(tmp_path / f"{pair.rgb.stem}.npy", truth_of(pair) / 1000 * factor)
-    maps = open_teacher(pairs, tmp_path, SIZE, 10.0)
-    assert maps == teacher_maps(pairs, tmp_path)
-    notes = lines_of(capsys.readouterr().err)
-    # the truth is said to be in tenths of a metre: 100 times as far
-    expected = factor / 100
-    assert len(notes) == (not 0.5 < expected < 2)
-    assert all(f"the maps in {tmp_path} are {expected:.3g} times" in n for n in notes)
-    write(tmp_path / "sample_3.png", U8)
-    (tmp_path / "sample_3.npy").unlink()
-    with pytest.raises(DataError, match="sample_3.png: a teacher's depth as uint8"):
-        open_teacher(pairs, tmp_path, SIZE, 1000.0)
 
 
 def test_teacher_has_a_column_in_the_picture_of_a_batch(tmp_path, pairs, make_loader):
