@@ -95,7 +95,8 @@ def test_holds_what_read_gives_and_is_read_only(tmp_path, capsys):
     for array in (pack.rgb, pack.depth, pack.teacher):
         assert type(array) is np.ndarray and not array.flags.writeable
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == FILES
-    said = re.escape(f"cache: {tmp_path / 'train'}, 0.0 MB") + r" \(built in [0-9.]+ s\)\n"
+    path = re.escape(str(tmp_path / "train"))
+    said = rf"cache: packing 6 pairs into {path}\ncache: {path}, 0.0 MB \(built in [0-9.]+ s\)\n"
     assert re.fullmatch(said, capsys.readouterr().out) and left_behind(tmp_path) == []
     source.asked.clear()
     check(packed(tmp_path, source.read, quiet=False))  # opened, without reading
@@ -144,7 +145,7 @@ def test_another_stamp_is_packed_anew(tmp_path, capsys):
     source = Source6()
     check(packed(tmp_path, source.read, "b", quiet=False))
     assert sorted(source.asked) == list(range(N))
-    assert "train is of other files or settings, or damaged: anew\n" in capsys.readouterr().out
+    assert "train in place of one of other files or settings\n" in capsys.readouterr().out
 
 
 def shorter(name: str, by: int) -> Callable[[Path], None]:
