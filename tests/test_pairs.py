@@ -339,7 +339,8 @@ def test_sec41_the_header_is_that_of_the_picture(tmp_path):
     filler = segment(0xE2, bytes(60000))
     video = b"\0\0\0\x18ftypmp42" + np.random.default_rng(0).bytes(100_000)
     pair = pair_of(tmp_path, *rgbd_picture(0), ".jpg")
-    heads = b"", thumbnail, 2 * filler, thumbnail + 2 * filler, b"\xff\xff" + filler
+    tables = segment(0xC4, b"")  # of Huffman's code, with none in it: marks from C0 on are frames
+    heads = b"", thumbnail, 2 * filler, thumbnail + 2 * filler, b"\xff\xff" + filler, tables
     for content in [jpeg(head) for head in heads] + [jpeg(thumbnail) + video]:
         pair.rgb.write_bytes(content)
         assert header_of(pair.rgb) == Header(SIZE, 8, 3)
@@ -823,7 +824,7 @@ def test_teacher_maps_refusals(tmp_path, make_rgbd):
     same = [p._replace(scene="yard") for p in pairs]
     refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
     # one picture twice, as in a list with repeats, is none of that
-    assert teacher_maps([pairs[1], pairs[1]], tmp_path / "maps") == [flat] * 2
+    assert teacher_maps([pairs[1], pairs[1]._replace()], tmp_path / "maps") == [flat] * 2
     (tmp_path / "maps/sample_1_depth.png").touch()
     refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
 
