@@ -78,7 +78,7 @@ class Reader:
         self._unread: dict[Path, DataError] = {}  # teacher's maps that were named
         self._known: dict = {}
         self._kept: dict[int, Sample] = {}
-        row = row_of(source.image_size, teacher is not None)
+        row = row_of(source.image_size, bool(teacher))
         self._room = int(reading.ram_cache * 1e9 / row.itemsize)
         self._pool = ThreadPoolExecutor(reading.threads, "reader")
         cv2.setNumThreads(1)  # one sample a thread; cv2's own pool would fight the network's
@@ -164,23 +164,16 @@ def open_reader(
     settings = {
         "reader": READER, "image_size": source.image_size, "intrinsics": source.intrinsics,
         "depth_scale": source.depth_scale if teacher else None,
-        "taught": [i for i, path in enumerate(teacher or ()) if path],
     }  # fmt: skip
     # Sets that are mixed differently lie side by side.
     names = "\n".join(relative([pair.rgb for pair in pairs], root))
     digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:8]
     size = "x".join(map(str, source.image_size))
     path = folder / f"{source.split}-{size}-{digest}{'-taught' if teacher else ''}"
-    reader = Reader(pairs, source, reading, teacher)
-    try:
-        reader.pack = open_pack(
-            path, make_stamp(root, files, settings), len(pairs),
-            row_of(source.image_size, teacher is not None), reader.decode, reading.threads, quiet,
-        )  # fmt: skip
-        _leave_out(reader, quiet)
-    except BaseException:
-        reader.close()
-        raise
+    reader, row = Reader(pairs, source, reading, teacher), row_of(source.image_size, bool(teacher))
+    stamp = make_stamp(root, files, settings)
+    reader.pack = open_pack(path, stamp, len(pairs), row, reader.decode, reading.threads, quiet)
+    _leave_out(reader, quiet)
     return reader
 
 
@@ -201,7 +194,7 @@ def _leave_out(reader: Reader, quiet: bool) -> None:
             )
         say(f"--skip_bad: {many} and are left out")
         reader.pairs = [reader.pairs[i] for i in whole]
-    if reader.teacher is not None:
+    if reader.teacher:
         reader.teacher = [reader.teacher[i] for i in whole]
         lost = sum(path is not None for path in reader.teacher) - int(pack.taught.sum())
         if lost and not reader._unread:  # named when the pack was made, not since

@@ -16,21 +16,20 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from plumbing.files import UserError, cache_root, locked, progress, why_not_writable
 from plumbing.pairs import DataError, Sample
 
-HEADER = 128  # bytes of a .npy file before its rows
-AT_ONCE = 64  # pairs decoded before they are written
 CURE = "--cache DIR takes another folder, --cache none decodes anew in every epoch"
 
 
@@ -145,8 +144,8 @@ def open_pack(
                 pack = _fitting(path, stamp, read)
                 if pack is None:
                     start = time.perf_counter()
-                    if path.exists():
-                        tell(f"cache: {path} is of other files or settings, or damaged: anew")
+                    other = " in place of one of other files or settings" * path.exists()
+                    tell(f"cache: packing {count} pairs into {path}{other}")
                     _build(path, stamp, count, row, read, threads, quiet)
                     pack = _open(path, stamp)
                     took = f" (built in {time.perf_counter() - start:.1f} s)"
@@ -171,7 +170,7 @@ def _fitting(path: Path, stamp: str, read: Callable[[int], Sample]) -> Pack | No
         pack = _open(path, stamp)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (EOFError, ValueError, LookupError, TypeError):  # damaged
+    except (EOFError, ValueError, LookupError, TypeError):  # what damaged files raise
         return None
     for i in pack.failed if pack else ():
         with suppress(DataError):
@@ -221,7 +220,7 @@ def _build(
         unfinished.mkdir()
         samples = _decoded(read, count, threads)
         if not quiet:
-            samples = progress(samples, count, f"packing {count} pairs, {amount(need)}")
+            samples = progress(samples, count, f"packing {amount(need)}")
         _write(unfinished, stamp, row, samples)
         if path.exists():
             os.replace(path, old)
@@ -235,18 +234,18 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(
-    folder: Path, stamp: str, row: np.dtype, samples: Iterable[Sample | DataError]
-) -> None:  # fmt: skip
+def _write(folder: Path, stamp: str, row: np.dtype, samples: Iterable[Future[Sample]]) -> None:
     """The files of a pack, written in order: through a map, a full disk would kill the process."""
     failed, taught = {}, []
     with ExitStack() as stack:
         files = {k: stack.enter_context(open(folder / f"{k}.npy", "wb")) for k in row.names}
-        for file in files.values():
-            file.write(bytes(HEADER))  # how many rows there are is known in the end
-        for i, sample in enumerate(samples):
-            if isinstance(sample, DataError):
-                failed[i] = str(sample)
+        for name, file in files.items():
+            _write_header(file, row[name], 0)  # how many rows there are is known in the end
+        for i, decoded in enumerate(samples):
+            try:
+                sample = decoded.result()
+            except DataError as error:
+                failed[i] = str(error)
                 continue
             taught.append(sample.teacher is not None)
             for name, file in files.items():
@@ -257,7 +256,7 @@ def _write(
             raise DataError(f"not one of {len(failed)} pairs can be read; the first: {failed[0]}")
         for name, file in files.items():
             file.seek(0)
-            file.write(_npy_header(row[name], len(taught)))
+            _write_header(file, row[name], len(taught))
         files["meta"] = stack.enter_context(open(folder / "meta.json", "wb"))
         meta = {"stamp": stamp, "files": row.names, "taught": taught, "failed": failed}
         files["meta"].write(json.dumps(meta).encode())
@@ -268,22 +267,18 @@ def _write(
 
 def _decoded(
     read: Callable[[int], Sample], count: int, threads: int
-) -> Iterator[Sample | DataError]:  # fmt: skip
-    """The samples in order, some of them ahead of their use, and why others cannot be read."""
-
-    def one(i: int) -> Sample | DataError:
-        try:
-            return read(i)
-        except DataError as error:
-            return error
-
+) -> Iterator[Future[Sample]]:  # fmt: skip
+    """The samples in order, a few of them ahead of their use, however slow the disk is."""
+    waiting: deque[Future[Sample]] = deque()
     with ThreadPoolExecutor(threads, "pack") as pool:
-        for k in range(0, count, AT_ONCE):
-            yield from pool.map(one, range(k, min(k + AT_ONCE, count)))
+        for i in range(count):
+            waiting.append(pool.submit(read, i))
+            if len(waiting) > 4 * threads:
+                yield waiting.popleft()
+        yield from waiting
 
 
-def _npy_header(field: np.dtype, count: int) -> bytes:
-    """HEADER bytes, however many rows there are; numpy's own may grow with their number."""
-    shape = (count, *field.shape)
-    about = repr({"descr": field.base.str, "fortran_order": False, "shape": shape}).encode()
-    return b"\x93NUMPY\1\0" + struct.pack("<H", HEADER - 10) + about.ljust(HEADER - 11) + b"\n"
+def _write_header(file: BinaryIO, field: np.dtype, count: int) -> None:
+    """Of a .npy file; numpy pads it so that it is as long for any number of rows."""
+    about = {"descr": field.base.str, "fortran_order": False, "shape": (count, *field.shape)}
+    np.lib.format.write_array_header_1_0(file, about)

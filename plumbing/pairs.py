@@ -141,7 +141,7 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
         complain("list", f"{listing}: not a readable text file ({error})", [listing])
         return []
     pairs = []
-    homes: dict[str, tuple[Path, set[str]]] = {}
+    files_in = functools.cache(_files_in)
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
@@ -153,23 +153,19 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
                 "a tab between the two)", [f"{where}: {line[:80]!r}"],
             )  # fmt: skip
             continue
-        files = []
-        for above, name in (os.path.split(name.strip()) for name in names):
-            if above not in homes:
-                homes[above] = root / above, _files_in(root / above)
-            home, listed = homes[above]
-            path = home / name
-            # Not listed and yet there: under another case or another form of its letters.
-            if name in listed or os.path.isfile(path):
-                files.append(path)
-            else:
-                shown = f"{path}"[:200]
-                complain("missing file", f"{where}: no such file: {shown}", [f"{where}: {shown}"])
-        if len(files) == 2:
-            folder = homes[os.path.split(names[0].strip())[0]][0]
+        rgb, depth = paths = [root / name.strip() for name in names]
+        # Not listed and yet there: under another case or another form of its letters.
+        missing = [
+            path for path in paths
+            if path.name not in files_in(path.parent) and not os.path.isfile(path)
+        ]  # fmt: skip
+        for shown in (f"{path}"[:200] for path in missing):
+            complain("missing file", f"{where}: no such file: {shown}", [f"{where}: {shown}"])
+        if not missing:
+            folder = rgb.parent
             if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg
                 folder = folder.parent
-            pairs.append(Pair(*files, folder.name, folder))
+            pairs.append(Pair(rgb, depth, folder.name, folder))
     return pairs
 
 
@@ -300,8 +296,7 @@ def check_files(pairs: list[Pair], seed: int = 0) -> None:
         check_headers(header_of(pair.rgb), header_of(pair.depth), pair)
 
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(check, pairs):
-            pass
+        list(pool.map(check, pairs))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -22,11 +22,9 @@ import torch
 from conftest import rgbd_picture
 
 import distill
-import plumbing.pairs
 import train
 from plumbing.checkpoints import read_checkpoint
-from plumbing.pack import relative
-from plumbing.pairs import DataError, Pair, list_pairs, open_split, stored_intrinsics
+from plumbing.pairs import DataError, Pair, list_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a process has of /proc/self. `seconds`: since its start, without those in which it could have
@@ -240,50 +238,6 @@ def test_a_list_still_names_what_is_no_file(odd, name):
     (odd / "train.txt").write_text("a/rgb/dangling.jpg top.png\n")
     with pytest.raises(DataError, match="txt:1: no such file: .*dangling.jpg"):
         list_pairs(odd, "train")
-
-
-def test_a_list_is_looked_up_by_folder(make_rgbd, tmp_path, monkeypatch):
-    """One look a folder and a camera, however many pairs: what makes 100,000 of them start."""
-    root = make_rgbd(tmp_path, "lists", train=40)
-    asked: list[str] = []
-    for home, name in ((Path, "is_file"), (os, "scandir")):
-        real = getattr(home, name)
-        monkeypatch.setattr(
-            home, name, lambda path, name=name, real=real: (asked.append(name), real(path))[1]
-        )
-    open_split(root, "train", 1000.0)
-    # the list is looked for once more, and a camera once
-    assert (asked.count("scandir"), asked.count("is_file")) == (2, 2)
-
-
-def test_a_camera_is_looked_at_once_a_folder_or_frame(make_rgbd, tmp_path, monkeypatch, capsys):
-    root = make_rgbd(tmp_path, "scenes", train=40)
-    camera = {"fx": 110, "fy": 110, "cx": 63.5, "cy": 47.5}
-    stems = [p.rgb.stem for p in list_pairs(root, "train") if p.scene == "yard"]
-    frames = dict.fromkeys(stems, camera) | {stems[7]: {"note": "no focal length"}}
-    (root / "train/hall/intrinsics.json").write_text(json.dumps(camera))
-    (root / "train/yard/intrinsics.json").write_text(json.dumps({"frames": frames}))
-    asked: list[str] = []
-    real = stored_intrinsics
-    monkeypatch.setattr(
-        plumbing.pairs, "stored_intrinsics",
-        lambda pair, *a: (asked.append(pair.scene), real(pair, *a))[1],
-    )  # fmt: skip
-    open_split(root, "train", 1000.0)
-    assert (asked.count("hall"), asked.count("yard")) == (1, 20)
-    assert "no focal length given for yard: " in capsys.readouterr().err
-    del frames[stems[12]]
-    (root / "train/yard/intrinsics.json").write_text(json.dumps({"frames": frames}))
-    with pytest.raises(DataError, match=f"no frame '{stems[12]}'"):
-        open_split(root, "train", 1000.0)
-
-
-def test_names_below_the_root_are_those_of_relpath(odd, monkeypatch):
-    monkeypatch.chdir(odd)
-    files = [p.rgb for p in one_by_one(odd, odd / "train.txt")] + [Path("top.jpg"), Path("b/1.jpg")]
-    for root in (odd, odd / "a", Path("."), Path("b")):
-        names = [os.path.normpath(name) for name in relative(files, root)]
-        assert names == [os.path.relpath(file, root) for file in files]
 
 
 # ------------------------------------------------------------------------------- 1, 2 and 4 threads

@@ -41,14 +41,14 @@ def sample_of(i: int) -> Sample:
     return Sample(rgb, depth, rng.random(4), None if i % 2 else teacher)
 
 
-class Source6:
-    """read(i) of N pairs; what was asked for, and which cannot be read."""
+class Disk:
+    """read(i) of N pairs, some of which cannot be read, and what it was asked for."""
 
     def __init__(self, bad: tuple[int, ...] = (), pause: float = 0.0) -> None:
-        self.bad, self.pause, self.asked = bad, pause, []
+        self.bad, self.pause, self.reads = bad, pause, []
 
     def read(self, i: int) -> Sample:
-        self.asked.append(i)
+        self.reads.append(i)
         time.sleep(self.pause)
         if i in self.bad:
             raise DataError(f"pair {i} cannot be read")
@@ -87,19 +87,20 @@ def left_behind(where: Path) -> list[str]:
 
 
 def test_holds_what_read_gives_and_is_read_only(tmp_path, capsys):
-    source = Source6()
-    pack = packed(tmp_path, source.read, quiet=False)
+    disk = Disk()
+    pack = packed(tmp_path, disk.read, quiet=False)
     check(pack)
     assert pack.failed == {} and pack.taught.tolist() == [True, False] * 3
     assert (pack.rgb.dtype, pack.depth.dtype, pack.teacher.dtype) == ("u1", "u2", "u2")
     for array in (pack.rgb, pack.depth, pack.teacher):
         assert type(array) is np.ndarray and not array.flags.writeable
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == FILES
-    said = re.escape(f"cache: {tmp_path / 'train'}, 0.0 MB") + r" \(built in [0-9.]+ s\)\n"
+    path = re.escape(str(tmp_path / "train"))
+    said = rf"cache: packing 6 pairs into {path}\ncache: {path}, 0.0 MB \(built in [0-9.]+ s\)\n"
     assert re.fullmatch(said, capsys.readouterr().out) and left_behind(tmp_path) == []
-    source.asked.clear()
-    check(packed(tmp_path, source.read, quiet=False))  # opened, without reading
-    assert source.asked == []
+    disk.reads.clear()
+    check(packed(tmp_path, disk.read, quiet=False))  # opened, without reading
+    assert disk.reads == []
     assert capsys.readouterr().out == f"cache: {tmp_path / 'train'}, 0.0 MB\n"
 
 
@@ -141,10 +142,10 @@ def test_a_pack_in_use_survives_its_successor(tmp_path):
 
 def test_another_stamp_is_packed_anew(tmp_path, capsys):
     packed(tmp_path)
-    source = Source6()
-    check(packed(tmp_path, source.read, "b", quiet=False))
-    assert sorted(source.asked) == list(range(N))
-    assert "train is of other files or settings, or damaged: anew\n" in capsys.readouterr().out
+    disk = Disk()
+    check(packed(tmp_path, disk.read, "b", quiet=False))
+    assert sorted(disk.reads) == list(range(N))
+    assert "train in place of one of other files or settings\n" in capsys.readouterr().out
 
 
 def shorter(name: str, by: int) -> Callable[[Path], None]:
@@ -225,19 +226,19 @@ def test_data_that_were_moved_keep_their_stamp(tmp_path, files):
 
 def test_pairs_that_cannot_be_read_have_no_row_and_are_tried_again(tmp_path):
     """As after a chmod, or with a disk that was away: the stamp knows nothing of it."""
-    pack = packed(tmp_path, Source6(bad=(1, 4)).read)
+    pack = packed(tmp_path, Disk(bad=(1, 4)).read)
     check(pack, left_out=(1, 4))
     assert pack.failed == {1: "pair 1 cannot be read", 4: "pair 4 cannot be read"}
-    still = Source6(bad=(1, 4))
+    still = Disk(bad=(1, 4))
     check(packed(tmp_path, still.read), left_out=(1, 4))
-    assert sorted(still.asked) == [1, 4]
-    check(packed(tmp_path, Source6(bad=(1,)).read), left_out=(1,))
+    assert sorted(still.reads) == [1, 4]
+    check(packed(tmp_path, Disk(bad=(1,)).read), left_out=(1,))
     check(packed(tmp_path))
 
 
 def test_not_one_readable_pair(tmp_path):
     with pytest.raises(DataError, match="not one of 6 pairs can be read; the first: pair 0 cannot"):
-        packed(tmp_path, Source6(bad=tuple(range(N))).read)
+        packed(tmp_path, Disk(bad=tuple(range(N))).read)
     assert left_behind(tmp_path) == [] and not (tmp_path / "train").exists()
 
 
@@ -304,14 +305,14 @@ def test_no_room_is_told_before_the_work(tmp_path, monkeypatch):
     need = N * row_of(SIZE, True).itemsize
     room = SimpleNamespace(total=10**9, used=0, free=need - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
-    source = Source6()
+    disk = Disk()
     with pytest.raises(UserError) as error:
-        packed(tmp_path, source.read)
+        packed(tmp_path, disk.read)
     assert str(error.value) == (
         f"{tmp_path}: no room for the decoded pairs: 0.0 MB needed, 0.0 MB free; make room, or: "
         f"{packing.CURE}"
     )
-    assert source.asked == [] and left_behind(tmp_path) == []
+    assert disk.reads == [] and left_behind(tmp_path) == []
     room.free = need
     check(packed(tmp_path))
     room.total = room.free = 0  # some network file systems know neither
@@ -373,11 +374,11 @@ def test_what_the_folder_refuses_is_one_line(tmp_path, monkeypatch):
 
 
 def pack_with_others(where: Path, barrier, out) -> None:
-    source = Source6(pause=0.05)
+    disk = Disk(pause=0.05)
     barrier.wait(30)
-    pack = packed(where, source.read)
+    pack = packed(where, disk.read)
     check(pack)
-    out.put(len(source.asked))
+    out.put(len(disk.reads))
 
 
 def test_processes_at_once_build_one_pack(tmp_path):
@@ -615,7 +616,7 @@ def test_the_data_do_not_see_their_cache(make_rgbd, tmp_path, layout):
 
 
 def test_meta_tells_a_reader_of_the_files_what_they_are(tmp_path):
-    packed(tmp_path, Source6(bad=(1,)).read)
+    packed(tmp_path, Disk(bad=(1,)).read)
     assert json.loads((tmp_path / "train/meta.json").read_text()) == {
         "stamp": "a", "files": ["rgb", "depth", "K", "teacher"],
         "taught": [True, True, False, True, False], "failed": {"1": "pair 1 cannot be read"},
