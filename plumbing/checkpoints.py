@@ -130,7 +130,7 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
     return content
 
 
-def fill(module: nn.Module, weights: object, path: str | os.PathLike) -> None:
+def load_weights(module: nn.Module, weights: object, path: str | os.PathLike) -> None:
     """load_state_dict whose error is one line that names the file, CheckpointError."""
     try:
         module.load_state_dict(weights)
