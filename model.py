@@ -27,7 +27,7 @@ from plumbing import checkpoints
 from plumbing.checkpoints import (
     CHECKPOINT_FORMAT,
     CheckpointError,
-    fill,
+    load_weights,
     read_checkpoint,
     read_weights,
 )
@@ -246,8 +246,8 @@ class DepthNetwork(nn.Module):
     encoder: nn.Module
     decoder: Decoder
     merged = False  # whether Eq. 1 is inside the stem already
-    published: tuple[str | None, float]  # ImageNet weights: URL, seconds that its download may take
-    public_weights: Callable  # what such a file holds, by the names of `encoder`
+    published: tuple[str | None, float]  # ImageNet weights: URL, seconds a download may take
+    public_weights: Callable  # (what such a file holds, encoder) -> the same by encoder's names
 
     def __init__(
         self, *, mean: tuple[float, ...], std: tuple[float, ...],
@@ -292,7 +292,7 @@ class DepthNetwork(nn.Module):
 
 
 class LiteDepth(DepthNetwork):
-    """The student (Fig. 1); shared: as DepthNetwork's.
+    """The student (Fig. 1). shared: size, decoder and upsample, as DepthNetwork says.
 
     merged: the stem already holds Eq. 3-5 (made by `merge_normalization`, not by users).
     """
@@ -421,7 +421,7 @@ def build(checkpoint: dict, path: str | os.PathLike) -> DepthNetwork:
         network = create(**checkpoint["model_args"])
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot rebuild the network: {error!s:.300}") from error
-    fill(network, checkpoint.get("model"), path)
+    load_weights(network, checkpoint.get("model"), path)
     return network
 
 
@@ -461,11 +461,12 @@ def load_pretrained(network: DepthNetwork, source: str) -> tuple[str, bool]:
         return f"none: from scratch{why}", bool(why)
     content = read_weights(path)
     if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
-        fill(network, content.get("model"), path)
+        load_weights(network, content.get("model"), path)
         network.model_args |= {"mean": network.mean.tolist(), "std": network.std.tolist()}
         return f"whole network from {path.name}", False
     weights = backbone_weights(content, path)
-    fill(network.encoder, network.public_weights(weights, network.encoder), path)
+    encoder = network.public_weights(weights, network.encoder)
+    load_weights(network.encoder, encoder, path)
     return f"encoder from {path.name}", False
 
 

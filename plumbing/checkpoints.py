@@ -53,9 +53,10 @@ def save(path: str | os.PathLike, content: dict) -> None:
             cause = cause.__context__
         if cause is None:
             raise
+        why = str(cause.strerror or cause).removeprefix("cannot be written ").strip("()")
         kept = "the one that is there is older and whole" if path.exists() else "there is none yet"
         raise OSError(
-            f"{path}: {cause.strerror or cause}; {kept}. Make room, or take another folder"
+            f"{path}: cannot be written ({why}); {kept}. Make room, or take another folder"
         ) from error
 
 
@@ -102,7 +103,7 @@ def read_weights(path: str | os.PathLike) -> object:
             ) from error
         reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path}: cut short, damaged, or no file of torch.save "
+            f"{path}: not a readable weights file, cut short or damaged "
             f"({reason[:200] or type(error).__name__}); copy it anew"
         ) from error
 
@@ -130,7 +131,7 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
     return content
 
 
-def fill(module: nn.Module, weights: object, path: str | os.PathLike) -> None:
+def load_weights(module: nn.Module, weights: object, path: str | os.PathLike) -> None:
     """load_state_dict whose error is one line that names the file, CheckpointError."""
     try:
         module.load_state_dict(weights)

@@ -21,8 +21,9 @@ def test_every_broken_file_is_refused_or_valid(pytestconfig, counted):
     done = sum(sum(tally.values()) for tally in tallies.values())
     assert done >= count
     for name, tally in tallies.items():  # one that never gets past the first check tests nothing
+        sealed = name in ("depth", "tflite")  # by their own checksums
         if sum(tally.values()) >= 200:
-            assert tally["refused"] > 10 and (tally["valid"] > 5 or name == "tflite"), (name, tally)
+            assert tally["refused"] > 10 and (tally["valid"] > 5 or sealed), (name, tally)
     counted("damaged files read: refused or valid", done)
 
 

@@ -47,8 +47,7 @@ BLOCKS = (
     (3, 0, 1, 40, 120, 48), (3, 1, 1, 48, 144, 48),
     (4, 0, 2, 48, 288, 96), (4, 1, 1, 96, 576, 96), (4, 2, 1, 96, 576, 96),
 )  # fmt: skip
-SAME_STRIDE_2 = {5: (1, 1), 6: (0, 1), 7: (1, 1), 8: (0, 1), 9: (1, 1), 10: (0, 1), 11: (1, 1),
-                 12: (0, 1)}  # fmt: skip
+SAME_STRIDE_2 = {5: (1, 1), 6: (0, 1), 7: (1, 1), 8: (0, 1)}  # pixels before and after
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -215,15 +214,6 @@ def test_sec31_every_parameter_learns():
 # ------------------------------------------------------------------------------ Sec. 3.1, padding
 
 
-@pytest.mark.parametrize("size", range(5, 13))
-def test_same_padding_by_hand(size):
-    assert M.same_padding(size, 3, 2) == SAME_STRIDE_2[size]
-    assert M.same_padding(size, 3, 1) == (1, 1)
-    assert M.same_padding(size, 1, 1) == (0, 0)
-    assert M.same_padding(size, 1, 2) == (0, 0)  # would be negative
-    assert M.same_padding(size, 5, 1) == (2, 2)
-
-
 @pytest.mark.parametrize("stride, fill", [(1, None), (2, None), (2, (3.0, -2.0))])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("h, w", [(6, 8), (5, 7), (6, 7), (5, 8)])
@@ -340,7 +330,7 @@ def test_sec31_decoder_by_hand(kind):
     for p in net.decoder.parameters():
         p += 0.1 * torch.randn_like(p)
     taps = net.encoder(torch.randn(2, 3, 128, 160))
-    net.decoder.depth.bias += 9
+    net.decoder.depth.bias += 99
     net.decoder.depth.bias -= net.decoder(taps).median()  # half of the map is below 0, and cut off
     x = None
     for name, skip in zip(("fuse4", "fuse3", "fuse2", "fuse1"), reversed(taps)):
@@ -364,14 +354,6 @@ def test_input_resize_is_half_pixel(h, w):
     want = cv2.resize(x[0].permute(1, 2, 0).numpy(), (160, 128), interpolation=cv2.INTER_LINEAR)
     got = M.upsample(x, (128, 160), "bilinear")[0].permute(1, 2, 0).numpy()
     assert np.abs(got - want).max() < 1e-3
-
-
-def test_decoder_resize_keeps_corners():
-    x = torch.randn(2, 3, 4, 5)
-    y = M.upsample(x, (8, 10), "corners")
-    assert torch.allclose(y[..., ::7, ::9], x[..., ::3, ::4], atol=1e-6)
-    ramp = M.upsample(torch.tensor([0.0, 1.0, 2.0]).view(1, 1, 1, 3), (1, 5), "corners")
-    assert torch.equal(ramp.flatten(), torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]))
 
 
 @pytest.mark.parametrize(
@@ -629,7 +611,8 @@ def test_checkpoint_full_disk(tmp_path, saved, older):
     for room in (10_000, 1_000_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limit[1]))
         try:
-            with pytest.raises(OSError, match=rf"last\.pt: .*too large.*{left}.*Make room"):
+            told = rf"last\.pt: cannot be written \(File too large\); .*{left}.*Make room"
+            with pytest.raises(OSError, match=told):
                 M.save(path, network(1))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -687,7 +670,8 @@ def test_checkpoint_flipped_folder_bit(tmp_path, saved):
 def test_checkpoint_cut_file(tmp_path, saved, part):
     content = saved.read_bytes()
     (tmp_path / "cut.pt").write_bytes(content[: int(part * len(content))])
-    with pytest.raises(CheckpointError, match=r"cut\.pt: cut short.*copy it anew") as caught:
+    told = r"cut\.pt: not a readable.*cut short.*copy it anew"
+    with pytest.raises(CheckpointError, match=told) as caught:
         M.load(tmp_path / "cut.pt")
     assert "\n" not in str(caught.value)
 
@@ -842,7 +826,7 @@ def test_pretrained_own_checkpoint(saved):
 def test_pretrained_wrong_file(tmp_path):
     path = tmp_path / "wrong.pth"
     path.write_text("<html>not found</html>")
-    with pytest.raises(CheckpointError, match=r"wrong\.pth: .*no file of torch\.save"):
+    with pytest.raises(CheckpointError, match=r"wrong\.pth: not a readable weights file"):
         M.load_pretrained(LiteDepth(), str(path))
     for content in ([1, 2], {"a": 1}, {"state_dict": {"a": "b"}}, torch.zeros(2)):
         torch.save(content, path)

@@ -1,4 +1,5 @@
-"""Sec. 3.4, Fig. 5: the teacher's Swin, its public weights and its decoder's maps (model.py).
+"""Sec. 3.4, Fig. 5: the teacher's Swin, its public weights and its decoder's maps (model.py,
+plumbing/swin.py).
 
 The tests against two independent Swins skip without these packages (torchvision: timm wants it):
 
@@ -24,6 +25,7 @@ from torch import nn
 
 import model as M
 from model import LiteDepth, Teacher
+from plumbing import swin
 from plumbing.checkpoints import CheckpointError
 from plumbing.swin import Swin
 
@@ -158,7 +160,7 @@ def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
     return x @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
 
 
-def attention_twin(x: np.ndarray, attn: M.WindowAttention, window: int, shift: int) -> np.ndarray:
+def attention_twin(x: np.ndarray, attn: nn.Module, window: int, shift: int) -> np.ndarray:
     """Window attention over (H, W, C), token by token.
 
     Where a token is in the rolled map decides its window. Two tokens of a window see each other
@@ -194,7 +196,7 @@ def attention_twin(x: np.ndarray, attn: M.WindowAttention, window: int, shift: i
     return linear(out, attn.proj)[:h, :w]
 
 
-def block_twin(x: np.ndarray, block: M.SwinBlock, window: int, shift: int) -> np.ndarray:
+def block_twin(x: np.ndarray, block: nn.Module, window: int, shift: int) -> np.ndarray:
     x = x + attention_twin(layer_norm(x, block.norm1), block.attn, window, shift)
     y = linear(layer_norm(x, block.norm2), block.mlp.fc1)
     y = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
@@ -209,7 +211,7 @@ def block_twin(x: np.ndarray, block: M.SwinBlock, window: int, shift: int) -> np
 )  # fmt: skip
 @torch.no_grad()
 def test_block_by_hand(window, h, w, shifted):
-    block = shake(M.SwinBlock(8, window, 2, shifted, drop_path=0.0))
+    block = shake(swin.SwinBlock(8, window, 2, shifted, drop_path=0.0))
     x = torch.randn(2, h, w, 8, generator=torch.Generator().manual_seed(h * w))
     got = block(x)
     for n in range(2):
@@ -217,39 +219,11 @@ def test_block_by_hand(window, h, w, shifted):
         assert np.abs(got[n].numpy() - want).max() < 1e-4
 
 
-def test_relative_position_by_hand():
-    """Query right of and below the key counts up: 4 is the token itself in a window of 2x2."""
-    rows = M.WindowAttention(4, window=2, heads=1).row.view(4, 4)
-    assert rows.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
-
-
-def test_shift_mask_by_hand():
-    """4x4 tokens rolled by one: the last row and column come from the other end."""
-    whole = np.ones((4, 4), bool)
-    columns = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]], bool)
-    rows = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], bool)
-    sees = np.stack([whole, columns, rows, np.eye(4, dtype=bool)])
-    mask = M.shift_mask((4, 4), 2).numpy()
-    assert np.array_equal(mask == 0, sees) and np.all(mask[~sees] == -100)
-
-
-def test_windows_by_hand():
-    x = torch.arange(48).view(2, 4, 6, 1)
-    windows = M.to_windows(x, 2)
-    assert windows.shape == (12, 4, 1)
-    assert windows[:4, :, 0].tolist() == [
-        [0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11], [12, 13, 18, 19],
-    ]  # fmt: skip
-    assert windows[6, :, 0].tolist() == [24, 25, 30, 31]  # the second picture's first
-    x = torch.randn(3, 8, 12, 5)
-    assert torch.equal(M.from_windows(M.to_windows(x, 4), 4, (8, 12)), x)
-
-
 @pytest.mark.parametrize("h, w", [(4, 6), (3, 5), (1, 1)])
 @torch.no_grad()
 def test_merging_by_hand(h, w):
     """Down before across, as the public weights expect; zeros beyond an odd map."""
-    merge = shake(M.PatchMerging(3))
+    merge = shake(swin.PatchMerging(3))
     x = torch.randn(2, h, w, 3)
     W = merge.reduction.weight.double().numpy()
     got = merge(x)
@@ -264,37 +238,30 @@ def test_merging_by_hand(h, w):
 
 
 @torch.no_grad()
-def test_embedding_by_hand():
-    embed = shake(M.PatchEmbed(6))
-    x = torch.randn(1, 3, 6, 9)
-    W, b = embed.proj.weight.double().numpy(), embed.proj.bias.double().numpy()
-    canvas = np.zeros((3, 8, 12))
-    canvas[:, :6, :9] = x[0].numpy()
-    got = embed(x)
-    assert got.shape == (1, 2, 3, 6)
-    for y, u in np.ndindex(2, 3):
-        patch = canvas[:, 4 * y : 4 * y + 4, 4 * u : 4 * u + 4]
-        want = layer_norm((W * patch).sum((1, 2, 3)) + b, embed.norm)
-        assert np.abs(got[0, y, u].numpy() - want).max() < 1e-5
-
-
-@torch.no_grad()
 def test_taps_by_hand():
-    """Stages in order; a tap leaves before the merging, after its norm, and nothing feeds back."""
+    """Patches of 4x4, zeros beyond the picture; stages in order; a tap leaves before the merging,
+    after its norm, and nothing feeds back."""
     net = shake(Swin(*TOY[:3], window=3))
     x = torch.randn(2, 3, 30, 50)
-    taps, at = net(x), net.patch_embed(x)
-    for i, stage in enumerate(net.layers):
+    canvas = torch.zeros(2, 3, 32, 52)
+    canvas[..., :30, :50] = x
+    proj = net.patch_embed.proj
+    at = torch.zeros(2, 8, 13, 24)
+    for v, u in np.ndindex(8, 13):
+        patch = canvas[:, None, :, 4 * v : 4 * v + 4, 4 * u : 4 * u + 4]
+        at[:, v, u] = (proj.weight * patch).sum((2, 3, 4)) + proj.bias
+    at = torch.from_numpy(layer_norm(at.double().numpy(), net.patch_embed.norm)).float()
+    for i, (tap, stage) in enumerate(zip(net(x), net.layers)):
         for j, block in enumerate(stage.blocks):
-            assert block.shift == (1 if j % 2 else 0)
+            assert block.shift == j % 2
             at = block(at)
         want = layer_norm(at.double().numpy(), getattr(net, f"norm{i}")).transpose(0, 3, 1, 2)
-        assert np.abs(taps[i].numpy() - want).max() < 1e-4
+        assert np.abs(tap.numpy() - want).max() < 1e-4
         at = stage.downsample(at) if i < 3 else at
-    assert net.layers[3].downsample is None
+    assert "downsample" not in net.layers[3]
 
 
-@pytest.mark.parametrize("h, w", [(128, 160), (97, 131), (100, 260), (33, 7), (1, 1)])
+@pytest.mark.parametrize("h, w", [(128, 160), (97, 131), (33, 7), (1, 1)])
 @torch.no_grad()
 def test_taps_of_any_size(h, w):
     net = Swin(*TOY[:3]).eval()
@@ -314,7 +281,7 @@ def test_drop_path_leaves_out_branches():
     those that stay weigh 4/3, so that the mean is the branch."""
     torch.manual_seed(0)
     n, rate = 2000, 0.25
-    block = shake(M.SwinBlock(4, 2, 1, False, rate))
+    block = shake(swin.SwinBlock(4, 2, 1, False, rate))
     one = torch.randn(1, 2, 2, 4)
     attended = block.attn(block.norm1(one).view(1, 4, 4), None).view_as(one)
     kinds = {}
@@ -333,58 +300,32 @@ def test_drop_path_leaves_out_branches():
     assert torch.allclose(once, one + attended + block.mlp(block.norm2(one + attended)), atol=1e-5)
 
 
-@torch.no_grad()
-def test_drop_path_is_only_for_training():
-    net, x = shake(Swin(*TOY[:3], drop_path=0.5)), torch.randn(2, 3, 64, 64)
-    plain = Swin(*TOY[:3])
-    plain.load_state_dict(net.state_dict())
-    want = plain.train()(x)  # rate 0
-    assert all(torch.equal(a, b) for a, b in zip(net(x), want))
-    assert not torch.equal(net.train()(x)[3], want[3])
-
-
 def test_drop_path_grows_linearly():
     net = Swin(16, (2, 2, 6, 2), (1, 2, 4, 8), drop_path=0.3)
-    rates = [m.drop_path for m in net.modules() if isinstance(m, M.SwinBlock)]
+    rates = [m.drop_path for m in net.modules() if isinstance(m, swin.SwinBlock)]
     assert len(rates) == 12 and np.allclose(rates, np.linspace(0, 0.3, 12))
 
 
 # ------------------------------------------------------------------------------------------ size
 
 
-def swin_size(embed: int, depths, heads, window: int) -> int:
-    """Parameters of a Swin, from the paper's description; without norms after the stages."""
-    total = embed * (4 * 4 * 3 + 1) + 2 * embed
-    for stage, (depth, h) in enumerate(zip(depths, heads)):
-        d = embed * 2**stage
-        attention = d * 3 * d + 3 * d + d * d + d + h * (2 * window - 1) ** 2
-        mlp = d * 4 * d + 4 * d + 4 * d * d + d
-        total += depth * (attention + mlp + 2 * 2 * d)
-        total += 4 * d * 2 * d + 2 * 4 * d if stage < 3 else 0
-    return total
-
-
 # With norm and classifier of 1000 classes, as published: "28M", "50M", "88M", "197M".
 @pytest.mark.parametrize(
-    "name, embed, depths, heads, published",
+    "name, heads, published",
     [
-        ("swin_t", 96, (2, 2, 6, 2), (3, 6, 12, 24), 28_288_354),
-        ("swin_s", 96, (2, 2, 18, 2), (3, 6, 12, 24), 49_606_258),
-        ("swin_b", 128, (2, 2, 18, 2), (4, 8, 16, 32), 87_768_224),
-        ("swin_l", 192, (2, 2, 18, 2), (6, 12, 24, 48), 196_532_476),
-        ("swin_nano", 48, (2, 2, 2, 2), (2, 4, 8, 16), None),
+        ("swin_t", (3, 6, 12, 24), 28_288_354),
+        ("swin_s", (3, 6, 12, 24), 49_606_258),
+        ("swin_b", (4, 8, 16, 32), 87_768_224),
+        ("swin_l", (6, 12, 24, 48), 196_532_476),
     ],
 )
-def test_sizes_of_the_published_networks(name, embed, depths, heads, published):
+def test_sizes_of_the_published_networks(name, heads, published):
     with torch.device("meta"):
         net = Teacher(name)
-    assert [m.attn.heads for m in net.modules() if isinstance(m, M.SwinBlock)] == [
-        h for h, n in zip(heads, depths) for _ in range(n)
-    ]
-    bare = count(net.encoder) - 2 * (1 + 2 + 4 + 8) * embed
-    assert bare == swin_size(embed, depths, heads, 7)
-    width = 8 * embed
-    assert published in (None, bare + 2 * width + 1000 * width + 1000)
+    assert tuple(stage.blocks[0].attn.heads for stage in net.encoder.layers) == heads
+    norms = sum(count(getattr(net.encoder, f"norm{i}")) for i in range(4))
+    width = net.encoder.channels[3]
+    assert published == count(net.encoder) - norms + 2 * width + 1000 * width + 1000
     if name == "swin_l":  # the paper's teacher
         assert (count(net.encoder), count(net.decoder)) == (194_998_164, 1_555_105)
 
@@ -486,71 +427,41 @@ def test_bias_table_resize(old, new):
     torch.manual_seed(old * new)
     a, b = 2 * old - 1, 2 * new - 1
     table = torch.randn(a * a, 3)
-    got = M.resize_bias_table(table, new)
-    assert (
-        got.shape == (b * b, 3)
-        and np.abs(got.numpy() - bicubic_twin(table.numpy(), new)).max() < 1e-5
-    )
+    got = swin.resize_bias_table(table, new)
+    assert got.shape == (b * b, 3)
+    assert np.abs(got.numpy() - bicubic_twin(table.numpy(), new)).max() < 1e-5
     assert torch.allclose(got[b * b // 2], table[a * a // 2], atol=1e-5)  # a token and itself
-    assert torch.allclose(M.resize_bias_table(torch.full((a * a, 2), 3.0), new), torch.tensor(3.0))
-    # Linear in the offset: again so, windows laid over each other. torch's cubic (a = -0.75) bends
-    # a line by 0.048 of its step between two samples; the outermost offsets see the border.
-    offset = torch.arange(a) - (old - 1.0)
-    line = (2 * offset[:, None] - 3 * offset[None] + 1).reshape(-1, 1)
-    at = (torch.arange(b) - (new - 1.0)) * a / b
-    want = 2 * at[:, None] - 3 * at[None] + 1
-    inside = (at.abs() <= old - 2).nonzero().flatten()
-    error = (M.resize_bias_table(line, new).view(b, b) - want)[inside][:, inside].abs()
-    assert len(inside) > b // 2 and error.max() <= 0.0482 * (2 + 3)
 
 
-@pytest.mark.parametrize("shape", [(169, 3), (168, 3), (30, 3), (144, 3), (25, 5, 3), (25,)])
+@pytest.mark.parametrize("shape", [(169, 3), (168, 3)])
 def test_bias_table_that_is_left_alone(shape):
     """Of this window already, or no such table: that is for the check of shapes to say."""
     table = torch.randn(shape)
-    assert M.resize_bias_table(table, 7) is table
-
-
-def v2(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Swin-V2's: another attention."""
-    out = {k: v for k, v in weights.items() if not k.endswith(("bias_table", "qkv.bias"))}
-    for k in [k for k in weights if k.endswith("bias_table")]:
-        stem = k.removesuffix("relative_position_bias_table")
-        out |= {f"{stem}logit_scale": torch.ones(1), f"{stem}cpb_mlp.0.weight": torch.ones(9, 2)}
-    return out
+    assert swin.resize_bias_table(table, 7) is table
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (lambda: v2(official()), r"missing layers\.0\.blocks\.0\.attn\.relative_position_bias"),
         (lambda: official() | {"layers.0.blocks.0.attn.logit_scale": torch.ones(1)},
-         r"unexpected layers\.0\.blocks\.0\.attn\.logit_scale"),
-        (lambda: official() | {"layers.0.blocks.0.attn.cpb_mlp.0.weight": torch.ones(1)},
-         r"unexpected layers\.0\.blocks\.0\.attn\.cpb_mlp\.0\.weight"),
+         r"Unexpected.*layers\.0\.blocks\.0\.attn\.logit_scale"),
         (lambda: {k: v for k, v in official().items() if "2.downsample.norm.b" not in k},
-         r"missing layers\.2\.downsample\.norm\.bias"),
-        (lambda: official() | {"absolute_pos_embed": torch.ones(1)}, "unexpected absolute_pos"),
-        (lambda: LiteDepth().encoder.state_dict(), r"missing patch_embed\.proj\.weight"),
-        (lambda: shake(Swin(16, *TOY[1:3])).state_dict(),
-         r"patch_embed\.proj\.weight is \(16, 3, 4, 4\), wanted \(24, 3, 4, 4\)"),
-        (lambda: shake(Swin(24, (2, 2, 4, 2), TOY[2])).state_dict(),
-         r"unexpected layers\.2\.blocks\.2\.norm1\.weight"),
+         r"Missing.*layers\.2\.downsample\.norm\.bias"),
+        (lambda: LiteDepth().encoder.state_dict(), r"Missing.*patch_embed\.proj\.weight"),
+        (lambda: Swin(16, *TOY[1:3]).state_dict(), r"patch_embed\.proj\.weight.*16.*24"),
+        (lambda: Swin(24, (2, 2, 4, 2), TOY[2]).state_dict(),
+         r"Unexpected.*layers\.2\.blocks\.2\.norm1\.weight"),
     ],
-    ids=["v2", "logit_scale", "cpb_mlp", "missing", "absolute", "mobilenet", "width", "depth"],
+    ids=["v2", "missing", "mobilenet", "width", "depth"],
 )  # fmt: skip
 def test_pretrained_wrong_file(tmp_path, content, message):
-    net = teacher(1)
     with pytest.raises(CheckpointError, match=rf"odd\.pth: does not fit.*{message}"):
-        M.load_pretrained(net, write(tmp_path / "odd.pth", content()))
-    assert same_tensors(net.state_dict(), teacher(1).state_dict())  # nothing half-loaded
+        M.load_pretrained(Teacher("toy"), write(tmp_path / "odd.pth", content()))
 
 
 def test_pretrained_swin_is_not_for_the_student(tmp_path):
     path = write(tmp_path / "swin.pth", {"model": official()})
-    with pytest.raises(
-        CheckpointError, match=r"swin\.pth: does not fit.*missing conv_stem\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"swin\.pth: does not fit.*conv_stem\.weight"):
         M.load_pretrained(LiteDepth(), path)
 
 
@@ -558,7 +469,7 @@ def test_pretrained_addresses():
     """Swin's authors' release v1.0.0; 22k classes where they have published that."""
     for name in ("swin_t", "swin_s", "swin_b", "swin_l"):
         with torch.device("meta"):
-            url, seconds = Teacher(name).imagenet()
+            url, seconds = Teacher(name).published
         word = {"t": "tiny", "s": "small", "b": "base", "l": "large"}[name[-1]]
         classes = "_22k" if word in ("base", "large") else ""
         assert url == f"{M.SWIN_URL}swin_{word}_patch4_window7_224{classes}.pth"
@@ -581,27 +492,12 @@ def test_pretrained_without_a_network(tmp_path, monkeypatch):
     assert torch.equal(net.encoder.patch_embed.proj.weight, official()["patch_embed.proj.weight"])
 
 
-def test_pretrained_patience(monkeypatch):
-    monkeypatch.setitem(M.SWIN, "toy", (*TOY[:3], "swin_toy.pth"))
-    asked = []
-
-    def fetch(url, timeout):
-        asked.append((url, timeout))
-        raise CheckpointError("away")
-
-    monkeypatch.setattr(M, "fetch", fetch)
-    assert "(away)" in M.load_pretrained(teacher(), "auto")[0]
-    with pytest.raises(CheckpointError, match="away"):
-        M.load_pretrained(teacher(), "imagenet")
-    assert asked == [(M.SWIN_URL + "swin_toy.pth", 600), (M.SWIN_URL + "swin_toy.pth", 3600)]
-
-
 def test_pretrained_nano_has_no_public_weights():
     with torch.device("meta"):
         net = Teacher("swin_nano")
     line, fell_back = M.load_pretrained(net, "auto")
-    assert fell_back and "swin_nano is ours" in line and line.startswith("none: from scratch")
-    with pytest.raises(CheckpointError, match="swin_nano is ours"):
+    assert fell_back and "ours" in line and line.startswith("none: from scratch")
+    with pytest.raises(CheckpointError, match="ours"):
         M.load_pretrained(net, "imagenet")
 
 
@@ -609,10 +505,10 @@ def test_recognize():
     for name in ("swin_t", "swin_s", "swin_b", "swin_l", "swin_nano", "toy"):
         with torch.device("meta"):
             weights = Teacher(name).encoder.state_dict()
-        assert M.recognize(weights) == M.recognize(timm_new(weights)) == name
-    assert M.recognize(LiteDepth().encoder.state_dict()) is None
+        assert swin.recognize(weights) == swin.recognize(timm_new(weights)) == name
+    assert swin.recognize(LiteDepth().encoder.state_dict()) is None
     with torch.device("meta"):
-        assert M.recognize(Swin(96, (2, 2, 2, 2), (3, 6, 12, 24)).state_dict()) is None
+        assert swin.recognize(Swin(96, (2, 2, 2, 2), (3, 6, 12, 24)).state_dict()) is None
 
 
 # ----------------------------------------------------------------------------------- checkpoints
@@ -632,7 +528,7 @@ def test_checkpoint_round_trip(tmp_path):
         "upsample": "bilinear", "mean": [1.0, 2.0, 3.0], "std": [40.0, 50.0, 60.0],
     }  # fmt: skip
     assert same_tensors(again.state_dict(), net.state_dict())
-    assert [m.drop_path for m in again.modules() if isinstance(m, M.SwinBlock)][-1] == 0.1
+    assert [m.drop_path for m in again.modules() if isinstance(m, swin.SwinBlock)][-1] == 0.1
     x = pictures(1, 70, 80)
     assert again(x).std() > 0.01 and torch.equal(again(x), net.eval()(x))
 
@@ -645,45 +541,19 @@ def test_checkpoint_of_a_teacher_as_pretrained(tmp_path):
     assert line == ("whole network from best.pt", False)
     assert same_tensors(net.state_dict(), M.load(tmp_path / "best.pt").state_dict())
     assert net.model_args["mean"] == [1.0, 2.0, 3.0]
-    with pytest.raises(CheckpointError, match=r"best\.pt.*missing encoder\.conv_stem\.weight"):
+    with pytest.raises(CheckpointError, match=r"best\.pt.*Missing.*encoder\.conv_stem"):
         M.load_pretrained(LiteDepth(), str(tmp_path / "best.pt"))
-    with pytest.raises(CheckpointError, match=r"best\.pt.*bias_table is \(169, 2\), wanted \(81, "):
+    with pytest.raises(CheckpointError, match=r"best\.pt.*bias_table.*169, 2.*81, 2"):
         M.load_pretrained(teacher(window=5), str(tmp_path / "best.pt"))
-
-
-@torch.no_grad()
-def test_checkpoint_without_a_name_is_the_student(tmp_path):
-    net = test_model.network()
-    assert "model" not in net.model_args  # as files older than the teacher
-    M.save(tmp_path / "last.pt", net)
-    again = M.load(tmp_path / "last.pt")
-    assert type(again) is LiteDepth and same_tensors(again.state_dict(), net.state_dict())
-
-
-@pytest.mark.parametrize(
-    "bad", [{"model": "swin_xxl"}, {"window": 1}, {"drop_path": 1.0}, {"merged": True}]
-)
-def test_checkpoint_that_cannot_be_rebuilt(tmp_path, bad):
-    net = teacher()
-    net.model_args |= bad
-    torch.save({"format": M.FORMAT, "model_args": net.model_args, "model": {}}, tmp_path / "odd.pt")
-    with pytest.raises(CheckpointError, match=r"odd\.pt: cannot rebuild"):
-        M.load(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize(
     "bad, message",
-    [
-        ({"model": "resnet"}, "student or one of swin_l, .*'resnet'"),
-        ({"window": 1}, "window must be >= 2"),
-        ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
-        ({"drop_path": -0.1}, r"drop_path in \[0, 1\)"),
-        ({"drop_path": math.nan}, r"drop_path in \[0, 1\)"),
-        ({"decoder": "5x5"}, "mix, 3x3 or 1x1"),
-        ({"size": (100, 160)}, "multiples of 32"),
-        ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
-    ],
-)
+    [({"model": "resnet"}, "student or one of swin_l, .*'resnet'"), ({"window": 1}, "window must"),
+     ({"window": 65}, "window must"), ({"drop_path": 1.0}, r"drop_path in \[0, 1\)"),
+     ({"drop_path": math.nan}, r"drop_path in \[0, 1\)"), ({"decoder": "5x5"}, "mix, 3x3 or 1x1"),
+     ({"size": (100, 160)}, "multiples of 32")],
+)  # fmt: skip
 def test_bad_arguments(bad, message):
     with pytest.raises(ValueError, match=message):
         M.create(**{"model": "toy", **bad})
@@ -697,11 +567,6 @@ def test_create():
         "model": "toy", "window": 7, "drop_path": 0.3, "size": [128, 160], "decoder": "mix",
         "upsample": "nearest", "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375],
     }  # fmt: skip
-
-
-def test_merging_is_for_the_student():
-    with pytest.raises(ValueError, match="only the student"):
-        M.merge_normalization(Teacher("toy"))
 
 
 # --------------------------------------------------------------------- decoder, features of Fig. 6
@@ -742,35 +607,12 @@ def test_features_by_hand(make, widths):
 # -------------------------------------------------------------------------------------- training
 
 
-def gradients(net: Teacher, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    net.zero_grad()
-    net(x).log1p().mean().backward()
-    return {k: p.grad.clone() for k, p in net.named_parameters()}
-
-
 def test_every_parameter_learns():
-    net = teacher(drop_path=0.0).train()
-    for name, g in gradients(net, pictures(2, 128, 160)).items():
-        assert g.isfinite().all() and g.any(), name
-
-
-def test_gradient_repeats_on_the_same_threads():
-    """To the bit, as --resume promises; on other threads torch adds in another order."""
-    net, x = teacher(drop_path=0.0, size=(64, 96)).train(), pictures(2, 64, 96)
-    one = gradients(net, x)
-    try:
-        torch.set_num_threads(2)
-        two = gradients(net, x)
-        assert same_tensors(gradients(net, x), two)
-    finally:
-        torch.set_num_threads(1)
-    assert all(float((two[k] - v).abs().max() / v.abs().max()) < 1e-4 for k, v in one.items())
-
-
-def test_training_after_inference():
-    """The masks are kept: those made in evaluation serve training, whatever made them."""
-    M.shift_mask.cache_clear()
-    net, x = teacher(drop_path=0.0), pictures(1, 128, 160)
+    """After an evaluation too: the masks that were made in it serve training."""
+    swin.shift_mask.cache_clear()
+    net, x = teacher(drop_path=0.0), pictures(2, 128, 160)
     with torch.inference_mode():
         net(x)
-    assert all(g.isfinite().all() for g in gradients(net.train(), x).values())
+    net.train()(x).log1p().mean().backward()
+    for name, p in net.named_parameters():
+        assert p.grad.isfinite().all() and p.grad.any(), name
