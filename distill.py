@@ -338,7 +338,7 @@ def start_student(
     else:
         started = model.load(args.student), f"stage-1 student {args.student}", False
     last = started[0].decoder.depth
-    if args.fix_last and resume is None:
+    if args.fix_last:
         last.load_state_dict(teacher.decoder.depth.state_dict())
     last.requires_grad_(not args.fix_last)
     if resume is not None and args.teacher_dtype == "auto":

@@ -155,8 +155,8 @@ def L_vnl(d_hat: Tensor, d: Tensor, K: Tensor, triplets: Tensor, o: Loss) -> Ten
         return x.gather(2, pick.expand(n, c, -1)).view(n, c, *triplets.shape)
 
     p_hat, p = corners(P_hat), corners(P)
-    keep = (p[:, 2] > 0).all(1)
-    keep &= spans_a_plane(p_hat if o.vnl_filter == "prediction" else p, o)
+    # A hole is 0 in both, and 0 exceeds no vnl_delta_z.
+    keep = spans_a_plane(p_hat if o.vnl_filter == "prediction" else p, o)
     loss = (virtual_normal(p_hat) - virtual_normal(p)).abs().sum(1)
     loss = torch.where(keep, loss, torch.inf).flatten().sort().values
     rank, n = torch.arange(loss.numel(), device=d.device), keep.sum()

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -776,6 +777,16 @@ def test_eq10_survives_any_prediction_in_a_hole(alpha, kernel):
         L, slope = with_gradient(loss, torch.where(d > 0, tame, 1e30))
         L_, slope_ = with_gradient(loss, tame)
         assert L == L_ > 0 and torch.equal(slope, slope_) and slope[d > 0].all()
+
+
+def test_the_cpp_kernel_serves_the_two_usual_alphas(monkeypatch):
+    kernel, calls = losses.litedepth_kernels.robust_cells, []
+    spy = SimpleNamespace(robust_cells=lambda *given: (calls.append(given[2]), kernel(*given)))
+    monkeypatch.setattr(losses, "litedepth_kernels", spy)
+    for alpha in (1.0, 2.0, 0.5, -INF):
+        for form in ("cpp", "torch"):
+            losses.L_robust_cells(*surface(), Loss(robust_alpha=alpha), form)
+    assert calls == [1.0, 2.0]
 
 
 def test_the_truth_may_be_overwritten_before_the_backward_pass():
