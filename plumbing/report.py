@@ -114,7 +114,7 @@ class Limits:
     )  # fmt: skip
     tolerance_int8: float = flag(
         0.05, "int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
-        "--data (on the test pictures without it; default 0.05)", nonnegative, metavar="R",
+        "--data (on the test pictures without it)", nonnegative, metavar="R",
     )  # fmt: skip
     tolerance_si_rmse: float = flag(
         0.02, "and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)",
