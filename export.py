@@ -174,21 +174,14 @@ def _stem(tf, model: LiteDepth, normalization: str, image):
         return tf.nn.relu(_layer(tf, x, stem, bn))
     with tf.name_scope(FLOAT):
         x = _resize(tf, image, model.size, "bilinear")
+    # SAME padding at stride 2 on even sizes (one column right, one row below), filled with the mean
+    # m; why: see merge_normalization. Concatenated constants are exact for any m and stay in
+    # XNNPACK's partition; PADV2 takes one scalar (wrong for unequal means) and cuts the graph.
     stem = merge_normalization(model).encoder.conv_stem
-    return tf.nn.relu(_layer(tf, _pad_with(tf, x, _double(stem.fill)), stem, bn, "VALID"))
-
-
-def _pad_with(tf, x, fill: np.ndarray):
-    """The stem's SAME padding at stride 2 on even sizes (one column right, one row below), filled
-    per channel with `fill`, the mean m: (1, h, w, 3) -> (1, h + 1, w + 1, 3).
-
-    Why: see merge_normalization. Concatenated constants are exact for any m and stay in XNNPACK's
-    partition; PADV2 takes one scalar (wrong for unequal means) and cuts the graph in two.
-    """
-    _, h, w, c = x.shape
-    fill = fill.astype(np.float32)
-    x = tf.concat([x, np.broadcast_to(fill, (1, h, 1, c))], 2)
-    return tf.concat([x, np.broadcast_to(fill, (1, 1, w + 1, c))], 1)
+    fill, (h, w) = _double(stem.fill).astype(np.float32), model.size
+    x = tf.concat([x, np.broadcast_to(fill, (1, h, 1, 3))], 2)
+    x = tf.concat([x, np.broadcast_to(fill, (1, 1, w + 1, 3))], 1)
+    return tf.nn.relu(_layer(tf, x, stem, bn, "VALID"))
 
 
 def _block(tf, x, block: nn.Module):
@@ -249,14 +242,13 @@ def _enlarge(tf, depth: nn.Conv2d, layout: Layout, x):
     """
     W, b = fold_batchnorm(depth, None)
     (h, w), (H, width), mode = tuple(x.shape[1:3]), layout.output_size, layout.upsample
-    if layout.last_resize == "plain" or (h, w) == (H, width):
-        return _resize(tf, tf.nn.relu(_conv(tf, x, W, b)), (H, width), mode)
-    if mode == "nearest" and width % w == 0:
-        n = width // w
-        x = tf.nn.relu(_conv(tf, x, np.repeat(W, n, 0), np.repeat(b, n)))
-        x = tf.reshape(x, (1, h, 1, width))
-    else:
-        x = tf.reshape(tf.nn.relu(_conv(tf, x, W, b)), (1, h, 1, w))
+    plain = layout.last_resize == "plain" or (h, w) == (H, width)
+    n = width // w if mode == "nearest" and width % w == 0 and not plain else 1
+    x = tf.nn.relu(_conv(tf, x, np.repeat(W, n, 0), np.repeat(b, n)))
+    if plain:
+        return _resize(tf, x, (H, width), mode)
+    x = tf.reshape(x, (1, h, 1, n * w))
+    if n * w != width:
         # A row of w pixels times this (w, width) is `model.upsample`'s row of `width` pixels.
         matrix = upsample(torch.eye(w).view(w, 1, 1, w), (1, width), mode)[None, :, 0, 0].numpy()
         x = tf.nn.conv2d(x, matrix[None], 1, "VALID")
@@ -318,7 +310,7 @@ def convert(
     convolution and the last resize stay in float.
     Raises UserError when TensorFlow is missing and for int8 without pictures.
     """
-    tf, pictures = tensorflow(), list(pictures)
+    tf, pictures = tensorflow(), list(pictures) if precision == "int8" else []
     if precision == "int8" and not pictures:
         raise UserError("int8 needs training pictures for its ranges: give --data ROOT")
     model = calibrate(model, PER_METRE[layout.unit], 0.0)
@@ -328,11 +320,11 @@ def convert(
     def litedepth(image):
         return tf.identity(_graph(tf, model, layout, image), name="depth")
 
-    def converter(optimise: bool):
-        concrete = [litedepth.get_concrete_function()]
-        made = tf.lite.TFLiteConverter.from_concrete_functions(concrete, litedepth)
-        made.optimizations = [tf.lite.Optimize.DEFAULT] if optimise else []
-        return made
+    concrete = [litedepth.get_concrete_function()]
+    plain, quantised = (
+        tf.lite.TFLiteConverter.from_concrete_functions(concrete, litedepth) for _ in range(2)
+    )
+    quantised.optimizations = [tf.lite.Optimize.DEFAULT]
 
     def ranges():
         return ([picture[None].astype(layout.input_type)] for picture in pictures)
@@ -340,11 +332,10 @@ def convert(
     # The warnings are of TensorFlow's own interpreter, inside its own quantiser.
     with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
-        quantised = converter(True)
         if precision == "fp16":
             quantised.target_spec.supported_types = [tf.float16]
             return bytes(quantised.convert())
-        plain = converter(False).convert()
+        plain = plain.convert()
         if precision == "fp32":
             return bytes(plain)
         if precision == "int8-dynamic":
@@ -529,8 +520,8 @@ def open_student(
                 f"python evaluate.py --model {checkpoint} --calibrate SPLIT"
             )
         model = calibrate(model, fitted["scale"], fitted["shift_m"])
-        names = fitted.keys() & {"scale", "shift_m", "split", "pairs"}
-        about["calibration"] = {name: fitted[name] for name in names}
+        names = ("scale", "shift_m", "split", "pairs")
+        about["calibration"] = {name: fitted.get(name) for name in names}
     return model, stored.get("image_size") or (480, 640), about
 
 

@@ -90,10 +90,10 @@ class Comparison:
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:
         """RGB u8 (H, W, 3) and metres (H, W) of each of `pairs`; what cannot be read is named and
         left out."""
-        pairs = self.pairs(split, number)
+        pairs, known = self.pairs(split, number), {}
         for pair in progress(pairs, len(pairs), split):
             try:
-                sample = read_pair(pair, size, None, {})
+                sample = read_pair(pair, size, None, known)
                 yield sample.rgb, sample.depth / np.float32(self.depth_scale)
             except DataError as error:
                 notice(f"left out: {error}")
@@ -114,7 +114,7 @@ class Limits:
     )  # fmt: skip
     tolerance_int8: float = flag(
         0.05, "int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
-        "--data (on the test pictures without it; default 0.05)", nonnegative, metavar="R",
+        "--data (on the test pictures without it)", nonnegative, metavar="R",
     )  # fmt: skip
     tolerance_si_rmse: float = flag(
         0.02, "and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)",

@@ -507,10 +507,13 @@ def test_sec41_command_every_format_on_real_pictures(checkpoint, pairs, capsys):
         )
     fp32 = report["files"][0]
     assert fp32["metrics"]["si_rmse"] == pytest.approx(report["pytorch"]["si_rmse"], abs=1e-5)
-    # the reference's si-RMSE by hand, on one picture
+    # the reference's si-RMSE by hand, on one picture; 16x24 cells are enlarged to the truth's size
     (pairs / "val.txt").write_text("val1.png val1_depth.png\n")
-    assert command(*told, "--pictures", "1", "--split", "val") == 0
+    assert command(*told, "--pictures", "1", "--split", "val", "--output_size", "native") == 0
     truth = cv2.imread(str(pairs / "val1_depth.png"), cv2.IMREAD_UNCHANGED) / 1000
+    native = Layout(input_size=(120, 200), output_size="native").of(network)
+    v, u = ((np.arange(n) + 0.5) * cells // n for n, cells in ((120, 16), (200, 24)))
+    expected = whole_network(network, native)(rgb)[np.ix_(v.astype(int), u.astype(int))]
     ratio = np.log(np.maximum(expected, 1e-3) / np.where(truth > 0, truth, 1))[truth > 0]
     report = json.loads((pairs / "report.json").read_text())
     assert report["pytorch"]["si_rmse"] == pytest.approx(ratio.std(), rel=1e-5)
@@ -631,7 +634,8 @@ def test_comparison_takes_over_its_run(pairs, capsys):
     first = cv2.resize(whole, (100, 60), interpolation=cv2.INTER_AREA)[..., ::-1]  # BGR -> RGB
     assert np.abs(rgb.astype(int) - first).max() <= 2
     assert rgb.dtype == np.uint8 and d.shape == (60, 100) and set(np.unique(d)) == {0, 4}
-    assert len(list(on.read("train", 2, (60, 100)))) == 2
+    for i, (rgb, _) in zip((0, 2), on.read("train", 2, (120, 200)), strict=True):  # evenly spread
+        assert np.array_equal(rgb[..., ::-1], cv2.imread(str(pairs / f"train{i}.png")))
     (pairs / "args.json").unlink()
     assert of() == (None, "val", "train", 1000, 40)
 

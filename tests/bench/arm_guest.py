@@ -1,4 +1,4 @@
-"""Runs a TFLite file on pictures: on this host, and on the emulated ARM for tests/bench_arm.py.
+"""Runs a TFLite file on pictures: on this host, and on the emulated ARM for bench_arm.py.
 
     python arm_guest.py FOLDER RUNS     FOLDER/{model.tflite,pictures.npy} -> FOLDER/outputs.npy
 

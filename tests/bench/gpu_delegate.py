@@ -1,7 +1,7 @@
 """Runs .tflite files on LiteRT's GPU delegate and says what it refuses and how far it is off.
 
-    python tests/gpu_delegate.py --prepare                      # once: a GPU in software, 32 MB
-    python tests/gpu_delegate.py runs/student/model.tflite
+    python tests/bench/gpu_delegate.py --prepare                # once: a GPU in software, 32 MB
+    python tests/bench/gpu_delegate.py runs/student/model.tflite
 
 The delegate is the one of ai-edge-litert's wheel (ML Drift on WebGPU), which reads a graph as the
 phone's does; the GPU is any that Vulkan finds, or SwiftShader, Chromium's in software. It stands in
@@ -22,41 +22,30 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from plumbing.files import cache_root  # noqa: E402
-from plumbing.flags import Parser  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from plumbing.files import UserError, cache_root, run_main  # noqa: E402
+from plumbing.flags import Parser, nonnegative  # noqa: E402
 
 PACKAGES = {"chromium-common": "libvk_swiftshader.so", "libvulkan1": "libvulkan.so.1"}  # of Debian
 REFUSED = re.compile(r"^([A-Z][A-Z0-9_]+): (.+)$", re.M)
-
-
-class DelegateError(ValueError):
-    """What keeps the check from being done; the message names the cure."""
 
 
 def prepare(folder: Path) -> None:
     """Fetches SwiftShader and Vulkan's loader into `folder` with apt-get, installing nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        for tool in ("apt-get", "dpkg-deb"):
-            if not shutil.which(tool):
-                raise DelegateError(f"no {tool}: --prepare needs Debian or one of its relatives")
         for package, library in PACKAGES.items():
             fetch = subprocess.run(
                 ["apt-get", "download", package], cwd=work, capture_output=True, text=True
             )
             files = sorted(Path(work).glob(f"{package}_*.deb"))
-            if fetch.returncode or not files:
-                said = fetch.stderr.strip().splitlines()
-                raise DelegateError(
-                    f"apt-get download {package}: {said[-1] if said else 'no file'}; "
-                    "apt-get update first"
-                )
+            if not files:
+                raise UserError(f"{package}: apt-get update first: {fetch.stderr.strip()[-200:]}")
             tree = Path(work) / package
-            subprocess.run(["dpkg-deb", "-x", str(files[-1]), str(tree)], check=True)
+            subprocess.run(["dpkg-deb", "-x", files[-1], tree], check=True)
             found = sorted(tree.rglob(library))
             if not found:
-                raise DelegateError(f"this system's package {package} holds no {library}")
+                raise UserError(f"this system's package {package} holds no {library}")
             shutil.copyfile(found[0].resolve(), folder / library)
     icd = {"api_version": "1.1.0", "library_path": str(folder / PACKAGES["chromium-common"])}
     (folder / "icd.json").write_text(json.dumps({"file_format_version": "1.0.0", "ICD": icd}))
@@ -116,9 +105,9 @@ def refusals(log: str) -> list[str]:
 
 
 def check(file: Path, folder: Path) -> dict:
-    """What `inspect` found, with "refused". Raises DelegateError where nothing could be run."""
+    """What `inspect` found, with "refused". Raises UserError where nothing could be run."""
     if not file.is_file() or file.read_bytes()[4:8] != b"TFL3":
-        raise DelegateError(f"{file}: no such file, or not a TFLite file")
+        raise UserError(f"{file}: no such file, or not a TFLite file")
     env = dict(os.environ)
     if (folder / "icd.json").is_file():
         env["VK_ICD_FILENAMES"] = str(folder / "icd.json")
@@ -128,17 +117,27 @@ def check(file: Path, folder: Path) -> dict:
     command = [sys.executable, "-c", code, str(file)]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     if "No adapters found" in result.stderr:
-        raise DelegateError("Vulkan finds no GPU here: --prepare fetches one in software")
+        raise UserError("Vulkan finds no GPU here: --prepare fetches one in software")
     if result.returncode:
         said = result.stderr.strip().splitlines()
         errors = [line for line in said if re.match(r"\w*Error", line)]
-        raise DelegateError(f"{file}: {(errors or said or ['no word'])[-1]}")
+        raise UserError(f"{file}: {(errors or said or ['no word'])[-1]}")
     found = json.loads(result.stdout.strip().splitlines()[-1])
     return found | {"refused": refusals(result.stderr)}
 
 
+def verdict(found: dict, tolerance: float) -> list[str]:
+    """What is wrong, in words: one that says it is whole and no other where nothing is."""
+    limit = tolerance * max(1.0, found["largest"])
+    if found["max_abs"] is None:
+        return ["CANNOT BE STARTED there, not even in part", *found["refused"]]
+    told = ["whole on the GPU"] if found["whole"] else ["IN PART", *found["refused"]]
+    return told + [f"DIFFERS by more than {limit:.1e}"] * (not found["max_abs"] <= limit)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
+        prog="gpu_delegate.py",
         description="Run .tflite files on LiteRT's GPU delegate and compare with the CPU.",
         epilog="exit code: 0 every file runs whole on the GPU and equal; 2 an error, in one line; "
         "3 operations stay on the CPU, or the result differs",
@@ -150,37 +149,24 @@ def main(argv: list[str] | None = None) -> int:
         "apt-get; nothing is installed. Unneeded where Vulkan finds a GPU")  # fmt: skip
     parser.add_argument("--folder", type=Path, default=cache_root() / "swiftshader", metavar="DIR",
         help="where --prepare keeps them (default: swiftshader in the cache folder)")  # fmt: skip
-    parser.add_argument("--tolerance", type=float, default=1e-4, metavar="T",
+    parser.add_argument("--tolerance", type=nonnegative, default=1e-4, metavar="T",
         help="largest difference allowed, times the largest output where that exceeds 1; full "
         "int8 files want more, the GPU computes them in float (default 1e-4)")  # fmt: skip
     args = parser.parse_args(argv)
     folder, good = args.folder.resolve(), True
-    try:
-        if args.prepare:
-            prepare(folder)
-        elif not args.files:
-            raise DelegateError("name the files to run (--help explains)")
-        rows = []
-        for file in args.files:
-            found = check(file, folder)
-            limit = args.tolerance * max(1.0, found["largest"])
-            off = found["max_abs"]
-            verdict = ["whole on the GPU"] if found["whole"] else ["IN PART", *found["refused"]]
-            if off is None:
-                verdict = ["CANNOT BE STARTED there, not even in part", *found["refused"]]
-            elif off > limit:
-                verdict.append(f"DIFFERS by more than {limit:.1e}")
-            good = good and len(verdict) == 1 and found["whole"]
-            shown = "-" if off is None else f"{off:.1e}"
-            rows.append(f"| {file.name} | {shown} | {'; '.join(verdict)} |")
-    except (DelegateError, OSError, subprocess.CalledProcessError) as error:
-        print(f"gpu_delegate.py: {error}", file=sys.stderr)
-        return 2
-    if rows:
-        print("| file | largest difference from the CPU | GPU delegate |\n|---|--:|---|")
-        print("\n".join(rows))
+    if args.prepare:
+        prepare(folder)
+    elif not args.files:
+        raise UserError("name the files to run (--help explains)")
+    print("| file | largest difference from the CPU | GPU delegate |\n|---|--:|---|")
+    for file in args.files:
+        found = check(file, folder)
+        told = verdict(found, args.tolerance)
+        good = good and told == ["whole on the GPU"]
+        shown = "-" if found["max_abs"] is None else f"{found['max_abs']:.1e}"
+        print(f"| {file.name} | {shown} | {'; '.join(told)} |")
     return 0 if good else 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "gpu_delegate.py"))

@@ -1,7 +1,7 @@
-"""YOLO26n-depth as a .tflite for tests/bench_device.py, made by its own exporter; random weights.
+"""YOLO26n-depth as a .tflite for bench_device.py, made by its own exporter; random weights.
 
     python -m venv peer && peer/bin/pip install ultralytics==8.4.190 litert-torch==0.10.0
-    peer/bin/python tests/peer_yolo.py --out yolo26n-depth.tflite
+    peer/bin/python tests/bench/peer_yolo.py --out yolo26n-depth.tflite
 
 Only what takes part in a run time is the peer's: graph, sizes, converter. Nothing is downloaded and
 the depths mean nothing. An environment of its own, because those packages bring a newer LiteRT than
@@ -16,9 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench_device import Row
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+from bench_device import Row  # noqa: E402
 
+from plumbing.files import UserError, run_main  # noqa: E402
 from plumbing.flags import Parser, parse_size  # noqa: E402
 
 
@@ -56,13 +57,13 @@ def settle(network, size: tuple[int, int]) -> None:
         norm.momentum = momentum
 
 
-def make(name: str, size: tuple[int, int], seed: int, folder: Path) -> tuple[Path, int, float]:
+def make(name: str, size: tuple[int, int], folder: Path) -> tuple[Path, int, float]:
     """-> (the file its exporter wrote into `folder`, parameters, GFLOPs at `size` = (H, W))."""
     os.environ["YOLO_CONFIG_DIR"] = str(folder)  # its settings file
     os.environ["YOLO_AUTOINSTALL"] = "0"  # it may not install packages by itself
     import torch
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     declare_torchvision_ops()
     from ultralytics import YOLO
     from ultralytics.utils.torch_utils import get_flops
@@ -75,10 +76,8 @@ def make(name: str, size: tuple[int, int], seed: int, folder: Path) -> tuple[Pat
     return Path(yolo.export(format="litert", imgsz=list(size))).resolve(), parameters, gflops
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(
-        description=__doc__.split("\n")[0], epilog="exit code: 0 written; 2 an error, in one line"
-    )
+def main() -> int:
+    parser = Parser(prog="peer_yolo.py", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("yolo26n-depth.tflite"), metavar="FILE",
         help="file to write (default yolo26n-depth.tflite)")  # fmt: skip
     parser.add_argument("--name", default="yolo26n-depth", metavar="NAME",
@@ -87,17 +86,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=parse_size, default=(480, 640), metavar="HxW",
         help="input size, multiples of 32; the same as the files it is compared with (default "
         "480x640)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N",
-        help="of the random weights; no run time depends on it (default 0)")  # fmt: skip
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     out = args.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            file, parameters, gflops = make(args.name, args.size, args.seed, Path(folder))
+            file, parameters, gflops = make(args.name, args.size, Path(folder))
         except ImportError as error:
-            print(f"peer_yolo.py: {error}: pip install ultralytics==8.4.190 litert-torch==0.10.0, "
-                  "in an environment of its own", file=sys.stderr)  # fmt: skip
-            return 2
+            raise UserError(
+                f"{error}: pip install ultralytics==8.4.190 litert-torch==0.10.0, in an "
+                "environment of its own"
+            ) from error
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out)
         os.chdir(out.parent)  # the temporary folder goes
@@ -111,4 +109,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main, "peer_yolo.py"))
