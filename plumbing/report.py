@@ -349,7 +349,7 @@ def printed(report: dict, cards: list[Card]) -> str:
         "compared": f"with PyTorch on {cards[0].tests.pictures} test pictures" + (
             f", {real} of {on['data']} {on['split']}; errors in metres, on the latter" if real else
             "; si-RMSE and errors on real pictures: --data ROOT"),
-        "timing": f"{timing['runs']} runs after {timing['warmup']} more, without copies in and out, "
+        "timing": f"{timing['runs']} runs after {timing['warmup']} more, without copies in or out, "
         f"threads {timing['threads'] or 'all'} on {report['host']['cpu']}",
     }  # fmt: skip
     rows |= {card.format: card.path for card in cards}
