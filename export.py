@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import math
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluate import metrics, score
+from evaluate import Tally, score
 from model import LiteDepth, build, calibrate, merge_normalization, upsample
 from plumbing import onnx
 from plumbing.checkpoints import read_calibration, read_checkpoint
@@ -33,11 +32,11 @@ from plumbing.device import machine
 from plumbing.files import (
     UserError,
     git_state,
-    notice,
     progress,
     run_main,
     say,
     sha256,
+    usable_cores,
     write_json,
 )  # fmt: skip
 from plumbing.flags import Parser, add, flag, parse_size, take
@@ -49,11 +48,10 @@ from plumbing.report import (
     Limits,
     Timing,
     hushed,
-    interpreter,
     pattern_pictures,
     printed,
 )  # fmt: skip
-from plumbing.runtime import Predictor, load_tflite, newest_model, seal
+from plumbing.runtime import Predictor, interpreter, load_tflite, newest_model, seal
 
 FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
 PER_METRE = {"m": 1, "mm": 1000}
@@ -356,7 +354,7 @@ def _kept_in_float(content: bytes) -> list[str]:
     The last convolution's output is the depth: 256 steps over 0..40 m would show, and in float
     XNNPACK takes the whole graph. Resizing in int8 would round colours once more.
     """
-    lite = interpreter(content, 1)
+    lite = interpreter(content, "the float graph", 1)
     names = {t["index"]: t["name"] for t in lite.get_tensor_details()}
     ops = [op for op in lite._get_ops_details() if op["op_name"] != DELEGATE]
     outputs = [names[op["outputs"][0]] for op in ops]
@@ -406,26 +404,18 @@ def compare(
     files: "PyTorch" and each card's format -> RGB u8 (H, W, 3) to metres (h, w). pictures: RGB and
     the truth, (H, W) metres, or None for a test picture.
     """
-    rows = {name: [] for name in files}
+    tallies = {name: Tally(max_depth) for name in files}
     for rgb, d in pictures:
         outputs = {name: file(rgb) for name, file in files.items()}
         for card in cards:
             parity = card.tests if d is None else card.real
             parity.add(outputs["PyTorch"], outputs[card.format])
         for name, d_hat in outputs.items() if d is not None else ():
-            d_hat = resize_depth(d_hat, d.shape, "nearest")
-            rows[name].append(metrics(d_hat, d, max_depth))
+            tallies[name].add("", resize_depth(d_hat, d.shape, "nearest"), d)
+    means = {name: tally.mean() if tally.rows else None for name, tally in tallies.items()}
     for card in cards:
-        card.metrics = mean_metrics(rows[card.format])
-    return mean_metrics(rows["PyTorch"])
-
-
-def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    """Of each metric over the pictures that have it, as evaluate.py prints it, and "images"."""
-    counted = [row for row in rows if math.isfinite(row["si_rmse"])]
-    return {
-        name: sum(row[name] for row in counted) / (len(counted) or math.nan) for name in rows[0]
-    } | {"images": len(counted)} if rows else None
+        card.metrics = means[card.format]
+    return means["PyTorch"]
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -479,9 +469,7 @@ def make_parser() -> argparse.ArgumentParser:
     files("--calibration", type=Path, metavar="FILE",
         help="scale and shift of evaluate.py --calibrate, taken into the last "
         "convolution (default: none)")  # fmt: skip
-    add(parser, Layout).add_argument("--image_size", type=parse_size, dest="input_size",
-        metavar="HxW", help="the same as --input_size, by evaluate.py's name")  # fmt: skip
-    for group in (Comparison, Limits, Timing):
+    for group in (Layout, Comparison, Limits, Timing):
         add(parser, group)
     return parser
 
@@ -569,16 +557,17 @@ def main(argv: list[str] | None = None) -> int:
             ranges = on.read(on.train_split, on.range_pictures, layout.input_size)
             path, told = Path(folder, file_name(out, name)), {"precision": name} | about
             card = write(model, layout, path, told, (rgb for rgb, _ in ranges))
-            card.time(functools.partial(load, path), timing)
+            predictor = load(path, timing.threads or usable_cores())
+            card.time(predictor, timing)
             cards.append(card)
-            files[name] = load(path, 1).native
-        patterns = ((p, None) for p in pattern_pictures(layout.input_size, on.seed))
+            files[name] = predictor.native
+        patterns = ((p, None) for p in pattern_pictures(layout.input_size))
         real = on.read(on.split, on.pictures, layout.input_size)
         pytorch = compare(cards, files, itertools.chain(patterns, real), on.max_depth)
         for card in cards:
-            card.judge(limits, pytorch)
+            card.judge(limits)
             if pytorch:
-                card.score = score(card.metrics["si_rmse"], card.ms[1]["p50"] / 1e3, timing.C)
+                card.score = score(card.metrics["si_rmse"], card.ms["p50"] / 1e3, timing.C)
             name = f"{card.path.stem}{'.failed' * bool(card.broken)}{card.path.suffix}"
             card.path = card.path.replace(out.with_name(name))
     report = {
@@ -588,8 +577,6 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     write_json(out.with_name("report.json"), report)
     print(printed(report, cards))
-    if cards[0].tests.depth_min == cards[0].tests.depth_max:
-        notice("PyTorch's depth is the same everywhere: equal, but an untrained or dead network")
     for card in cards:
         if card.broken:
             say(f"export.py: {card.format} does NOT equal PyTorch within its tolerance: "

@@ -15,7 +15,6 @@ is whole; for a camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import math
 import os
@@ -102,8 +101,7 @@ def predict_camera(number: int, predictor: Predictor, o: Output, moving: Moving)
         os.environ.get(variable) for variable in ("DISPLAY", "WAYLAND_DISPLAY")
     )
     if moving.show and not display:
-        notice("no display here, so --show is off and the camera is recorded")
-        moving = dataclasses.replace(moving, show=False)
+        raise UserError("--show: no display here; without it the camera is recorded")
     name = f"camera{number}_{time.strftime('%Y%m%d-%H%M%S')}"  # keeps older recordings
     return predict_video(capture, name, predictor, o.out, o.range, moving, live=True)
 
@@ -249,24 +247,6 @@ def make_parser() -> argparse.ArgumentParser:
     return p
 
 
-def tell_flags_without_use(args: argparse.Namespace, files: list[Path]) -> None:
-    live = args.camera is not None
-    moving = live or any(p.suffix.lower() in VIDEOS for p in files)
-    still = any(p.suffix.lower() not in VIDEOS for p in files)
-    for name, useful, what in (
-        ("show", live, "--camera"), ("ply", still, "pictures"), ("intrinsics", args.ply, "--ply"),
-        ("frames", moving, "videos and --camera"), ("smooth", moving, "videos and --camera"),
-        ("json", False, "--benchmark"),
-    ):  # fmt: skip
-        if getattr(args, name) and not useful:
-            notice(f"--{name} does nothing here: it is for {what}")
-    if args.ply and still and args.intrinsics is None:
-        notice(
-            "--ply without --intrinsics: 63 degrees along the longer side (the Kinect) is a guess; "
-            "widths and heights, not distances, are wrong by as much as it is"
-        )
-
-
 def run_benchmark(
     args: argparse.Namespace, model: Path, load: Callable, picture: np.ndarray | None
 ) -> int:
@@ -301,7 +281,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
         return run_benchmark(args, model, lambda n: load(threads=n), picture)
-    tell_flags_without_use(args, files)
+    if o.ply and o.intrinsics is None:
+        notice(
+            "--ply without --intrinsics: 63 degrees along the longer side (the Kinect) is a guess; "
+            "widths and heights, not distances, are wrong by as much as it is"
+        )
     names = output_names(files, o.out)
     predictor = load(threads=1 if args.threads is None else args.threads)
     print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")

@@ -6,8 +6,6 @@ import contextlib
 import functools
 import platform
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -86,10 +84,6 @@ def machine(root: Path) -> dict:
     mhz = [khz / 1000 for khz in numbers("sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq")]
     celsius = [t / 1000 for t in numbers("sys/class/thermal/thermal_zone*/temp")]
     bits = read("sys/devices/platform/soc*/*/get_throttled")  # hexadecimal
-    if not bits and (command := shutil.which("vcgencmd")):
-        done = subprocess.run([command, "get_throttled"], capture_output=True, text=True)
-        bits = [done.stdout.strip().removeprefix("throttled=0x")]
-    bits = [int(text, 16) for text in bits if re.fullmatch("[0-9a-f]+", text)]
     load = read("proc/loadavg")
     return {
         "cpu": f"{(cpu or [platform.processor() or 'CPU'])[0]}, {platform.machine()}",
@@ -97,7 +91,7 @@ def machine(root: Path) -> dict:
         "governor": (read("sys/devices/system/cpu/cpu*/cpufreq/scaling_governor") or [None])[0],
         "mhz": max(mhz, default=None),
         "celsius": max((t for t in celsius if -50 < t < 150), default=None),
-        "throttled": bits[0] if bits else None,
+        "throttled": int(bits[0], 16) if bits else None,
         "load": float(load[0].split()[0]) if load else None,
     }
 

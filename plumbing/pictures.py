@@ -182,7 +182,7 @@ def batch_picture(
     image = (batch["image"][:shown].transpose(0, 2, 3, 1) * std + mean).clip(0, 255)
     slope, M_x = batch["grad_x"][:shown, 0], batch["M_x"][:shown, 0, :, :, None]
     # Signed, on a log scale: half a metre and five metres both show.
-    bent = np.sign(slope) * np.log1p(np.abs(slope) / 0.05) / np.log1p(100)
+    bent = np.arcsinh(slope / 0.1) / np.arcsinh(50)
     level = (127.5 + 127.5 * bent).clip(0, 255).astype(np.uint8)
     grad = [cv2.applyColorMap(row, cv2.COLORMAP_TWILIGHT_SHIFTED) for row in level]
     columns = {

@@ -52,7 +52,7 @@ def camera(
         ) from None
     # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169 degrees:
     # rather a camera in other units.
-    near = -w <= cx <= 2 * w and -h <= cy <= 2 * h and math.isfinite(fx + fy + w + h)
+    near = -w <= cx <= 2 * w and -h <= cy <= 2 * h
     if not (near and min(w, h) > 0 and min(fx / w, fy / h) > 0.05):  # False for NaN too
         raise UserError(
             f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "

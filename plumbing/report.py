@@ -9,17 +9,17 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from plumbing.device import run_times
-from plumbing.files import UserError, notice, progress, usable_cores
+from plumbing.files import notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
 from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve
-from plumbing.runtime import Predictor
+from plumbing.runtime import Predictor, interpreter
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparison:
     )  # fmt: skip
     split: str | None = flag(
         None, "which pictures of --data to compare on (default: the --val_split of the "
-        "checkpoint's run on its own data; val otherwise)",
+        "checkpoint's run, or val)",
     )  # fmt: skip
     pictures: int | None = flag(
         None, "compare on N of them, spread evenly; 0 = only on six test pictures, which are "
@@ -53,7 +53,6 @@ class Comparison:
         None, "metres at which a depth is cut before it is scored (default: the run's, or 40)",
         positive, metavar="M",
     )  # fmt: skip
-    seed: int = flag(0, "of the noise among the test pictures", whole, metavar="N")
 
     def of(self, checkpoint: Path) -> Comparison:
         """With all filled in that the args.json beside the checkpoint says of its run. Raises
@@ -62,11 +61,10 @@ class Comparison:
             ran = json.loads(checkpoint.with_name("args.json").read_text())
         except (OSError, ValueError):
             ran = {}
-        own = ran if self.data in (None, ran.get("data")) else {}
         filled = replace(
-            self, data=self.data or own.get("data"),
-            split=self.split or own.get("val_split") or "val",
-            train_split=self.train_split or own.get("split") or "train",
+            self, data=self.data or ran.get("data"),
+            split=self.split or ran.get("val_split") or "val",
+            train_split=self.train_split or ran.get("split") or "train",
             depth_scale=self.depth_scale or ran.get("depth_scale") or 1000.0,
             max_depth=self.max_depth or ran.get("max_depth") or 40.0,
         )  # fmt: skip
@@ -116,10 +114,6 @@ class Limits:
         0.05, "int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
         "--data (on the test pictures without it)", nonnegative, metavar="R",
     )  # fmt: skip
-    tolerance_si_rmse: float = flag(
-        0.02, "and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)",
-        nonnegative, metavar="R",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,17 +121,14 @@ class Timing:
     """run times on this host"""
 
     threads: int = flag(
-        min(4, usable_cores()), "second thread count that is timed, after 1; more than the idle "
-        "cores only slows it down; 0 = all usable cores (default: these, at most 4)", whole,
+        1, "CPU threads; 0 = all usable cores. predict.py --benchmark compares them all", whole,
         metavar="N",
     )  # fmt: skip
-    runs: int = flag(
-        50, "timed invocations per thread count; more on a busy host", count, metavar="N"
-    )
+    runs: int = flag(50, "timed invocations; more on a busy host", count, metavar="N")
     warmup: int = flag(10, "invocations before timing starts", whole, metavar="N")
     C: float = flag(
-        0.01, "constant of Eq. 14's Score; its run time is this host's, 1 thread (default 0.01, as "
-        "in Table 3)", positive,
+        0.01, "constant of Eq. 14's Score; its run time is this host's (default 0.01, as in "
+        "Table 3)", positive,
     )  # fmt: skip
 
 
@@ -169,28 +160,10 @@ def hushed() -> Iterator[None]:
 DELEGATE = "DELEGATE"
 
 
-def interpreter(content: bytes, threads: int):
-    """A ready LiteRT interpreter for a TFLite file. Raises UserError when LiteRT is missing."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise UserError(
-            f"running a TFLite file needs LiteRT: pip install ai-edge-litert==2.1.6 ({error})"
-        ) from error
-    try:
-        with hushed():  # it announces XNNPACK
-            lite = Interpreter(model_content=content, num_threads=threads)
-            lite.allocate_tensors()
-    except RuntimeError as error:
-        raise UserError(
-            f"LiteRT cannot run it; are --input_size and --output_size too large? {error}".strip()
-        ) from error
-    return lite
-
-
 def operations(content: bytes) -> tuple[Counter, int, Counter]:
     """(operation type -> count, number of XNNPACK's partitions, operations that it leaves out)."""
-    lite = interpreter(content, 1)
+    with hushed():  # it announces XNNPACK
+        lite = interpreter(content, "the exported file", 1)
     details = lite._get_ops_details()
     kinds, outside = Counter(op["op_name"] for op in details), Counter()
     # Back from the output; a tensor that a partition gives is that partition's: they come last.
@@ -216,14 +189,14 @@ GPU_OPS = frozenset(
 # --------------------------------------------------------------------------- how far from PyTorch
 
 
-def pattern_pictures(size: tuple[int, int], seed: int) -> list[np.ndarray]:
+def pattern_pictures(size: tuple[int, int]) -> list[np.ndarray]:
     """Six (H, W, 3) uint8: noise, smooth, black, white, a bright border, a checkerboard."""
     H, W = size
     v, u = np.mgrid[:H, :W]
     frame = np.full((H, W, 3), 255)
     frame[1:-1, 1:-1] = 0
     pictures = [
-        np.random.default_rng(seed).integers(0, 256, (H, W, 3)),
+        np.random.default_rng(0).integers(0, 256, (H, W, 3)),
         np.stack([256 * v / H, 256 * u / W, 255 - 255 * v / H], 2),
         np.zeros((H, W, 3)), np.full((H, W, 3), 255), frame,
         np.where(((v // 8 + u // 8) % 2)[..., None], (255, 128, 0), (0, 64, 255)),
@@ -233,39 +206,28 @@ def pattern_pictures(size: tuple[int, int], seed: int) -> list[np.ndarray]:
 
 @dataclass
 class Parity:
-    """Absolute differences from PyTorch over pictures; metres.
+    """Absolute differences from PyTorch over pictures of one size; metres.
 
-    A signed mean would hide errors that cancel, and a mean those that sit in one border row:
-    `border` is the largest in the outer ring, `over_1cm` counts pixels.
+    A signed mean would hide errors that cancel, and a mean those that sit in one border row: the
+    largest counts too.
     """
 
     pictures: int = 0
-    pixels: int = 0
     max_abs: float = 0.0
     mean_abs: float = 0.0
-    border: float = 0.0
-    over_1cm: int = 0
-    depth_min: float = math.inf  # of the reference
-    depth_max: float = -math.inf
+    depth_max: float = -math.inf  # of the reference
     depth_mean: float = 0.0
 
     def add(self, reference: np.ndarray, output: np.ndarray) -> None:
-        """One picture, (h, w) metres each; a NaN makes every figure NaN. Raises ValueError for
-        unequal shapes."""
-        if reference.shape != output.shape:
-            raise ValueError(f"reference is {reference.shape}, output {output.shape}")
+        """One picture, (h, w) metres each; a NaN makes both errors NaN."""
         with np.errstate(invalid="ignore"):  # inf - inf
             error = np.abs(output.astype(np.float64) - reference)
-        ring = max(error[[0, -1]].max(), error[:, [0, -1]].max())
+        self.pictures += 1
         self.max_abs = float(np.maximum(self.max_abs, error.max()))
-        self.border = float(np.maximum(self.border, ring))
-        self.over_1cm += int(np.count_nonzero(~(error <= 0.01)))
-        self.depth_min = min(self.depth_min, float(reference.min()))
+        self.mean_abs += (float(error.mean()) - self.mean_abs) / self.pictures
         self.depth_max = max(self.depth_max, float(reference.max()))
-        self.pictures, self.pixels = self.pictures + 1, self.pixels + error.size
-        share = error.size / self.pixels
-        self.mean_abs += share * (float(error.mean()) - self.mean_abs)
-        self.depth_mean += share * (float(reference.mean(dtype=np.float64)) - self.depth_mean)
+        mean = float(reference.mean(dtype=np.float64))
+        self.depth_mean += (mean - self.depth_mean) / self.pictures
 
 
 @dataclass
@@ -279,7 +241,7 @@ class Card:
     partitions: int | None = None  # XNNPACK's
     outside_xnnpack: dict[str, int] = field(default_factory=dict)
     gpu: str | None = None  # "yes", or "no: " and what TFLite's delegate does not take
-    ms: dict[int, dict[str, float]] = field(default_factory=dict)  # threads -> run_times
+    ms: dict[str, float] = field(default_factory=dict)  # run_times
     tests: Parity = field(default_factory=Parity)  # against PyTorch, on the test pictures
     real: Parity = field(default_factory=Parity)  # and on those of the data set
     metrics: dict[str, float] | None = None
@@ -305,29 +267,23 @@ class Card:
         refused = ", ".join(sorted(ops.keys() - GPU_OPS))
         self.gpu = f"no: {refused}" if refused else "yes"
 
-    def time(self, load: Callable[[int], Predictor], o: Timing) -> None:
-        """Fills in `ms`. load: the file for so many threads."""
-        for threads in sorted({1, o.threads or usable_cores()}):
-            invoke = load(threads).invoke
-            for _ in range(o.warmup):
-                invoke()
-            self.ms[threads] = run_times(invoke, o.runs)
+    def time(self, predictor: Predictor, o: Timing) -> None:
+        """Fills in `ms`, of the network alone."""
+        for _ in range(o.warmup):
+            predictor.invoke()
+        self.ms = run_times(predictor.invoke, o.runs)
 
-    def judge(self, limits: Limits, pytorch: dict[str, float] | None) -> None:
+    def judge(self, limits: Limits) -> None:
         """Fills in `broken`: what of its stated tolerance the file breaks, in words.
 
         fp32, fp16 and onnx are held to the largest error on all pictures. int8 is made for real
-        ones and held to its mean error and si-RMSE there. pytorch: PyTorch's metrics.
+        ones and held to its mean error there.
         """
         if self.format.startswith("int8"):
             parity = self.real if self.real.pictures else self.tests
             limit = limits.tolerance_int8 * parity.depth_mean
             if not parity.mean_abs <= limit < math.inf:  # also for NaN
                 self.broken.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
-            factor = 1 + limits.tolerance_si_rmse
-            if pytorch and not self.metrics["si_rmse"] <= factor * pytorch["si_rmse"]:
-                self.broken.append(f"si-RMSE {self.metrics['si_rmse']:.4f} > {factor:g} x "
-                                   f"{pytorch['si_rmse']:.4f}")  # fmt: skip
             return
         allowed = limits.tolerance_fp16 if self.format == "fp16" else limits.tolerance
         for where, parity in {"test pictures": self.tests, "data": self.real}.items():
@@ -347,19 +303,13 @@ class Card:
             "operations": str(sum(self.operations.values())),
             "XNNPACK partitions": "-" if self.partitions is None else f"{self.partitions}{left}",
             "GPU delegate": self.gpu or "-",
-        } | {
-            f"ms, {threads} thread{'s' * (threads > 1)} (p90)": f"{t['p50']:.2f} ({t['p90']:.2f})"
-            for threads, t in self.ms.items()
-        } | {
+            "ms (p90)": f"{self.ms['p50']:.2f} ({self.ms['p90']:.2f})",
             "largest error, m": f"{parity.max_abs:.1e}",
-            "  outermost pixels": f"{parity.border:.1e}",
-            "  test pictures": f"{self.tests.max_abs:.1e}",
             "mean error, m": f"{parity.mean_abs:.1e}",
-            "pixels off by > 1 cm": f"{parity.over_1cm / parity.pixels:.2%}",
             **metric_cells(self.metrics),
             "Score": "-" if self.score is None else f"{self.score:.1f}",
             "tolerance": "BROKEN" if self.broken else "kept",
-        }  # fmt: skip
+        }
 
 
 # ------------------------------------------------------------------------------------- the printed
@@ -394,17 +344,14 @@ def printed(report: dict, cards: list[Card]) -> str:
         "checkpoint": report["checkpoint"],
         "input": f"1x{H}x{W}x3 {layout['input_type']}, raw RGB 0..255",
         "output": f"1x{h}x{w}x1 float32, {layout['unit']}, {layout['upsample']}",
-        "graph": f"normalization {layout['normalization']}, last resize {layout['last_resize']}",
         "calibration": calibration and
         f"{calibration['scale']:.4g} d {calibration['shift_m']:+.4g} m, in the file and in PyTorch",
         "compared": f"with PyTorch on {cards[0].tests.pictures} test pictures" + (
             f", {real} of {on['data']} {on['split']}; errors in metres, on the latter" if real else
             "; si-RMSE and errors on real pictures: --data ROOT"),
-        "timing": f"{timing['runs']} runs after {timing['warmup']} warm-up, without copies in and "
-        f"out, on this host ({report['host']['cpu']}, {report['host']['cores']} cores)",
+        "timing": f"{timing['runs']} runs after {timing['warmup']} more, without copies in or out, "
+        f"threads {timing['threads'] or 'all'} on {report['host']['cpu']}",
     }  # fmt: skip
-    for card in cards:
-        ops = ", ".join(f"{n} {name}" for name, n in card.operations.items())
-        rows[card.format] = f"{card.path}: {ops}"
+    rows |= {card.format: card.path for card in cards}
     lines = [f"{name:<14}{text or 'none'}" for name, text in rows.items()]
     return "\n".join([*lines, "", card_table(cards, report["pytorch"])])

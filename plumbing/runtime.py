@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import reprlib
 import time
 import zipfile
 import zlib
@@ -33,14 +32,11 @@ def seal(content: bytes, metadata: dict) -> bytes:
     The flatbuffer, zeros up to a multiple of 16, then a zip archive with MEMBER, as TFLite's own
     associated files are packed: runtimes ignore it, `unzip -p model.tflite litedepth.json` shows
     it. MEMBER is `metadata` after "format", "bytes" and "sha256" of all that precedes the archive.
-    The same in gives the same bytes out. Raises UserError for what is no bare flatbuffer.
+    The same in gives the same bytes out.
     """
-    if content[4:8] != b"TFL3" or content[-22:-18] == b"PK\5\6":
-        raise UserError("only a bare TFLite flatbuffer can be sealed, and only once")
     content += bytes(-len(content) % 16)
     digest = hashlib.sha256(content).hexdigest()
-    stamp = {"format": TFLITE_FORMAT, "bytes": len(content), "sha256": digest}
-    metadata = stamp | metadata | stamp  # first, whatever an older file's metadata say
+    metadata = {"format": TFLITE_FORMAT, "bytes": len(content), "sha256": digest} | metadata
     member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))  # a fixed date: reproducible files
     member.create_system, member.external_attr = 3, 0o644 << 16
     file = io.BytesIO(content)
@@ -75,7 +71,7 @@ def read_metadata(content: bytes, name: str) -> dict:
         raise UserError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
     if form != TFLITE_FORMAT:
         raise UserError(
-            f"{name}: format {reprlib.repr(form)}, and this predict.py reads {TFLITE_FORMAT!r}: "
+            f"{name}: format {form!r}, and this predict.py reads {TFLITE_FORMAT!r}: "
             "take the predict.py that lies beside the export.py that wrote it, or export anew"
         )
     if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
@@ -166,45 +162,42 @@ def load_predictor(
     return predictor
 
 
+def interpreter(content: bytes, name: str, threads: int):
+    """A TFLite file in LiteRT, ready to run. name: for messages. Raises UserError."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise UserError(
+            f"{name} needs a runtime: pip install ai-edge-litert==2.1.6 ({error})"
+        ) from error
+    try:
+        lite = Interpreter(model_content=content, num_threads=threads)
+        lite.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{name}: this LiteRT cannot run it; pip install ai-edge-litert==2.1.6 can, if the "
+            f"pictures are not too large for the memory: {reason}"
+        ) from error
+    return lite
+
+
 def load_tflite(path: Path, threads: int, resize: str) -> Predictor:
     """A sealed .tflite on the CPU, after its seal was verified. Raises UserError."""
     content = path.read_bytes()
     metadata = read_metadata(content, str(path))
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        try:
-            from tflite_runtime.interpreter import Interpreter
-        except ImportError:
-            raise UserError(f"{path} needs a runtime: pip install ai-edge-litert") from None
-    try:  # the verified bytes, not the file, which may have changed
-        interpreter = Interpreter(model_content=content, num_threads=threads)
-        interpreter.allocate_tensors()
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: whole, but this TFLite runtime cannot run it; pip install "
-            f"ai-edge-litert==2.1.6 is known to: {reason}"
-        ) from error
-    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
-    found = [(t["shape"].tolist(), np.dtype(t["dtype"]).name) for t in (source, target)]
-    told = [([1, *metadata[side]["size"], n], metadata[side]["dtype"])
-            for side, n in (("input", 3), ("output", 1))]  # fmt: skip
-    if found != told:
-        raise UserError(
-            f"{path}: its {MEMBER} says {told[0]} in and {told[1]} out, the graph has {found[0]} "
-            f"and {found[1]}: write it again with export.py"
-        )
+    lite = interpreter(content, str(path), threads)  # not the file, which may have changed
+    [source], [target] = lite.get_input_details(), lite.get_output_details()
     per_metre = {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
 
     def run(image: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(source["index"], image[None])
-        interpreter.invoke()
-        depth = interpreter.get_tensor(target["index"])[0, :, :, 0]
+        lite.set_tensor(source["index"], image[None])
+        lite.invoke()
+        depth = lite.get_tensor(target["index"])[0, :, :, 0]
         return depth if per_metre == 1 else depth / np.float32(per_metre)
 
     return Predictor(
         run, tuple(metadata["input"]["size"]), resize,
         f"TFLite {metadata['precision']}, threads {threads}", dtype=metadata["input"]["dtype"],
-        invoke=interpreter.invoke, calibration=metadata.get("calibration"),
+        invoke=lite.invoke, calibration=metadata.get("calibration"),
     )  # fmt: skip

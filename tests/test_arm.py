@@ -94,7 +94,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
         return tf.nn.conv2d(x, last.astype(np.float32), 1, "SAME")
 
     def pictures():
-        for picture in pattern_pictures(SIZE, 0):
+        for picture in pattern_pictures(SIZE):
             yield [picture[None].astype(np.float32)]
 
     folder, paths = tmp_path_factory.mktemp("files"), {}
@@ -171,7 +171,7 @@ def test_dynamic_files_may_differ_by_their_echo_only(files, arm, tmp_path):
     report = tmp_path / "report.json"
     assert arm.run(files["int8-dynamic"], "--json", report) == 0
     [row] = json.loads(report.read_text())["files"]
-    pictures = np.stack(pattern_pictures(SIZE, 0))
+    pictures = np.stack(pattern_pictures(SIZE))
     lite = arm_guest.interpreter(files["int8-dynamic"].read_bytes())
     here = arm_guest.outputs(lite, pictures)
     echo = [

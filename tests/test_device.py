@@ -110,14 +110,6 @@ def test_files_that_seal_did_not_write_are_refused_with_the_cure(content, told):
         read_metadata(content, "m.tflite")
 
 
-def test_only_a_bare_flatbuffer_is_sealed():
-    for content in (b"no flatbuffer", seal(FLATBUFFER, described())):
-        with pytest.raises(UserError, match="bare TFLite flatbuffer"):
-            seal(content, described())
-    with pytest.raises(ValueError):  # JSON knows no NaN
-        seal(FLATBUFFER, described() | {"mean": [float("nan")] * 3})
-
-
 # ----------------------------------------------------------------------------------------- tensors
 
 
@@ -180,14 +172,6 @@ def test_smaller_output_is_resized_to_the_picture(device_file):
     np.testing.assert_allclose(smooth, between[0, 0], atol=0.011)
 
 
-@pytest.mark.parametrize("change", [{"size": (64, 48)}, {"out": (24, 32)}, {"dtype": "uint8"}])
-def test_graph_that_is_not_as_described_is_refused(tmp_path, change):
-    metadata = described(**({"size": (48, 64), "out": (48, 64)} | change))
-    (tmp_path / "m.tflite").write_bytes(seal(graph((48, 64), 1, "float32", 1.0), metadata))
-    with pytest.raises(UserError, match=r"\[1, 48, 64, 3\], 'float32'.*export.py"):
-        load(tmp_path / "m.tflite")
-
-
 def test_damaged_bytes_never_reach_the_interpreter(device_file, monkeypatch):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     path, seen = device_file(), []
@@ -244,7 +228,7 @@ def pi(tmp_path, monkeypatch):
     return change
 
 
-def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
+def test_machine_reads_proc_and_sys(pi, tmp_path):
     state = machine(pi({}))
     assert state["cpu"].startswith("Raspberry Pi 4 Model B Rev 1.4, ") and state["load"] == 0.12
     assert state["mhz"] == 1500 and state["celsius"] == 48.312 and state["governor"] == "ondemand"
@@ -253,13 +237,6 @@ def test_machine_reads_proc_and_sys(pi, tmp_path, monkeypatch):
     assert state["cpu"].startswith("ARMv7 rev 3, ")
     bare = machine(tmp_path / "absent")
     assert [bare[k] for k in ("mhz", "celsius", "governor", "throttled", "load")] == [None] * 5
-    tool = tmp_path / "vcgencmd"
-    tool.write_text("#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x80008\n")
-    tool.chmod(0o755)
-    monkeypatch.setattr(shutil, "which", lambda name: str(tool))
-    assert machine(tmp_path / "absent")["throttled"] == 0x80008
-    tool.write_text("#!/bin/sh\necho VCHI initialization failed >&2; exit 255\n")
-    assert machine(tmp_path / "absent")["throttled"] is None
 
 
 def test_run_times_are_table_2s(monkeypatch):

@@ -25,11 +25,10 @@ from plumbing.report import (
     Limits,
     Parity,
     hushed,
-    interpreter,
     operations,
     pattern_pictures,
 )
-from plumbing.runtime import load_tflite, read_metadata
+from plumbing.runtime import interpreter, load_tflite, read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
@@ -62,7 +61,7 @@ class Lite:
     """The file in LiteRT, with nothing of export.py: picture -> what it gives, in its own unit."""
 
     def __init__(self, content: bytes) -> None:
-        self.lite = interpreter(content, 1)
+        self.lite = interpreter(content, "x", 1)
         [self.source], [self.target] = self.lite.get_input_details(), self.lite.get_output_details()
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
@@ -98,22 +97,22 @@ def distance(expected, outputs) -> Parity:
 
 def parity(model: LiteDepth, layout: Layout, content: bytes) -> Parity:
     """On the test pictures, in metres."""
-    pictures = pattern_pictures(layout.input_size, 0)
+    pictures = pattern_pictures(layout.input_size)
     per_metre, lite = {"m": 1, "mm": 1000}[layout.unit], Lite(content)
     outputs = (lite(picture) / np.float32(per_metre) for picture in pictures)
     return distance(map(whole_network(model, layout), pictures), outputs)
 
 
-def broken(precision: str, tests: Parity, real=None, metrics=None, pytorch=None) -> list[str]:
-    card = Card(precision, Path("x"), tests=tests, real=real or Parity(), metrics=metrics)
-    card.judge(Limits(), pytorch)
+def broken(precision: str, tests: Parity, real=None) -> list[str]:
+    card = Card(precision, Path("x"), tests=tests, real=real or Parity())
+    card.judge(Limits())
     return card.broken
 
 
 def check_parity(model, layout, content):
     result = parity(model, layout, content)
-    assert result.depth_max - result.depth_min > 0.5  # a constant would prove nothing
-    assert result.border <= result.max_abs and not broken("fp32", result)
+    assert result.depth_max - result.depth_mean > 0.25  # a constant would prove nothing
+    assert not broken("fp32", result)
     return result
 
 
@@ -188,7 +187,7 @@ def test_eq6_zero_padding_is_seen(small, monkeypatch):
     model, layout, _ = small
     monkeypatch.setattr(export, "merge_normalization", zero_fill)
     result = parity(model, layout, convert(model, layout))
-    assert broken("fp32", result) and result.border > 10 * TOLERANCE
+    assert broken("fp32", result) and result.max_abs > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("normalization", ["weights", "graph"])
@@ -203,7 +202,7 @@ def test_sec31_every_graph_equals_pytorch(normalization, upsample):
         layout, content = to_tflite(model, (120, 192), **changes)
         check_parity(model, layout, content)
         assert ("SUB" in operations(content)[0]) == (normalization == "graph")
-        outputs.append(Lite(content)(pattern_pictures((120, 192), 0)[0]))
+        outputs.append(Lite(content)(pattern_pictures((120, 192))[0]))
     if upsample == "nearest":
         np.testing.assert_array_equal(*outputs)
     else:
@@ -222,7 +221,7 @@ def test_sec45_every_output_size(output_size, upsample):
     check_parity(model, layout, content)
     if upsample == "nearest" and output_size in ((41, 53), (112, 24)):
         plain = to_tflite(model, (70, 90), last_resize="plain", **changes)[1]
-        noise = pattern_pictures((70, 90), 0)[0]
+        noise = pattern_pictures((70, 90))[0]
         np.testing.assert_array_equal(Lite(content)(noise), Lite(plain)(noise))
 
 
@@ -232,7 +231,7 @@ def test_sec45_uint8_in_millimetres_out(small):
     check_parity(model, layout, content)
     lite = Lite(content)
     assert lite.source["dtype"] == np.uint8 and lite.target["dtype"] == np.float32
-    gradient = pattern_pictures((120, 200), 0)[1]
+    gradient = pattern_pictures((120, 200))[1]
     np.testing.assert_allclose(
         lite(gradient), 1000 * whole_network(model, small[1])(gradient), atol=0.1
     )
@@ -278,14 +277,14 @@ def test_operations_tell_what_xnnpack_and_a_gpu_leave_out(paper):
 def formats(paper):
     """Format -> file of the paper's graph; int8's ranges from the pictures it is then run on."""
     model, layout, plain = paper
-    pictures = pattern_pictures(layout.input_size, 0)
+    pictures = pattern_pictures(layout.input_size)
     names = ("fp16", "int8-dynamic", "int8")
     return {"fp32": plain} | {n: convert(model, layout, n, pictures) for n in names}
 
 
 def tensor_types(content: bytes) -> dict[str, list[str]]:
     """Operation -> types of the second input (the weights) of each of its occurrences."""
-    lite = interpreter(content, 1)
+    lite = interpreter(content, "x", 1)
     types = {t["index"]: t["dtype"].__name__ for t in lite.get_tensor_details()}
     out: dict[str, list[str]] = {}
     for op in lite._get_ops_details():
@@ -313,7 +312,7 @@ def test_formats_types_of_the_weights(formats):
     assert set(full["DEPTHWISE_CONV_2D"]) == {"int8"}
     assert full["CONV_2D"] == ["int8"] * 26 + ["float32"]  # the last one is the depth's
     assert full["CONCATENATION"].count("float32") == 2  # the last resize's
-    details = interpreter(formats["int8"], 1).get_tensor_details()
+    details = interpreter(formats["int8"], "x", 1).get_tensor_details()
     weights = [t for t in details if t["dtype"] == np.int8 and len(t["shape"])]
     scales = [len(t["quantization_parameters"]["scales"]) for t in weights]
     assert max(scales) == 576  # per channel: the widest depthwise convolution's
@@ -342,7 +341,7 @@ def test_formats_keep_to_pytorch(paper, formats):
 def test_int8_of_every_layout(small, size, changes):
     """Ranges come from what the file takes; its end stays in float."""
     layout = Layout(input_size=size, **changes).of(small[0])
-    content = convert(small[0], layout, "int8", pattern_pictures(size, 0))
+    content = convert(small[0], layout, "int8", pattern_pictures(size))
     ops, partitions, outside = operations(content)
     assert partitions == 1 and outside == ({"CAST": 1} if "unit" in changes else {})
     assert ops["QUANTIZE"] == ops["DEQUANTIZE"] == 1
@@ -367,15 +366,8 @@ def test_parity_is_absolute_not_signed():
     output[2, 2] -= 0.5
     assert (output - reference).mean() == 0
     result = distance([reference, reference], [reference, output])
-    assert broken("fp32", result) and result.pictures == 2 and result.pixels == 48
-    assert result.max_abs == 0.5 and result.border == 0 and result.over_1cm == 2
+    assert broken("fp32", result) and result.pictures == 2 and result.max_abs == 0.5
     assert result.mean_abs == pytest.approx(1 / 48) and result.depth_mean == 2
-    for place in ((0, 2), (3, 2), (1, 0), (1, 5)):  # each side
-        output = reference.copy()
-        output[place] += 0.25
-        assert distance([reference], [output]).border == 0.25
-    with pytest.raises(ValueError, match=r"\(6, 4\)"):
-        distance([reference], [reference.T])
 
 
 def off(by: float) -> Parity:
@@ -395,20 +387,11 @@ def test_what_breaks_a_tolerance():
     # int8: real pictures count where there are any, the test pictures else
     assert broken("int8", off(1.0), off(0.09)) == [] != broken("int8", off(1.0))
     assert "mean error 1.10e-01 m > 1.00e-01 m" in broken("int8-dynamic", off(0), off(0.11))
-    for si_rmse, told in ((0.2039, []), (0.2041, ["si-RMSE 0.2041 > 1.02 x 0.2000"])):
-        assert broken("int8", off(0), off(0), {"si_rmse": si_rmse}, {"si_rmse": 0.2}) == told
-    assert broken("int8", off(0), off(0), {"si_rmse": np.nan}, {"si_rmse": 0.2})
     ones = np.ones((4, 6))
     forgotten = distance([ones, ones], [np.nan * ones, ones])  # not over the next picture
     endless = distance([np.inf * ones], [ones])  # error inf <= inf
     for parity in (off(np.nan), forgotten, endless):
         assert broken("fp32", parity) and broken("int8", parity)
-
-
-def test_sec41_means_leave_out_pictures_without_depth():
-    full, empty = {"si_rmse": 0.2, "rmse": 1.0}, {"si_rmse": np.nan, "rmse": np.nan}
-    assert export.mean_metrics([full, empty]) == full | {"images": 1}
-    assert np.isnan(export.mean_metrics([empty])["rmse"]) and export.mean_metrics([]) is None
 
 
 # ---------------------------------------------------------------------------------- the command
@@ -439,7 +422,7 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
     assert command("--checkpoint", checkpoint, "--out", out, *QUICK, "--threads", "2") == 0
     assert sorted(f.name for f in out.parent.iterdir()) == ["report.json", "x.tflite"]
     printed = capsys.readouterr().out
-    for text in ("best.pt", str(out), "ms, 1 thread", "ms, 2 threads", "kept", "float32, m"):
+    for text in ("best.pt", str(out), "ms (p90)", "threads 2 on", "kept", "float32, m"):
         assert text in printed
     content, network = out.read_bytes(), load(checkpoint)
     check_parity(network, Layout(input_size=(120, 200)).of(network), content)
@@ -454,7 +437,7 @@ def test_command_writes_and_reports(checkpoint, tmp_path, capsys):
     report = json.loads((out.parent / "report.json").read_text())
     [card] = report["files"]
     assert card["format"] == "fp32" and card["path"] == str(out) and card["broken"] == []
-    assert set(card["ms"]) == {"1", "2"} and card["ms"]["1"]["p50"] > 0
+    assert card["ms"]["p90"] >= card["ms"]["p50"] > 0
     assert card["partitions"] == 1 and sum(card["operations"].values()) == 57
     # 120 rows are no multiple of 16
     assert card["outside_xnnpack"] == {"GATHER": 1} and card["gpu"] == "no: GATHER"
@@ -487,7 +470,7 @@ def test_sec41_command_every_format_on_real_pictures(checkpoint, pairs, capsys):
     formats = ["--format", "fp32,fp16,int8-dynamic,int8", "--input_type", "uint8", "--unit", "mm"]
     told = ["--checkpoint", checkpoint, "--out", out, "--data", pairs, *QUICK]
     # for random weights
-    loose = ["--tolerance_fp16", "0.05", "--tolerance_int8", "0.5", "--tolerance_si_rmse", "1"]
+    loose = ["--tolerance_fp16", "0.05", "--tolerance_int8", "0.5"]
     assert command(*told, *formats, *loose, "--C", "0.5") == 0
     files = [out, *(pairs / f"x.{name}.tflite" for name in ("fp16", "int8-dynamic", "int8"))]
     printed = capsys.readouterr()
@@ -503,7 +486,7 @@ def test_sec41_command_every_format_on_real_pictures(checkpoint, pairs, capsys):
         assert np.abs(depth - expected).mean() < 0.5 * expected.mean()
         assert card["real"]["pictures"] == 2 and card["metrics"]["images"] == 2
         assert card["score"] == pytest.approx(
-            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.5 * card["ms"]["1"]["p50"] / 1000)
+            2 ** (-20 * card["metrics"]["si_rmse"]) / (0.5 * card["ms"]["p50"] / 1000)
         )
     fp32 = report["files"][0]
     assert fp32["metrics"]["si_rmse"] == pytest.approx(report["pytorch"]["si_rmse"], abs=1e-5)
@@ -584,7 +567,7 @@ def test_command_takes_the_checkpoints_image_size(small, tmp_path, monkeypatch, 
     for stored, flags, size in (
         ({"image_size": [120, 200]}, [], (120, 200)),
         ({}, [], (480, 640)),  # an older file
-        ({"image_size": [120, 200]}, ["--image_size", "60x80"], (60, 80)),  # evaluate.py's name
+        ({"image_size": [120, 200]}, ["--input_size", "60x80"], (60, 80)),
     ):
         save(tmp_path / "best.pt", small[0], **stored)
         assert command("--checkpoint", tmp_path / "best.pt", *flags) == 2 and one_line(capsys)
@@ -610,13 +593,13 @@ def test_command_pictures_that_cannot_be_read(checkpoint, pairs, capsys):
 
 
 def test_comparison_takes_over_its_run(pairs, capsys):
-    """The run's splits on the run's own data alone; its scale and cut wherever none is given."""
+    """Its data, splits, scale and cut, wherever none is given."""
     (pairs / "held.txt").write_text((pairs / "val.txt").read_text())
     run = {"data": str(pairs), "val_split": "held", "split": "fit", "depth_scale": 500.0}
     (pairs / "args.json").write_text(json.dumps(run | {"max_depth": 7.5}))
     other = pairs / "other"
     other.mkdir()
-    (other / "val.txt").write_text((pairs / "val.txt").read_text().replace("val", "../val"))
+    (other / "held.txt").write_text((pairs / "val.txt").read_text().replace("val", "../val"))
 
     def of(**given) -> tuple:
         on = Comparison(**given).of(pairs / "best.pt")
@@ -627,7 +610,7 @@ def test_comparison_takes_over_its_run(pairs, capsys):
     assert of(split="train", train_split="a", depth_scale=250.0, max_depth=3.0) == (
         own, "train", "a", 250, 3,
     )  # fmt: skip
-    assert of(data=str(other)) == (str(other), "val", "train", 500, 7.5)
+    assert of(data=str(other)) == (str(other), "held", "fit", 500, 7.5)
     on = Comparison(data=own, depth_scale=500.0).of(pairs / "best.pt")
     [(rgb, d)] = on.read("train", 1, (60, 100))
     whole = cv2.imread(str(pairs / "train0.png"))
@@ -654,15 +637,6 @@ def test_command_nan_network(tmp_path, capsys):
     assert card["tests"]["max_abs"] is None and card["broken"]
 
 
-def test_command_dead_network(tmp_path, capsys):
-    network = LiteDepth(size=(64, 96))
-    network.decoder.depth.weight.data.zero_()
-    network.decoder.depth.bias.data.zero_()
-    save(tmp_path / "best.pt", network)
-    assert command("--checkpoint", tmp_path / "best.pt", *QUICK) == 0
-    assert "the same everywhere" in one_line(capsys)
-
-
 def test_command_teacher(tmp_path, capsys):
     save(tmp_path / "best.pt", Teacher("swin_nano"))
     assert command("--checkpoint", tmp_path / "best.pt") == 2
@@ -683,7 +657,7 @@ def test_command_calibration(checkpoint, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "1.5 d +0.25 m" in printed.out and not printed.err
     network, file = load(checkpoint), tmp_path / "model.tflite"
-    gradient = pattern_pictures((120, 200), 0)[1]
+    gradient = pattern_pictures((120, 200))[1]
     before = whole_network(network, Layout(input_size=(120, 200)).of(network))(gradient)
     after = load_tflite(file, 1, "nearest")(gradient)
     seen = before > 0.01
@@ -761,10 +735,10 @@ def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(Interpreter, "allocate_tensors", no_memory)
         assert command("--checkpoint", checkpoint, *QUICK) == 2
-        assert "--output_size too large?" in one_line(capsys)
+        assert "too large for the memory" in one_line(capsys)
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(UserError, match="pip install ai-edge-litert"):
-        interpreter(b"", 1)
+        interpreter(b"", "x", 1)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     assert command("--checkpoint", checkpoint, *QUICK) == 2
     assert "pip install tensorflow" in one_line(capsys)

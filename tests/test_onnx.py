@@ -41,10 +41,10 @@ def written(tmp_path, network, size, **changes):
 def test_file_equals_pytorch(tmp_path, model_args, size, changes):
     network = random_network(**model_args)
     layout, file = written(tmp_path, network, size, **changes)
-    predictor, pictures = export.load(file, 1), pattern_pictures(size, 0)
+    predictor, pictures = export.load(file, 1), pattern_pictures(size)
     expected = map(whole_network(network, layout), pictures)
     result = distance(expected, map(predictor.native, pictures))
-    assert result.depth_max - result.depth_min > 0.5  # a constant would prove nothing
+    assert result.depth_max - result.depth_mean > 0.25  # a constant would prove nothing
     assert result.max_abs <= TOLERANCE
     if layout.unit == "mm":
         metres = predictor.native(pictures[0])

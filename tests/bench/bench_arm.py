@@ -275,7 +275,7 @@ def compare(
     content = path.read_bytes()
     metadata = read_metadata(content, str(path))
     size, metre = tuple(metadata["input"]["size"]), {"m": 1, "mm": 1000}[metadata["output"]["unit"]]
-    pictures = pattern_pictures(size, 0)
+    pictures = pattern_pictures(size)
     pictures = np.stack(pictures + [resize_picture(read_picture(photo), size) for photo in photos])
     lite = arm_guest.interpreter(content)
     here = arm_guest.outputs(lite, pictures)
