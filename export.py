@@ -565,7 +565,7 @@ def main(argv: list[str] | None = None) -> int:
         real = on.read(on.split, on.pictures, layout.input_size)
         pytorch = compare(cards, files, itertools.chain(patterns, real), on.max_depth)
         for card in cards:
-            card.judge(limits)
+            card.judge(limits, pytorch)
             if pytorch:
                 card.score = score(card.metrics["si_rmse"], card.ms["p50"] / 1e3, timing.C)
             name = f"{card.path.stem}{'.failed' * bool(card.broken)}{card.path.suffix}"

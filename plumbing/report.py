@@ -114,6 +114,10 @@ class Limits:
         0.05, "int8 and int8-dynamic: largest mean absolute error allowed, over the mean depth, on "
         "--data (on the test pictures without it)", nonnegative, metavar="R",
     )  # fmt: skip
+    tolerance_si_rmse: float = flag(
+        0.02, "and by how much their si-RMSE may exceed PyTorch's (default 0.02, that is 2 %%)",
+        nonnegative, metavar="R",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -273,17 +277,21 @@ class Card:
             predictor.invoke()
         self.ms = run_times(predictor.invoke, o.runs)
 
-    def judge(self, limits: Limits) -> None:
+    def judge(self, limits: Limits, pytorch: dict[str, float] | None) -> None:
         """Fills in `broken`: what of its stated tolerance the file breaks, in words.
 
         fp32, fp16 and onnx are held to the largest error on all pictures. int8 is made for real
-        ones and held to its mean error there.
+        ones and held to its mean error and si-RMSE there. pytorch: PyTorch's metrics.
         """
         if self.format.startswith("int8"):
             parity = self.real if self.real.pictures else self.tests
             limit = limits.tolerance_int8 * parity.depth_mean
             if not parity.mean_abs <= limit < math.inf:  # also for NaN
                 self.broken.append(f"mean error {parity.mean_abs:.2e} m > {limit:.2e} m")
+            factor = 1 + limits.tolerance_si_rmse
+            if pytorch and not self.metrics["si_rmse"] <= factor * pytorch["si_rmse"]:
+                self.broken.append(f"si-RMSE {self.metrics['si_rmse']:.4f} > {factor:g} x "
+                                   f"{pytorch['si_rmse']:.4f}")  # fmt: skip
             return
         allowed = limits.tolerance_fp16 if self.format == "fp16" else limits.tolerance
         for where, parity in {"test pictures": self.tests, "data": self.real}.items():
