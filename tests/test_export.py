@@ -103,9 +103,9 @@ def parity(model: LiteDepth, layout: Layout, content: bytes) -> Parity:
     return distance(map(whole_network(model, layout), pictures), outputs)
 
 
-def broken(precision: str, tests: Parity, real=None) -> list[str]:
-    card = Card(precision, Path("x"), tests=tests, real=real or Parity())
-    card.judge(Limits())
+def broken(precision: str, tests: Parity, real=None, metrics=None, pytorch=None) -> list[str]:
+    card = Card(precision, Path("x"), tests=tests, real=real or Parity(), metrics=metrics)
+    card.judge(Limits(), pytorch)
     return card.broken
 
 
@@ -387,6 +387,9 @@ def test_what_breaks_a_tolerance():
     # int8: real pictures count where there are any, the test pictures else
     assert broken("int8", off(1.0), off(0.09)) == [] != broken("int8", off(1.0))
     assert "mean error 1.10e-01 m > 1.00e-01 m" in broken("int8-dynamic", off(0), off(0.11))
+    for si_rmse, told in ((0.2039, []), (0.2041, ["si-RMSE 0.2041 > 1.02 x 0.2000"])):
+        assert broken("int8", off(0), off(0), {"si_rmse": si_rmse}, {"si_rmse": 0.2}) == told
+    assert broken("int8", off(0), off(0), {"si_rmse": np.nan}, {"si_rmse": 0.2})
     ones = np.ones((4, 6))
     forgotten = distance([ones, ones], [np.nan * ones, ones])  # not over the next picture
     endless = distance([np.inf * ones], [ones])  # error inf <= inf
@@ -470,7 +473,7 @@ def test_sec41_command_every_format_on_real_pictures(checkpoint, pairs, capsys):
     formats = ["--format", "fp32,fp16,int8-dynamic,int8", "--input_type", "uint8", "--unit", "mm"]
     told = ["--checkpoint", checkpoint, "--out", out, "--data", pairs, *QUICK]
     # for random weights
-    loose = ["--tolerance_fp16", "0.05", "--tolerance_int8", "0.5"]
+    loose = ["--tolerance_fp16", "0.05", "--tolerance_int8", "0.5", "--tolerance_si_rmse", "1"]
     assert command(*told, *formats, *loose, "--C", "0.5") == 0
     files = [out, *(pairs / f"x.{name}.tflite" for name in ("fp16", "int8-dynamic", "int8"))]
     printed = capsys.readouterr()
