@@ -240,7 +240,7 @@ def test_a_list_still_names_what_is_no_file(odd, name):
         list_pairs(odd, "train")
 
 
-# ------------------------------------------------------------------------------- 1, 2 and 4 threads
+# ---------------------------------------------------------------------------------- 1 and 4 threads
 
 UNTIMED = ("images_per_s", "val_s")
 
@@ -297,25 +297,25 @@ def damaged(make_rgbd, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("cache", ["none", "packs"])
-def test_runs_are_the_same_for_1_2_and_4_threads(damaged, tmp_path, cache):
+def test_runs_are_the_same_for_1_and_4_threads(damaged, tmp_path, cache):
     """Weights, moments of Adam, generators and log; and the packs, each made by so many threads."""
     runs = []
-    for workers in ("1", "2", "4"):
+    for workers in ("1", "4"):
         where = cache if cache == "none" else str(tmp_path / f"packs_{workers}")
         runs.append(trained(
             train.main, damaged, tmp_path / workers, "--epochs", "2", "--workers", workers,
             "--cache", where, "--skip_bad",
         ))  # fmt: skip
-        same(runs[0], runs[-1], workers)
+    same(*runs)
     checkpoint, rows = runs[0]
     assert [row["skipped_pairs"] for row in rows] == [2, 2]
     assert checkpoint["step"] == (6 if cache == "none" else 4)  # of 13 pairs, or the 11 whole ones
     for name in ("rgb", "depth", "K"):
         packs = [path.read_bytes() for path in sorted(tmp_path.glob(f"packs_*/*/{name}.npy"))]
-        assert len(packs) == (0 if cache == "none" else 3) and len(set(packs)) <= 1
+        assert len(packs) == (0 if cache == "none" else 2) and len(set(packs)) <= 1
 
 
-def test_another_models_depth_teaches_the_same_for_1_2_and_4_threads(damaged, tmp_path):
+def test_another_models_depth_teaches_the_same_for_1_and_4_threads(damaged, tmp_path):
     how = ["--epochs", "1", "--skip_bad", "--student", "none"]
     how += ["--teacher_depth", str(damaged / "maps")]
     runs = [
@@ -323,11 +323,10 @@ def test_another_models_depth_teaches_the_same_for_1_2_and_4_threads(damaged, tm
             distill.main, damaged, tmp_path / workers, *how, "--workers", workers,
             "--cache", str(tmp_path / f"packs_{workers}"),
         )
-        for workers in ("1", "2", "4")
+        for workers in ("1", "4")
     ]  # fmt: skip
     assert any(k.startswith("teacher") and v > 0 for k, v in runs[0][1][0].items()), runs[0][1]
-    for k, other in enumerate(runs):
-        same(runs[0], other, str(k))
+    same(*runs)
 
 
 # ------------------------------------------------------------------------------------------ a soak
