@@ -24,7 +24,7 @@ from conftest import rgbd_picture
 import distill
 import train
 from plumbing.checkpoints import read_checkpoint
-from plumbing.pairs import DataError, Pair, list_pairs
+from plumbing.pairs import Pair, list_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a process has of /proc/self. `seconds`: since its start, without those in which it could have
