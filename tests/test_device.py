@@ -46,7 +46,7 @@ def described(size=(96, 128), out=None, dtype="float32", unit="m", precision="fp
 # --------------------------------------------------------------------------------------- metadata
 
 
-def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
+def test_sealed_file_is_the_flatbuffer_then_a_zip():
     sealed = seal(FLATBUFFER, described())
     assert sealed[:53] == FLATBUFFER and sealed[53:64] == bytes(11) and sealed[64:68] == b"PK\3\4"
     assert sealed == seal(FLATBUFFER, described())  # nothing of the clock in it
@@ -56,14 +56,8 @@ def test_sealed_file_is_the_flatbuffer_then_a_zip(tmp_path):
     with zipfile.ZipFile(io.BytesIO(sealed)) as archive:
         assert archive.testzip() is None and archive.namelist() == ["litedepth.json"]
         assert archive.infolist()[0].compress_type == zipfile.ZIP_STORED
-    (tmp_path / "m.tflite").write_bytes(sealed)
-    if unzip := shutil.which("unzip"):
-        command = [unzip, "-p", tmp_path / "m.tflite", "litedepth.json"]
-        done = subprocess.run(command, capture_output=True)
-        assert done.returncode == 0 and not done.stderr and json.loads(done.stdout) == metadata
-    if shasum := shutil.which("sha256sum"):
-        done = subprocess.run([shasum], input=sealed[:64], capture_output=True)
-        assert done.stdout.split()[0].decode() == metadata["sha256"]
+        assert json.loads(archive.read("litedepth.json")) == metadata
+    assert hashlib.sha256(sealed[:64]).hexdigest() == metadata["sha256"]
 
 
 def test_every_cut_and_every_changed_byte_is_refused():
@@ -73,39 +67,33 @@ def test_every_cut_and_every_changed_byte_is_refused():
             read_metadata(sealed[:keep], "m.tflite")
     whole, unnoticed = read_metadata(sealed, "m.tflite"), []
     for at in range(len(sealed)):
-        for flip in (1, 8, 128):
-            changed = sealed[:at] + bytes([sealed[at] ^ flip]) + sealed[at + 1 :]
-            try:
-                assert read_metadata(changed, "m.tflite") == whole
-                unnoticed.append(at)
-            except UserError:
-                pass
+        changed = sealed[:at] + bytes([sealed[at] ^ 8]) + sealed[at + 1 :]
+        try:
+            assert read_metadata(changed, "m.tflite") == whole
+            unnoticed.append(at)
+        except UserError:
+            pass
     assert min(unnoticed) >= 64  # dates and rights in the zip's headers; no flatbuffer byte
 
 
-def repacked(member: str, name="litedepth.json", how=zipfile.ZIP_STORED) -> bytes:
+def zipped(name: str, member: str) -> bytes:
     """A flatbuffer with a zip of one member behind it, which `seal` did not write."""
     file = io.BytesIO(FLATBUFFER + bytes(11))
-    with zipfile.ZipFile(file, "a", how) as archive:
+    with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(name, member)
     return file.getvalue()
 
 
-PACKED = repacked("x" * 99, how=zipfile.ZIP_DEFLATED)  # as `zip` does it; its data start at 108
 GOOD = read_metadata(seal(FLATBUFFER, described()), "m.tflite")
 
 
 @pytest.mark.parametrize("content, told", [
-    (b"", "not a TFLite file"), (b"<!DOCTYPE html>", "not a TFLite file"),
-    (FLATBUFFER, "older or foreign"), (FLATBUFFER + bytes(11), "older or foreign"),
-    (repacked("{"), "foreign"), (repacked("[]"), "foreign"), (repacked("{}"), "foreign"),
-    (repacked("labels", "labels.txt"), "foreign"),
-    (PACKED[:108] + b"\xff" + PACKED[109:], "foreign"),
-    (repacked(json.dumps(GOOD | {"sha256": "0"})), "checksum"),
-    (repacked(json.dumps(GOOD | {"format": "litedepth-tflite-2"})), "format 'litedepth-tflite-2'"),
+    (b"<!DOCTYPE html>", "not a TFLite file"), (FLATBUFFER, "older or foreign"),
+    (zipped("labels.txt", "labels"), "foreign"), (zipped("litedepth.json", "{}"), "foreign"),
+    (zipped("litedepth.json", json.dumps(GOOD | {"format": "other"})), "format 'other'"),
+    (zipped("litedepth.json", json.dumps(GOOD | {"sha256": "0"})), "checksum"),
 ])  # fmt: skip
 def test_files_that_seal_did_not_write_are_refused_with_the_cure(content, told):
-    assert read_metadata(repacked(json.dumps(GOOD)), "m.tflite") == GOOD
     with pytest.raises(UserError, match=f"m.tflite: .*{told}.*export"):
         read_metadata(content, "m.tflite")
 
@@ -146,8 +134,7 @@ def load(path: Path, **options) -> Predictor:
     return load_predictor(path, predict.open_checkpoint, **options)
 
 
-@pytest.mark.parametrize("unit", ["m", "mm"])
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("dtype, unit", [("float32", "m"), ("uint8", "mm")])
 def test_input_types_and_units(device_file, dtype, unit):
     predictor = load(device_file(dtype=dtype, unit=unit, precision="int8"))
     rgb = picture()
@@ -352,7 +339,7 @@ def test_benchmark_command(device_file, tmp_path, monkeypatch, capfd):
 # --------------------------------------------------------------------------------------- smoothing
 
 
-@pytest.mark.parametrize("fps, half_life", [(30, 0.2), (10, 0.2), (30, 0.05)])
+@pytest.mark.parametrize("fps, half_life", [(30, 0.2), (10, 0.2)])
 def test_flicker_falls_by_the_ar1_factor(fps, half_life):
     """x -> a s + (1 - a) x of white noise: variance (1-a)/(1+a), of differences 2 (1-a)^2/(1+a)."""
     sigma, a = 0.01, 0.5 ** (1 / fps / half_life)
@@ -420,20 +407,13 @@ def test_smooth_command_on_a_clip(device_file, clip, tmp_path, capsys):
     assert command(clip, *options, "--smooth") == 0
     smooth = frames_of(tmp_path / "o/clip_frames")
     a, expected = 0.5 ** (1 / 10 / 0.2), [raw[0]]
-    for now in raw[1:]:  # the slow twin, one pixel at a time
-        row = []
-        for old, new in zip(expected[-1].ravel(), now.ravel()):
-            jumps = abs(np.log(new / old)) > np.log(1.2)
-            row.append(new if jumps else old**a * new ** (1 - a))
-        expected.append(np.reshape(row, now.shape))
+    for now in raw[1:]:
+        old = expected[-1]
+        jumps = np.abs(np.log(now / old)) > np.log(1.2)
+        expected.append(np.where(jumps, now, old**a * now ** (1 - a)))
     assert np.abs(smooth - expected).max() <= 2  # rounding to millimetres, fed back
-    half = np.s_[:, 8:40, 44:60]  # not beside the jump, where JPEG leaves traces
-    flicker = [np.diff(np.log(x[half]), axis=0).std() for x in (raw, smooth)]
-    assert flicker[1] < 0.4 * flicker[0]
     left = np.s_[10, 8:40, 4:20]
     np.testing.assert_array_equal(smooth[left], raw[left])  # the jump is there in its own frame
-    assert command(clip, *options, "--smooth", "0.05", "--smooth_reset", "1.5") == 0
-    assert not np.array_equal(frames_of(tmp_path / "o/clip_frames"), smooth)
     for wrong in (["--smooth=0"], ["--smooth", clip], ["--smooth_reset=1"]):
         capsys.readouterr()
         assert command(*options, *wrong) == 2
@@ -468,11 +448,10 @@ def test_camera_is_smoothed_by_the_clock(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------- bilinear, points
 
 
-@pytest.mark.parametrize("small, large", [((32, 40), (480, 640)), ((16, 24), (120, 200))])
-def test_cells_of_an_enlarged_map(small, large):
+def test_cells_of_an_enlarged_map():
     """The graph's nearest resize is undone; torch enlarges here, as the network does."""
-    depth = torch.from_numpy(np.random.default_rng(0).uniform(1, 9, small).astype(np.float32))
-    enlarged = torch.nn.functional.interpolate(depth[None, None], large, mode="nearest")[0, 0]
+    depth = torch.from_numpy(np.random.default_rng(0).uniform(1, 9, (32, 40)).astype("f4"))
+    enlarged = torch.nn.functional.interpolate(depth[None, None], (480, 640), mode="nearest")[0, 0]
     np.testing.assert_array_equal(block_values(enlarged.numpy()), depth)
     between = torch.nn.functional.interpolate(
         depth[None, None], (960, 1280), mode="bilinear", align_corners=False
@@ -480,15 +459,9 @@ def test_cells_of_an_enlarged_map(small, large):
     bilinear = resize_depth(enlarged.numpy(), (960, 1280), "bilinear")
     np.testing.assert_allclose(bilinear, between, atol=1e-4)
     np.testing.assert_array_equal(block_values(depth.numpy()), depth)  # nothing to undo
-
-
-def test_cells_leave_flat_scenes_alone():
     wall = np.full((48, 64), 2, np.float32)
     wall[:, 32:] = 3  # two blocks of one size, and not a network's
     assert block_values(wall) is wall
-    blocks = np.repeat(np.arange(12, dtype=np.float32), 4)[:, None] + np.arange(64.0)
-    blocks[8:16] = blocks[8]  # two rows of cells are equal: no even grid
-    assert block_values(blocks) is blocks
 
 
 def test_bilinear_does_not_mix_holes():
@@ -560,11 +533,9 @@ def test_camera_is_scaled_with_the_picture():
 @pytest.mark.parametrize("known, told", [
     ({"fx": 500, "fy": 500, "cx": 1, "cy": 1, "width": 480, "height": 640}, "turned"),
     ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "cannot be"),
-    ({"fx": float("nan"), "fy": 1, "cx": 1, "cy": 1}, "cannot be"), ({"frames": {}}, "'a'"),
+    ({"frames": {}}, "'a'"), ([], "'a'"),
     ({"fx": 519, "fy": 519, "cx": 3195, "cy": 240}, "cannot be"),  # a point forgotten
     ({"fx": 0.8, "fy": 1.1, "cx": 0.5, "cy": 0.5}, "in pixels"),  # in shares of the sides
-    ({"fx": 9, "fy": 9, "cx": 0, "cy": 0, "width": 0, "height": 0}, "cannot be"),
-    ({"frames": {"a": None}}, "'a'"), ([], "'a'"), (3, "'a'"), ({"frames": 3}, "'a'"),
 ])  # fmt: skip
 def test_useless_intrinsics_are_named(known, told):
     with pytest.raises(UserError, match=f"--intrinsics .*{told}"):
@@ -590,14 +561,12 @@ def test_ply_command(device_file, tmp_path, capsys):
         assert command(*options, *flags) == 0
         vertices = np.array(read_ply((tmp_path / "o/a.ply").read_bytes())[1])
         assert (len(np.unique(vertices[:, 2])) > 6 * 8) == smooth
-        depth = cv2.imread(str(tmp_path / "o/a_depth.png"), cv2.IMREAD_UNCHANGED)
-        assert len(np.unique(depth)) <= 6 * 8
     capsys.readouterr()
     (tmp_path / "k.json").write_text('{"frames": {"b": {}}}')
     for flags, code, told in (
         ([], 0, "63 degrees"), (["--intrinsics", tmp_path / "k.json"], 2, "skipped .*'a'"),
         *((["--intrinsics", text], 2, "neither FX,FY,CX,CY")
-          for text in ("absent.json", "1,2,3", "1,2,3,x", "1,2,3,4,5")),
+          for text in ("absent.json", "1,2,3")),
     ):  # fmt: skip
         assert command(*options, *flags) == code
         assert re.search(told, capsys.readouterr().err)

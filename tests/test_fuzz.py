@@ -42,24 +42,12 @@ def test_whole_files_are_valid(tmp_path, name, monkeypatch):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_case_is_the_same_every_time(tmp_path, name):
     """(seed, kind, number) decide: a failure on one machine is seen on another."""
-    for number in range(12):
+    for number in range(4):
         made = []
         for attempt in "ab":
             path = fuzz.write_case(KINDS, name, number, 11, tmp_path / attempt)
             made.append(path.read_bytes() if path.is_file() else None)
         assert made[0] == made[1]
-
-
-def test_every_damage_happens():
-    """Cut, empty, torn, of another kind, a folder in its place: all within a few hundred cases."""
-    kind = KINDS["depth"]
-    made = [fuzz.damaged(random.Random(k), kind, KINDS) for k in range(400)]
-    whole, swapped = kind.good[0], {raw for k in KINDS.values() for raw in k.good}
-    assert None in made and b"" in made and fuzz.PAGE in made
-    assert swapped & {raw for raw in made if raw and raw not in kind.good}
-    assert any(raw and whole.startswith(raw) and len(raw) < len(whole) for raw in made)
-    assert any(raw and len(raw) == len(whole) != 0 and raw != whole for raw in made)
-    assert any(raw and len(raw) > 1.9 * len(whole) for raw in made)  # twice in one file
 
 
 # -------------------------------------------------------------------------- what the fuzzer sees

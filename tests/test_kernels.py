@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -29,7 +28,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 LOGS = twin.log_table(1000.0, 1e-3)
-LAYOUTS = ["plain", "fortran", "flipped", "every second row", "window", "unaligned", "broadcast"]
 MODES = ["cell", "nearest", "bilinear"]
 ISAS = ["baseline", "avx2", "avx512"]
 ISAS = ISAS[: ISAS.index(litedepth_kernels.isa()) + 1]
@@ -53,24 +51,10 @@ def same_isa():
     litedepth_kernels.set_isa(before)
 
 
-def laid_out(a: np.ndarray, layout: str) -> np.ndarray:
-    """The numbers of a in another memory layout (of a[:1] repeated, for "broadcast")."""
-    if layout == "fortran":
-        return np.asfortranarray(a)
-    if layout == "flipped":
-        return np.ascontiguousarray(a[::-1, ::-1])[::-1, ::-1]
-    if layout == "every second row":
-        return np.repeat(a, 2, axis=0)[::2]
-    if layout == "window":
-        return np.pad(a, [(2, 1), (1, 3)] + [(0, 0)] * (a.ndim - 2))[2:-1, 1:-3]
-    if layout == "unaligned":
-        raw = np.empty(a.nbytes + 1, np.uint8)
-        out = raw[1:].view(a.dtype).reshape(a.shape)
-        out[:] = a
-        return out
-    if layout == "broadcast":
-        return np.broadcast_to(a[:1], a.shape)
-    return a
+def unaligned(a: np.ndarray) -> np.ndarray:
+    out = np.empty(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    out[:] = a
+    return out
 
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
@@ -160,8 +144,7 @@ def crop(module: Any, rgb: np.ndarray, depth: np.ndarray, affine: np.ndarray, **
 # Sec. 3.2, R^2 crop: the kernel is the twin ------------------------------------------------------
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("degrees", [0.0, 0.7, -2.5])
+@pytest.mark.parametrize("degrees, flip", [(0.0, False), (0.0, True), (-2.5, True)])
 @pytest.mark.parametrize("size", [(240, 384), (384, 512), (480, 640)])
 def test_sec32_batch_equals_twin_at_the_papers_sizes(size, degrees: float, flip: bool) -> None:
     at = (480 - size[0], (640 - size[1]) // 2)
@@ -170,21 +153,18 @@ def test_sec32_batch_equals_twin_at_the_papers_sizes(size, degrees: float, flip:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_sec32_batch_equals_twin_where_positions_are_near_ties(flip: bool) -> None:
-    """Slopes of whole fractions and offsets of halves put many positions on a pixel's border, where
-    another order of operations would choose the other pixel."""
-    rng = np.random.default_rng(4)
-    for slope in (2.0**-4, 2.0**-7, 0.1, 0.025, 1e-5, 1e-8, 4e-9, 1e-12, 1e-17, 0.0):
-        args = arguments(4, (60, 300), (50, 290), (3, 5), (4, 6))
-        for b, (sx, sy) in enumerate([(1, 1), (1, -1), (-1, 1), (-1, -1)]):
-            affine = np.array([[1 + sx * slope, -sy * slope, 3], [sy * slope, 1 - sx * slope, 4]])
-            if flip:
-                affine[:, 2] += 289 * affine[:, 0]
-                affine[:, 0] *= -1
-            affine[:, 2] += rng.choice([0.0, 0.5, -0.5, 0.1, 1e-9, 0.5 - 1e-10], 2)
-            args["affine"][b] = affine
-        assert_agree(args)
+def test_batch_without_images_or_depths() -> None:
+    args = arguments(4, degrees=1.5)
+    whole = run(litedepth_kernels, args)
+    maps = {"rgb": None, "out": {k: a for k, a in args["out"].items() if k != "image"}}
+    for name, a in run(litedepth_kernels, args | maps).items():
+        assert_same_bits(a, whole[name])
+    args["depth"][1] = args["depth"][3] = None
+    part = assert_agree(args)
+    assert_same_bits(part.pop("image"), whole["image"])
+    for name, a in part.items():
+        assert_same_bits(a[[0, 2]], whole[name][[0, 2]])
+        assert not a[[1, 3]].any()
 
 
 def test_sec32_image_rounds_near_ties_as_the_twin_does() -> None:
@@ -207,18 +187,6 @@ def test_sec32_positions_without_a_source_are_black_and_holes(bad: float) -> Non
             assert not out["cell_n"][k].any()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("degrees", [0.0, 180.0, 2.0])
-@pytest.mark.parametrize("flip", [False, True])
-def test_batch_takes_any_strides(layout: str, degrees: float, flip: bool) -> None:
-    args = arguments(2, (37, 153), degrees=degrees, flip=flip)
-    for name in ("rgb", "depth"):
-        args[name] = [laid_out(a, layout) for a in args[name]]
-    for name in ("affine", "crop", "lut"):
-        args[name] = laid_out(args[name], "plain" if layout == "flipped" else layout)
-    assert_agree(args | {"logs": np.repeat(LOGS, 2)[::2]})
-
-
 @pytest.mark.parametrize("degrees", [0.0, 2.5])
 def test_batch_reads_mapped_files_to_their_last_byte(tmp_path: Path, degrees: float) -> None:
     """A map ends with its page here: one byte more would be a bus error."""
@@ -230,40 +198,6 @@ def test_batch_reads_mapped_files_to_their_last_byte(tmp_path: Path, degrees: fl
     for flip in (False, True):
         args = arguments(1, (64, 64), net=(32, 32), low=(8, 8), degrees=degrees, flip=flip)
         assert_agree(args | {"rgb": [rgb], "depth": [depth]})
-
-
-def test_batch_without_images_or_depths() -> None:
-    args = arguments(4, degrees=1.5, threads=2)
-    whole = run(litedepth_kernels, args)
-    maps_only = {"rgb": None, "out": {k: a for k, a in args["out"].items() if k != "image"}}
-    for name, a in assert_agree(args | maps_only).items():
-        assert_same_bits(a, whole[name])
-    args["depth"][1] = args["depth"][3] = None
-    for changes in ({}, maps_only):
-        part = assert_agree(args | changes)
-        assert ("image" in part) == (not changes)
-        for name, a in part.items():
-            if name == "image":
-                assert_same_bits(a, whole["image"])
-            else:
-                assert_same_bits(a[[0, 2]], whole[name][[0, 2]])
-                assert not a[[1, 3]].any()
-    one = arguments(1) | {"depth": [None]}  # numpy may give an axis of one element any stride
-    assert not any(a.any() for name, a in assert_agree(one).items() if name != "image")
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_batch_has_the_same_bits_for_any_threads_and_isa(isa: str) -> None:
-    litedepth_kernels.set_isa(isa)
-    assert litedepth_kernels.isa() == isa
-    for degrees, flip in ((0.0, False), (0.0, True), (2.2, True), (-0.8, False), (77.0, False)):
-        args = arguments(
-            5, (131, 270), net=(33, 67), low=(9, 17), degrees=degrees, flip=flip, at=(0.0, 3.0)
-        )
-        want = assert_agree(args, threads=1)
-        for threads in (2, 5, 64):
-            for name, a in run(litedepth_kernels, args, threads=threads).items():
-                assert_same_bits(a, want[name])
 
 
 # Sec. 3.2, R^2 crop: other oracles ---------------------------------------------------------------
@@ -303,12 +237,11 @@ def test_sec32_identity_equals_cv2_resize(kernels) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("degrees", [-2.5, 1.3])
-def test_sec32_rotation_is_close_to_cv2(kernels, degrees: float) -> None:
+def test_sec32_rotation_is_close_to_cv2(kernels) -> None:
     rgb, depth = sample(480, 640)
     rgb = cv2.GaussianBlur(rgb, (0, 0), 4)  # cv2 interpolates twice, which costs it fine detail
     rgb = cv2.normalize(rgb, None, 0, 255, cv2.NORM_MINMAX)
-    affine, inverse = affine_map(480, 640, degrees), cv2.WARP_INVERSE_MAP
+    affine, inverse = affine_map(480, 640, -2.5), cv2.WARP_INVERSE_MAP
     warped = cv2.warpAffine(rgb, affine, (640, 480), flags=cv2.INTER_LINEAR | inverse)
     want = cv2.resize(warped, (160, 128), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
     image, metres = crop(kernels, rgb, depth, affine, net=(128, 160))
@@ -384,7 +317,7 @@ def test_eq7_log_table_is_the_logarithm_of_metres_plus_eps() -> None:
 
 
 @kernels
-@pytest.mark.parametrize("low", [(32, 32), (7, 11), (96, 128), (1, 1)])
+@pytest.mark.parametrize("low", [(32, 32), (7, 11), (1, 1)])
 def test_eq7_cells_and_gt_down_equal_plain_sums(kernels, low: tuple[int, int]) -> None:
     H, W, (h, w) = 96, 128, low
     args = arguments(1, (H, W), low=low, crop=(70, 101))
@@ -488,16 +421,6 @@ def test_eq8_a_hole_masks_its_four_differences(kernels, hole: float) -> None:
     np.testing.assert_array_equal(grad_y, 5.0 * want_y)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_eq8_masked_gradient_equals_the_papers_nan_form(layout: str, isa: str) -> None:
-    litedepth_kernels.set_isa(isa)
-    for seed, (H, W) in enumerate([(1, 1), (1, 9), (9, 1), (2, 2), (32, 40), (33, 67), (120, 160)]):
-        d = laid_out(some(np.random.default_rng(seed), (H, W), 0.3), layout)
-        for a, b in zip(gradient(litedepth_kernels, d), gradient(twin, d)):
-            assert_same_bits(a, b)
-
-
 # Eq. 10 by cell ----------------------------------------------------------------------------------
 
 
@@ -596,7 +519,7 @@ def test_eq10_has_the_same_bits_for_any_threads_isa_and_layout(isa: str, alpha: 
     for threads in (1, 2, 5):
         for a, b in zip(robust(d_hat, d, alpha, threads=threads), want):
             assert a.tobytes() == b.tobytes()
-    for other in (d[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1], laid_out(d, "unaligned")):
+    for other in (d[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1], unaligned(d)):
         for a, b in zip(robust(np.asfortranarray(d_hat), other, alpha), want):
             assert a.tobytes() == b.tobytes()
 
@@ -607,7 +530,7 @@ def test_eq10_has_the_same_bits_for_any_threads_isa_and_layout(isa: str, alpha: 
 @st.composite
 def layouts(draw: Callable, a: np.ndarray) -> np.ndarray:
     """The numbers of a in any layout: axes in any order, steps of several elements, some flipped,
-    odd bytes between, rubbish around."""
+    odd bytes between, rubbish around; now and then one row in place of all."""
     order = draw(st.permutations(range(a.ndim)))
     steps = [draw(st.integers(1, 3)) for _ in order]
     ways = [draw(st.sampled_from([1, 1, -1])) for _ in order]
@@ -622,6 +545,8 @@ def layouts(draw: Callable, a: np.ndarray) -> np.ndarray:
             strides[k] *= -1
         if a.shape[k] == 1:  # numpy gives such an axis any stride
             strides[k] = draw(st.sampled_from([0, 2**62, -(2**63), strides[k]]))
+    if ways[0] > 0 and draw(st.integers(0, 9)) == 9:
+        strides[0] = 0
     memory = np.resize(np.array([0xA5, 0x7F, 0xC0, 0xFF, 1], np.uint8), reach + 16)
     out = np.ndarray(a.shape, a.dtype, memory, start, strides)
     out[...] = a
@@ -671,7 +596,7 @@ def batches(draw: Callable) -> dict[str, Any]:
         "lut": draw(layouts(some(rng, (B, 3, 256), draw(shares)))),
         "depth_scale": draw(st.sampled_from([1000.0, 256.0, 0.37, 1e-30, 1e30])),
         "logs": LOGS[:: draw(st.sampled_from([1, -1]))],
-        "mode": draw(st.sampled_from(MODES)), "threads": draw(st.integers(1, 4)),
+        "mode": draw(st.sampled_from(MODES)), "threads": draw(st.sampled_from([1, 2, 3, 64])),
         "out": outputs(B, canvas, net, draw(inside)),
     }  # fmt: skip
 
@@ -692,6 +617,17 @@ def test_any_batch_has_the_twins_bits_and_touches_nothing_else(case: dict, isa: 
         assert a.tobytes() == want[name].tobytes(), name
         assert (around[name][:32] == 0x5A).all() and (around[name][-32:] == 0x5A).all()
     assert all(np.array_equal(a, b) for a, b in zip(read, before))
+
+
+@searched
+@given(st.data(), st.sampled_from(ISAS))
+def test_eq8_masked_gradient_equals_the_papers_nan_form(data, isa: str) -> None:
+    litedepth_kernels.set_isa(isa)
+    rng = np.random.default_rng(data.draw(seeds))
+    d = some(rng, (data.draw(sides), data.draw(widths)), data.draw(shares))
+    d = data.draw(layouts(d))
+    for a, b in zip(gradient(litedepth_kernels, d), gradient(twin, d)):
+        assert_same_bits(a, b)
 
 
 # Threads, forks and exits ------------------------------------------------------------------------
@@ -726,16 +662,10 @@ want = run(litedepth_kernels, args, threads=1)
 def same():
     out = run(litedepth_kernels, args)
     return all(a.tobytes() == want[name].tobytes() for name, a in out.items())
-assert same()
-{body}
-print("done")
-"""
-ENDS = {
-    "exit": "",
-    "fork": """
 def started():
     return len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 3
 
+assert same()
 for end in (os._exit, sys.exit):  # a child, and its child, run threads of their own
     child = os.fork()
     if child == 0:
@@ -747,20 +677,17 @@ for end in (os._exit, sys.exit):  # a child, and its child, run threads of their
         end(0 if ok else 3)
     assert os.waitpid(child, 0)[1] == 0
 assert same()
-""",
-    "thread": """
-threading.Thread(target=lambda: [same() for _ in range(50)]).start()
-""",
-}
+threading.Thread(target=lambda: [same() for _ in range(50)]).start()  # on as the script ends
+print("done")
+"""
 
 
-@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_pool_survives_forks_and_ends_with_the_interpreter(end: str) -> None:
-    script = SCRIPT.format(path=sys.path, body=ENDS[end])
+def test_pool_survives_forks_and_ends_with_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-c", SCRIPT.format(path=sys.path)], capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
@@ -800,9 +727,7 @@ def test_errors_of_every_array(name: str) -> None:
         assert says(TypeError, swapped).startswith(f"{name}: expected dtype {a.dtype}, got >")
     assert says(TypeError, [1]) == f"{name}: expected an array, got list"
     assert says(ValueError, a[None]).startswith(f"{name}: expected shape ")
-    assert says(ValueError, a[None]).endswith(f"got {a[None].shape}")
-    longer = np.concatenate([a, a[:1]])
-    refused = says(ValueError, longer)  # a longer affine is right, and all others are too short
+    refused = says(ValueError, np.concatenate([a, a[:1]]))  # a longer affine: all else is too short
     assert refused.startswith("crop: " if name == "affine" else f"{name}: expected shape (")
     if written:
         frozen = a.copy()
@@ -812,125 +737,69 @@ def test_errors_of_every_array(name: str) -> None:
             start = f"{name}: an output must lie in C order and aligned, got strides {bad.strides}"
             assert says(ValueError, bad).startswith(start)
         if a.itemsize > 1:
-            assert "aligned" in says(ValueError, laid_out(a, "unaligned"))
+            assert "aligned" in says(ValueError, unaligned(a))
 
 
 def test_errors_name_the_sample_and_the_sizes() -> None:
     args = arguments(3)
-
-    def says(kind: type, name: str, b: int, value: object) -> str:
-        changed = [value if k == b else old for k, old in enumerate(args[name])]
-        return batch_refusal(kind, args, **{name: changed})
-
-    rgb, depth = args["rgb"][2], args["depth"][2]
-    for name in ("rgb", "depth"):
-        said = batch_refusal(ValueError, args, **{name: args[name][:2]})
-        assert said == f"{name}: expected 3 arrays (the length of affine), got 2"
-        said = batch_refusal(TypeError, args, **{name: 7})
-        assert said == f"{name}: expected a list of arrays, got int"
-    want = "depth[1]: expected shape (37, 53), got (37, 52)"
-    assert says(ValueError, "depth", 1, depth[:, 1:]) == want
-    want = "rgb[2]: expected shape (any, any, 3), got (37, 53, 2)"
-    assert says(ValueError, "rgb", 2, rgb[..., :2]) == want
-    want = "depth[2]: expected dtype uint16, got int32"
-    assert says(TypeError, "depth", 2, depth.astype(np.int32)) == want
-    assert says(TypeError, "rgb", 1, None) == "rgb[1]: expected an array, got NoneType"
-    want = "rgb[0]: every side must be in 1..1048576, got shape (0, 53, 3)"
-    assert says(ValueError, "rgb", 0, rgb[:0]) == want
+    rgb, depth = args["rgb"], args["depth"]
+    far = np.lib.stride_tricks.as_strided(np.zeros(9, np.uint16), (37, 53), (2**26, 2))
+    big, out = np.zeros((3, 1, 38, 7), np.float32), args["out"]
+    few = {name: a for name, a in out.items() if name not in ("grad_y", "cell_n")}
+    same = np.zeros(out["grad_x"].size + 1, np.float32)
+    one, two = same[:-1].reshape(3, 1, 5, 7), same[1:].reshape(3, 1, 5, 7)
+    masks = rgb[1].reshape(-1)[-105:].view(bool).reshape(3, 1, 5, 7)
+    for changes, said in (
+        ({"rgb": rgb[:2]}, "rgb: expected 3 arrays (the length of affine), got 2"),
+        ({"depth": [depth[0], depth[1][:, 1:], depth[2]]},
+         "depth[1]: expected shape (37, 53), got (37, 52)"),
+        ({"rgb": [*rgb[:2], rgb[2][..., :2]]},
+         "rgb[2]: expected shape (any, any, 3), got (37, 53, 2)"),
+        ({"rgb": [rgb[0][:0], *rgb[1:]]},
+         "rgb[0]: every side must be in 1..1048576, got shape (0, 53, 3)"),
+        ({"depth": [far] * 3}, "depth[0]: spans more than 2 GB"),
+        ({"out_depth_low": big},
+         "depth_low: shape (38, 7) is larger than that of depth, (37, 53)"),
+        ({"out_cell_M2": big}, "cell_M2: expected shape (3, 1, 5, 7), got (3, 1, 38, 7)"),
+        ({"mode": "area"}, "mode: expected 'cell', 'nearest' or 'bilinear', got 'area'"),
+        ({"threads": 0}, "threads: expected 1 or more, got 0"),
+        ({"rgb": None}, "out: unknown 'image' (rgb is None)"),
+        ({"out_grad_x": one, "out_grad_y": two}, "grad_y: the output of shape (3, 1, 5, 7) shares "
+         "memory with grad_x of shape (3, 1, 5, 7)"),
+        ({"out_M_x": masks}, "M_x: the output of shape (3, 1, 5, 7) shares memory with rgb[1] of "
+         "shape (37, 53, 3)"),
+    ):  # fmt: skip
+        assert batch_refusal(ValueError, args, **changes) == said
+    assert batch_refusal(ValueError, args | {"out": few}) == "out: missing 'grad_y' 'cell_n'"
     for size in ((0, 8), (38, 8), (5, 54), (-1, 8), (2**40, 1)):
         said = batch_refusal(ValueError, args, crop=np.array([(5, 5), size, (5, 5)]))
         assert said == f"crop[1]: expected 1..37 by 1..53 (the canvas, depth), got {size}"
-
-
-def test_errors_of_the_other_arguments() -> None:
-    args = arguments(3)
-    big = np.zeros((3, 1, 38, 7), np.float32)
-    said = batch_refusal(ValueError, args, out_depth_low=big)
-    assert said == "depth_low: shape (38, 7) is larger than that of depth, (37, 53)"
-    said = batch_refusal(ValueError, args, out_cell_M2=big)
-    assert said == "cell_M2: expected shape (3, 1, 5, 7), got (3, 1, 38, 7)"
-    said = batch_refusal(ValueError, args, mode="area")
-    assert said == "mode: expected 'cell', 'nearest' or 'bilinear', got 'area'"
-    said = batch_refusal(ValueError, args, threads=0)
-    assert said == "threads: expected 1 or more, got 0"
-    for scale in (0.0, -1.0, math.nan, math.inf, 1e31, 1e-31):
+    for scale in (0.0, math.nan, math.inf, 1e31):
         said = batch_refusal(ValueError, args, depth_scale=scale)
         assert said == f"depth_scale: expected 1e-30..1e30 sensor units per metre, got {scale!r}"
-    far = np.lib.stride_tricks.as_strided(np.zeros(9, np.uint16), (37, 53), (2**26, 2))
-    said = batch_refusal(ValueError, args, depth=[far] * 3)
-    assert said == "depth[0]: spans more than 2 GB"
 
 
-def test_errors_of_the_names_of_outputs() -> None:
-    args = arguments(1)
-    out = args["out"]
-    few = {name: a for name, a in out.items() if name not in ("grad_y", "cell_n")}
-    assert batch_refusal(ValueError, args | {"out": few}) == "out: missing 'grad_y' 'cell_n'"
-    assert batch_refusal(ValueError, args, out_low=out["depth_low"]) == "out: unknown 'low'"
-    assert batch_refusal(ValueError, args, rgb=None) == "out: unknown 'image' (rgb is None)"
-    few = {name: a for name, a in out.items() if name != "image"}
-    assert batch_refusal(ValueError, args | {"out": few}) == "out: missing 'image'"
-
-
-def test_an_output_in_the_memory_of_another_argument_is_refused() -> None:
-    args = arguments(2)
-    out, taken = args["out"], np.zeros(args["out"]["grad_x"].size + 1, np.float32)
-    first, second = taken[:-1].reshape(2, 1, 5, 7), taken[1:].reshape(2, 1, 5, 7)
-    said = batch_refusal(ValueError, args, out_grad_x=first, out_grad_y=second)
-    assert said == ("grad_y: the output of shape (2, 1, 5, 7) shares memory with grad_x of shape "
-                    "(2, 1, 5, 7)")  # fmt: skip
-    masks = args["rgb"][1].reshape(-1)[-70:].view(bool).reshape(2, 1, 5, 7)
-    said = batch_refusal(ValueError, args, out_M_x=masks)
-    assert said.startswith("M_x: the output of shape (2, 1, 5, 7) shares memory with rgb[1] of")
-    both = np.zeros(2 * out["cell_n"].size, np.float32)  # one behind the other is no overlap
-    n, mean = both[:70].reshape(2, 1, 5, 7), both[70:].reshape(2, 1, 5, 7)
-    assert_agree(args | {"out": out | {"cell_n": n, "cell_mean": mean}})
-    litedepth_kernels.r2_batch(**args | {"out": out | {"cell_n": n, "cell_mean": mean}})
-
-
-def test_errors_of_the_masked_gradient() -> None:
+def test_errors_of_the_other_kernels() -> None:
     d, (grad_x, grad_y, M_x, M_y) = np.ones((6, 8), np.float32), gradient(twin, np.ones((6, 8)))
     call = litedepth_kernels.masked_gradient
-    said = refusal(TypeError, call, d.astype(float), grad_x, grad_y, M_x, M_y)
-    assert said == "d: expected dtype float32, got float64"
     said = refusal(ValueError, call, d, grad_x, grad_y[:5], M_x, M_y)
     assert said == "grad_y: expected shape (6, 8), got (5, 8)"
-    said = refusal(ValueError, call, d[0], grad_x, grad_y, M_x, M_y)
-    assert said == "d: expected shape (any, any), got (8,)"
     said = refusal(ValueError, call, d, d, grad_y, M_x, M_y)
     assert said == "grad_x: the output of shape (6, 8) shares memory with d of shape (6, 8)"
-
-
-def test_errors_of_robust_cells() -> None:
     d_hat, d = np.ones((2, 1, 7, 9), np.float32), np.ones((2, 1, 97, 131), np.float32)
-    assert refusal(TypeError, robust, d_hat, d.astype(float)) == (
-        "d: expected dtype float32, got float64"
-    )
-    assert refusal(ValueError, robust, d_hat, d[:1]) == (
-        "d: expected shape (2, 1, any, any), got (1, 1, 97, 131)"
-    )
+    said = refusal(ValueError, robust, d_hat, d[:1])
+    assert said == "d: expected shape (2, 1, any, any), got (1, 1, 97, 131)"
     rho, slope, count = robust(d_hat, d)
     call = litedepth_kernels.robust_cells
-    assert refusal(ValueError, call, d_hat, d, 1.0, 2.0, 1, rho[:1], slope, count) == (
-        "rho: expected shape (2, 1, 7, 9), got (1, 1, 7, 9)"
-    )
-    for alpha in (0.0, 1.5, -2.0, math.inf, math.nan):
-        assert refusal(ValueError, robust, d_hat, d, alpha) == (
-            "alpha: 1 or 2; others take the PyTorch form"
-        )
-    for c in (0.0, -1.0, math.nan, math.inf):
-        assert refusal(ValueError, robust, d_hat, d, c=c).startswith("c: expected 1e-30..1e30 metr")
-    said = refusal(ValueError, robust, d_hat, d, threads=0)
-    assert said == "threads: expected 1 or more, got 0"
-
-
-def test_set_isa_names_what_there_is() -> None:
+    said = refusal(ValueError, call, d_hat, d, 1.0, 2.0, 1, rho[:1], slope, count)
+    assert said == "rho: expected shape (2, 1, 7, 9), got (1, 1, 7, 9)"
+    said = refusal(ValueError, robust, d_hat, d, 1.5)
+    assert said == "alpha: 1 or 2; others take the PyTorch form"
+    assert refusal(ValueError, robust, d_hat, d, c=0.0).startswith("c: expected 1e-30..1e30 metr")
     said = refusal(ValueError, litedepth_kernels.set_isa, "sse9")
-    have = ", ".join(f"'{isa}'" for isa in ISAS)
-    assert said == f"name: this processor runs {have}, got 'sse9'"
+    assert said == f"name: this processor runs {str(ISAS)[1:-1]}, got 'sse9'"
 
 
 def test_kernels_name_their_version() -> None:
     project = Path(__file__).resolve().parent.parent / "csrc" / "pyproject.toml"
     assert f'version = "{litedepth_kernels.__version__}"' in project.read_text()
-    assert re.fullmatch(r"0\.2\.\d+", litedepth_kernels.__version__)

@@ -24,7 +24,7 @@ from conftest import rgbd_picture
 import distill
 import train
 from plumbing.checkpoints import read_checkpoint
-from plumbing.pairs import DataError, Pair, list_pairs
+from plumbing.pairs import Pair, list_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a process has of /proc/self. `seconds`: since its start, without those in which it could have
@@ -227,20 +227,7 @@ def test_a_list_gives_the_pairs_that_a_look_for_every_file_gives(odd, monkeypatc
     ]
 
 
-@pytest.mark.parametrize("name", ["a/rgb/2.jpg", "a/rgb", "a/b/", "c/1.jpg", "a/rgb/1.jpg/x", "."])
-def test_a_list_still_names_what_is_no_file(odd, name):
-    (odd / "a/rgb/dangling.jpg").symlink_to(odd / "nowhere")
-    with (odd / "train.txt").open("a") as f:
-        f.write(f"{name} top.png\n")
-    with pytest.raises(DataError) as error:
-        list_pairs(odd, "train")
-    assert str(error.value) == f"{odd / 'train.txt'}:8: no such file: {odd / name}"
-    (odd / "train.txt").write_text("a/rgb/dangling.jpg top.png\n")
-    with pytest.raises(DataError, match="txt:1: no such file: .*dangling.jpg"):
-        list_pairs(odd, "train")
-
-
-# ------------------------------------------------------------------------------- 1, 2 and 4 threads
+# ---------------------------------------------------------------------------------- 1 and 4 threads
 
 UNTIMED = ("images_per_s", "val_s")
 
@@ -297,25 +284,25 @@ def damaged(make_rgbd, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("cache", ["none", "packs"])
-def test_runs_are_the_same_for_1_2_and_4_threads(damaged, tmp_path, cache):
+def test_runs_are_the_same_for_1_and_4_threads(damaged, tmp_path, cache):
     """Weights, moments of Adam, generators and log; and the packs, each made by so many threads."""
     runs = []
-    for workers in ("1", "2", "4"):
+    for workers in ("1", "4"):
         where = cache if cache == "none" else str(tmp_path / f"packs_{workers}")
         runs.append(trained(
             train.main, damaged, tmp_path / workers, "--epochs", "2", "--workers", workers,
             "--cache", where, "--skip_bad",
         ))  # fmt: skip
-        same(runs[0], runs[-1], workers)
+    same(*runs)
     checkpoint, rows = runs[0]
     assert [row["skipped_pairs"] for row in rows] == [2, 2]
     assert checkpoint["step"] == (6 if cache == "none" else 4)  # of 13 pairs, or the 11 whole ones
     for name in ("rgb", "depth", "K"):
         packs = [path.read_bytes() for path in sorted(tmp_path.glob(f"packs_*/*/{name}.npy"))]
-        assert len(packs) == (0 if cache == "none" else 3) and len(set(packs)) <= 1
+        assert len(packs) == (0 if cache == "none" else 2) and len(set(packs)) <= 1
 
 
-def test_another_models_depth_teaches_the_same_for_1_2_and_4_threads(damaged, tmp_path):
+def test_another_models_depth_teaches_the_same_for_1_and_4_threads(damaged, tmp_path):
     how = ["--epochs", "1", "--skip_bad", "--student", "none"]
     how += ["--teacher_depth", str(damaged / "maps")]
     runs = [
@@ -323,11 +310,10 @@ def test_another_models_depth_teaches_the_same_for_1_2_and_4_threads(damaged, tm
             distill.main, damaged, tmp_path / workers, *how, "--workers", workers,
             "--cache", str(tmp_path / f"packs_{workers}"),
         )
-        for workers in ("1", "2", "4")
+        for workers in ("1", "4")
     ]  # fmt: skip
     assert any(k.startswith("teacher") and v > 0 for k, v in runs[0][1][0].items()), runs[0][1]
-    for k, other in enumerate(runs):
-        same(runs[0], other, str(k))
+    same(*runs)
 
 
 # ------------------------------------------------------------------------------------------ a soak
@@ -350,7 +336,7 @@ sys.exit(run_main(train.main, "train.py"))
 @proc
 def test_a_soak_leaves_memory_files_and_threads_alone(make_rgbd, tmp_path, request, capsys):
     """Steps, epochs, validations, checkpoints and pictures out of the packed cache, again and
-    again: what the process holds after the first fifth it holds at the end."""
+    again: what the process holds after the first half it holds at the end."""
     steps = request.config.getoption("--soak") or 150
     epoch = 5 if steps < 2000 else 40  # steps: a short soak has 30 epochs too
     root = make_rgbd(tmp_path / "set", train=4 * epoch, val=4, size=(64, 96))
@@ -364,7 +350,7 @@ def test_a_soak_leaves_memory_files_and_threads_alone(make_rgbd, tmp_path, reque
     taken = [s["step"] for s in samples]
     assert taken == list(range(every, steps // epoch * epoch + 1, every))
     assert all(s["finite"] for s in samples)
-    settled = samples[len(samples) // 5 :]
+    settled = samples[len(samples) // 2 :]
     quarter = len(settled) // 4
     first, last = settled[:quarter], settled[-quarter:]
     held = [statistics.median(s["rss"] for s in part) for part in (first, last)]

@@ -7,20 +7,18 @@ import json
 import os
 import re
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import rgbd_picture
+from conftest import lines_of, rgbd_picture, write
 
 import plumbing.batches
 import plumbing.pairs
 from plumbing.batches import Reader, Reading, open_reader
-from plumbing.files import natural, notice
+from plumbing.files import notice
 from plumbing.pairs import (
     CHECKED_FILES,
     SAMPLED_FILES,
@@ -41,21 +39,10 @@ from plumbing.pairs import (
     teacher_maps,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = (96, 128)  # of the tiny pictures
 K0 = (110.0, 110.0, 60.0, 50.0)
 SOURCE = Source(image_size=SIZE, intrinsics=K0)
 FROM_FILES = Reading(workers=2, cache="none", ram_cache=0.0)
-
-
-def lines_of(text: str, start: str = "note: ") -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(start)]
-
-
-def write(path: Path, picture: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), picture)
-    return path
 
 
 def pair_of(root: Path, bgr: np.ndarray, depth: np.ndarray, suffix: str = ".png") -> Pair:
@@ -135,24 +122,15 @@ def test_sec41_val_falls_back_to_local_val(tmp_path, make_rgbd):
 
 
 def test_sec41_pairs_go_by_stem_in_natural_order(tmp_path):
-    names = ["sample_10", "sample_2", "sample_1", "b", "sample_2b"]
+    names = ["sample_10", "x²", "sample_2", "sample_1", "b", "sample_2b"]
     for name in names:
         write(tmp_path / f"train/rgb/{name}.JPG", np.full((64, 64, 3), 9, np.uint8))
     for name in reversed(names):
         write(tmp_path / f"train/depth/{name}.png", np.full((64, 64), 9, np.uint16))
     (tmp_path / "train/rgb/.hidden.jpg").write_bytes(b"")
     (tmp_path / "train/rgb/Thumbs.db").write_bytes(b"")
-    order = ["b", "sample_1", "sample_2", "sample_2b", "sample_10"]
+    order = ["b", "sample_1", "sample_2", "sample_2b", "sample_10", "x²"]
     assert stems(list_pairs(tmp_path, "train")) == order
-
-
-def test_sec41_natural_order_is_total_and_takes_any_name():
-    assert sorted(["1", "01", "001"], key=natural) == sorted(
-        ["01", "001", "1"], key=natural
-    )
-    assert sorted(["x²", "²", "10", "9", "a", "3a", "3"], key=natural) == [
-        "3", "3a", "9", "10", "a", "x²", "²",
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("missing", ["rgb/sample_3.png", "depth/sample_3.png"])
@@ -180,13 +158,6 @@ def test_sec41_complaints_are_collected_and_the_rest_is_returned(tmp_path, make_
     told.clear()
     assert list_pairs(root, "train", lambda *complaint: told.append(complaint)) == []
     assert [check for check, *_ in told] == ["list", "missing file", "empty split"]
-
-
-def test_sec41_a_stem_that_occurs_twice(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path)
-    write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
-    with pytest.raises(DataError, match="sample_4.*sample_4.*two files of one name"):
-        list_pairs(root, "train")
 
 
 def test_sec41_a_scene_without_depth_folder(tmp_path, make_rgbd):
@@ -255,8 +226,10 @@ def test_sec41_K_scales_about_the_corner_of_the_first_pixel():
     assert both.tolist() == [[1000, 200, 1.5, 119.5], [2, 0.5, -0.5, -0.5]]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-@pytest.mark.parametrize("stored, depth_at", [((240, 300), (240, 300)), ((64, 100), (128, 200))])
+@pytest.mark.parametrize(
+    "suffix, stored, depth_at",
+    [(".png", (240, 300), (240, 300)), (".jpg", (64, 100), (128, 200))],
+)
 def test_sec41_image_size_moves_picture_depth_and_K_together(tmp_path, suffix, stored, depth_at):
     """A ball in the world: where K projects it is where picture and depth show it."""
     fx, fy, cx, cy = K = (stored[1] * 0.8, stored[0] * 0.9, stored[1] * 0.45, stored[0] * 0.55)
@@ -403,7 +376,6 @@ def all_holes(root: Path) -> None:
 
 RGB, DEPTH = "train/rgb/sample_4.png", "train/depth/sample_4.png"
 U8, U16 = np.ones(SIZE, np.uint8), np.ones(SIZE, np.uint16)
-U8, U16 = np.ones(SIZE, np.uint8), np.ones(SIZE, np.uint16)
 BAD_FILES = {
     "pair without rgb": (lambda r: (r / RGB).unlink(), "train: .*sample_4.*Rename or remove"),
     "pair without depth": (lambda r: (r / DEPTH).unlink(), "train: .*sample_4.*Rename or remove"),
@@ -414,16 +386,10 @@ BAD_FILES = {
     "colour depth": (
         lambda r: write(r / DEPTH, np.dstack([U8] * 3)), "depth/sample_4.png.*3 channels.*raw",
     ),
-    "16-bit colour depth": (
-        lambda r: write(r / DEPTH, np.dstack([U16] * 3)), "depth/sample_4.png.*3 channels.*raw",
-    ),
     "depth as rgb": (lambda r: write(r / RGB, U16), "rgb/sample_4.png.*16-bit gray.*swapped"),
     "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
-    "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
-    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file; "),
-    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file; "),
+    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file"),
     "JPEG cut": (lambda r: save_jpeg(r, 0.9), "rgb/sample_4.jpg: cut short.*copy it anew"),
-    "JPEG header cut": (lambda r: save_jpeg(r, 0.02), "rgb/sample_4.jpg: .*copy it anew"),
     "PNG cut": (lambda r: cut(r / RGB), "rgb/sample_4.png: cut short.*copy it anew"),
     "PNG depth cut": (lambda r: cut(r / DEPTH, 0.99), "depth/sample_4.png: cut short.*copy it"),
     "tiny picture": (
@@ -473,7 +439,7 @@ def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
     for data in (str(tmp_path / "nowhere"), __file__):
         with pytest.raises(DataError, match=f"--data {data}: no such folder.*synthetic:512"):
             resolve(data)
-    for n in ("0", "x", "", "-3", "1.5", "\u00b2", "00"):
+    for n in ("0", "", "-3", "1.5"):
         with pytest.raises(DataError, match=f"synthetic:{n}: give a positive number"):
             resolve(f"synthetic:{n}")
     with pytest.raises(DataError, match="no split 'aaaa"):
@@ -486,15 +452,13 @@ def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not readable as JSON"), ("[1]", "expected an object"), ("\ufffe", "as JSON"),
+        ("{", "not readable as JSON"), ("[1]", "expected an object"),
         ('{"fx": 1, "cx": 1, "cy": 1}', "expected numbers fx, fy.*'fy'"),
-        ('{"fx": 1, "fy": "wide", "cx": 1, "cy": 1}', "expected numbers fx, fy"),
         ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 0}', "expected numbers.*width"),
         ('{"fx": -1, "fy": 1, "cx": 1, "cy": 1}', r"impossible intrinsics .*\[-1\.0, 1"),
         ('{"fx": 1, "fy": NaN, "cx": 1, "cy": 1}', "impossible intrinsics"),
         ('{"frames": 5}', "expected an object"),
         ('{"frames": {"sample_0": {"fx": 1, "fy": 1, "cx": 1, "cy": 1}}}', "frame 'sample_1'"),
-        ('{"frames": {"sample_0": 5}}', "frame 'sample_0'"),
     ],
 )  # fmt: skip
 def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, content, message):
@@ -505,24 +469,6 @@ def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, content, me
     assert str(path) in text and re.search(message, text), text
 
 
-def test_sec41_cv2_reads_a_jpeg_cut_short_without_complaint(tmp_path):
-    """Why end marks are looked at: what follows the cut is grey."""
-    bgr = cv2.imread(str(write(tmp_path / "a.png", np.full((96, 128, 3), 250, np.uint8))))
-    bgr[::2, ::2] = np.random.default_rng(0).integers(0, 256, (48, 64, 3))
-    path = write(tmp_path / "a.jpg", bgr)
-    whole = cv2.imread(str(path)).astype(int)
-    cut(path)
-    read = cv2.imread(str(path))
-    assert read.shape == bgr.shape
-    assert np.abs(read - whole)[:16].max() == 0 and np.abs(read - whole)[-24:].mean() > 30
-    depth = write(tmp_path / "a_depth.png", U16)
-    pair = Pair(path, depth, "", tmp_path)
-    for refuse in (lambda: check_files([pair]), lambda: read_pair(pair, SIZE, K0, {})):
-        with pytest.raises(DataError, match="a.jpg: cut short"):
-            refuse()
-
-
-# Sec. 4.1: files that go bad while training ------------------------------------------------------
 # Sec. 4.1: files that go bad while training ------------------------------------------------------
 
 
@@ -542,18 +488,20 @@ def make_reader():
 
 
 def test_sec41_a_pair_that_goes_bad_ends_the_run_or_is_named_once_and_replaced(
-    tmp_path, make_rgbd, make_reader, capsys
+    tmp_path, make_rgbd, make_reader, capsys, monkeypatch
 ):
+    """Also where two threads meet it: one as its own, one in place of the pair before."""
     root = make_rgbd(tmp_path)
     pairs = open_split(root, "train", 1000.0)
     capsys.readouterr()
-    (root / "train/rgb/sample_2.png").unlink()
+    (root / "train/rgb/sample_4.png").unlink()
     cut(root / "train/depth/sample_7.png")
     write(root / "train/depth/sample_5.png", U8)
-    with pytest.raises(DataError, match=r"sample_2.png: cannot be read .*\(--skip_bad goes on"):
-        make_reader(pairs).samples([1, 2])
-    reader = make_reader(pairs, skip_bad=True)
-    swap = {2: 3, 5: 6, 7: 0}  # the pair after it, and the first one after the last
+    with pytest.raises(DataError, match=r"sample_4.png: cannot be read .*\(--skip_bad goes on"):
+        make_reader(pairs).samples([1, 4])
+    monkeypatch.setattr(plumbing.batches, "notice", lambda text: time.sleep(0.01) or notice(text))
+    reader = make_reader(pairs, skip_bad=True, workers=8)
+    swap = {4: 6, 5: 6, 7: 0}  # the pair after it, and the first one after the last
     for _ in range(3):
         index, samples = reader.samples(range(8))
         assert index.tolist() == [swap.get(k, k) for k in range(8)]
@@ -561,25 +509,9 @@ def test_sec41_a_pair_that_goes_bad_ends_the_run_or_is_named_once_and_replaced(
             np.testing.assert_array_equal(sample.depth, truth_of(pairs[k]))
     notes = lines_of(capsys.readouterr().err)
     assert len(notes) == 3 and all(n.startswith("note: skipped: ") for n in notes)
-    assert sorted(Path(name).stem[-1] for name in reader.failed) == ["2", "5", "7"]
-    for text in ("rgb/sample_2.png: cannot be r", "sample_5.png: depth is 8", "sample_7.png: cut"):
+    assert sorted(Path(name).stem[-1] for name in reader.failed) == ["4", "5", "7"]
+    for text in ("rgb/sample_4.png: cannot be r", "sample_5.png: depth is 8", "sample_7.png: cut"):
         assert sum(text in n for n in notes) == 1
-
-
-def test_sec41_neighbours_that_go_bad_are_named_once_each(
-    tmp_path, make_rgbd, make_reader, capsys, monkeypatch
-):
-    """Two threads meet the same bad pair: one as its own, one in place of the pair before."""
-    pairs = list_pairs(make_rgbd(tmp_path), "train")
-    for k in (2, 3, 4, 5):
-        pairs[k].rgb.unlink()
-    monkeypatch.setattr(
-        plumbing.batches, "notice", lambda text: time.sleep(0.01) or notice(text)
-    )
-    for _ in range(5):
-        reader = make_reader(pairs, skip_bad=True, workers=8)
-        reader.samples(range(8))
-        assert len(lines_of(capsys.readouterr().err)) == len(reader.failed) == 4
 
 
 def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_reader):
@@ -590,38 +522,22 @@ def test_sec41_when_nothing_can_be_read_any_more(tmp_path, make_rgbd, make_reade
         make_reader(pairs, skip_bad=True).samples([0])
 
 
-@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize("share, reads", [(100, 8), (0, 16), (3.5, 13)])
 def test_sec41_decoded_pairs_are_kept_while_there_is_room(
-    tmp_path, pairs, make_reader, monkeypatch, share, reads, taught
+    tmp_path, pairs, make_reader, monkeypatch, share, reads
 ):
     calls = []
     monkeypatch.setattr(
         plumbing.batches, "read_pair", lambda *a: calls.append(1) or read_pair(*a)
     )
-    maps = [save(tmp_path / "a.npy", np.ones(SIZE))] * 8 if taught else None
-    each = (7 if taught else 5) * SIZE[0] * SIZE[1] + 32
+    maps = [save(tmp_path / "a.npy", np.ones(SIZE))] * 8
+    each = 7 * SIZE[0] * SIZE[1] + 32
     reader = make_reader(pairs, maps, ram_cache=share * each / 1e9, workers=1)
     first, second = reader.samples(range(8))[1], reader.samples(range(8))[1]
     for one, two in zip(first, second):
-        for name in ("rgb", "depth", "K") + taught * ("teacher",):
-            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        for a, b in zip(one, two):
+            np.testing.assert_array_equal(a, b)
     assert len(calls) == reads
-
-
-def test_sec41_refusals_of_the_script_exit_with_2(tmp_path, make_rgbd):
-    root = make_rgbd(tmp_path / "set", train=6, val=1)
-    save_jpeg(root, 0.9)
-    command = [
-        sys.executable, str(ROOT / "train.py"), "--data", str(root), "--out", str(tmp_path / "out"),
-        "--image_size", "96x128", "--size", "64x96", "--crops", "none", "--pretrained", "none",
-        "--device", "cpu",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    (line,) = lines_of(done.stderr, "train.py: error: ")
-    assert "sample_4.jpg: cut short" in line and "--skip_bad" in line
-    assert done.stderr.splitlines()[-1] == line and not (tmp_path / "out").exists()
 
 
 # depths of another model, in the holes -----------------------------------------------------------
@@ -644,13 +560,8 @@ def test_teacher_npy_in_metres_equals_png_in_millimetres(tmp_path, form):
     for path in (write(tmp_path / "a.png", mm), save(tmp_path / "a.npy", FORMS[form](mm))):
         read = read_teacher(path, SIZE, 1000.0)
         assert read.dtype == np.uint16 and read.flags.c_contiguous and (read == mm).all()
-
-
-def test_teacher_npy_is_metres_at_any_depth_scale(tmp_path):
-    for dtype in (np.float16, np.float32, np.float64):
-        path = save(tmp_path / "a.npy", np.full(SIZE, 3.25, dtype))
-        for scale in (1000.0, 256.0, 5000.0):
-            assert (read_teacher(path, SIZE, scale) == 3.25 * scale).all()
+    path = save(tmp_path / "a.npy", np.full(SIZE, 3.25, np.float16))  # at any depth_scale
+    assert (read_teacher(path, SIZE, 256.0) == 3.25 * 256).all()
 
 
 def test_teacher_depths_that_do_not_fit_are_holes(tmp_path):
@@ -687,31 +598,21 @@ def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path):
 BAD_MAPS = {
     "8-bit png": ("png", lambda p: write(p, U8), "depth as uint8: save metres as a float32 .npy"),
     "colour png": ("png", lambda p: write(p, np.dstack([U16] * 3)), r"shape \(96, 128, 3\): one"),
-    "jpeg as png": (
-        "png", lambda p: write(p.with_suffix(".jpg"), U8).rename(p), "depth as uint8: save metres",
-    ),
     "text as png": ("png", lambda p: p.write_text("hello" * 99), "not a JPEG or PNG file; convert"),
-    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file; "),
+    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file"),
     "png cut": ("png", lambda p: cut(write(p, U16), 0.9), "cut short.*copy it anew"),
     "png of another aspect": (
         "png", lambda p: write(p, U16[:, :96]), "is 96x96, its picture 96x128: another aspect; br",
     ),
     "text as npy": ("npy", lambda p: p.write_text("hello" * 99), "not a whole .npy .*write it ane"),
-    "empty npy": ("npy", lambda p: p.write_bytes(b""), "not a whole .npy .*write it anew"),
     "npy cut": ("npy", lambda p: cut(save(p, U16), 0.9), "not a whole .npy .*write it anew"),
     "npz as npy": (
         "npy", lambda p: (np.savez(p.with_suffix(".npz"), U16), p.with_suffix(".npz").rename(p)),
         "not a whole .npy .*write it anew",
     ),
-    "broken header": (
-        "npy", lambda p: p.write_bytes(save(p, U16).read_bytes().replace(b"}", b"(")),
-        "not a whole .npy .*write it anew",
-    ),
     "pickled": ("npy", lambda p: save(p, np.array([{}])), "not a whole .npy .*allow_pickle=False"),
-    "a folder": ("npy", lambda p: p.mkdir(), "cannot be read"),
     "no file": ("npy", lambda p: None, "cannot be read .No such file"),
     "stack": ("npy", lambda p: save(p, np.ones((3, *SIZE))), r"shape \(3, 96, 128\): one depth"),
-    "row": ("npy", lambda p: save(p, np.ones(96)), r"shape \(96,\): one depth map"),
     "nothing": ("npy", lambda p: save(p, np.ones((0, 128))), r"shape \(0, 128\): one depth map"),
     "npy of another aspect": (
         "npy", lambda p: save(p, np.ones((96, 126))), "is 96x126, its picture 96x128: another asp",
@@ -719,7 +620,7 @@ BAD_MAPS = {
     **{
         name: ("npy", lambda p, name=name: save(p, np.ones(SIZE, name)),
                f"depth as {name}: save metres as a float32 .npy")
-        for name in ("uint8", "int16", "int32", "uint32", "int64", "bool", "complex64")
+        for name in ("uint8", "int16", "int64", "bool")
     },
 }  # fmt: skip
 
@@ -734,38 +635,32 @@ def test_teacher_bad_maps_are_refused_in_one_line(tmp_path, name):
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
-def test_teacher_stands_exactly_in_the_holes_of_the_truth(tmp_path, pairs):
+def test_teacher_stands_exactly_in_the_holes_of_the_truth(tmp_path, pairs, make_reader, capsys):
     """And a map that goes bad is named once, and leaves its pair to the truth."""
     maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
     maps[1] = None
-    reader = Reader(pairs, SOURCE, FROM_FILES, maps)
-    for k, sample in enumerate(reader.samples(range(8))[1]):
-        if k == 1:
-            assert sample.teacher is None
-        else:
-            expected = np.where(truth_of(pairs[k]) > 0, 0, 1000 * (k + 1))
-            np.testing.assert_array_equal(sample.teacher, expected)
-    reader.close()
-
-
-def test_teacher_map_that_goes_bad_leaves_its_pair_to_the_truth(tmp_path, pairs, capsys):
-    maps = [save(tmp_path / f"{k}.npy", np.full(SIZE, k + 1.0)) for k in range(8)]
     maps[4].write_bytes(b"")
     maps[6] = write(tmp_path / "6.png", U8)
-    reader = Reader(pairs, SOURCE, FROM_FILES, maps)
+    reader = make_reader(pairs, maps)
     for _ in range(2):
         index, samples = reader.samples(range(8))
-        assert index.tolist() == list(range(8))
-        assert [k for k in range(8) if samples[k].teacher is None] == [4, 6]
-    assert not reader.failed
+        assert index.tolist() == list(range(8)) and not reader.failed
+        for k, sample in enumerate(samples):
+            if k in (1, 4, 6):
+                assert sample.teacher is None
+            else:
+                expected = np.where(truth_of(pairs[k]) > 0, 0, 1000 * (k + 1))
+                np.testing.assert_array_equal(sample.teacher, expected)
     notes = sorted(lines_of(capsys.readouterr().err))
     assert len(notes) == 2 and all(n.startswith("note: teacher_depth: ") for n in notes)
     assert "4.npy: not a whole" in notes[0] and "6.png: a teacher's depth as uint8" in notes[1]
     assert all(n.endswith("(taught by the ground truth alone)") for n in notes)
 
 
-@pytest.mark.parametrize("name", ["{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy"])
-@pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
+@pytest.mark.parametrize("name, layout", [
+    ("{}.npy", "folders"), ("{}.png", "scenes"), ("{}_depth.png", "lists"),
+    ("{}_depth.npy", "scenes"),
+])  # fmt: skip
 def test_teacher_maps_go_by_the_stem_of_the_picture(tmp_path, make_rgbd, capsys, name, layout):
     """Scene folders first, then the flat folder; a list's depths have other names."""
     pairs = list_pairs(make_rgbd(tmp_path / "set", layout), "train")
@@ -820,16 +715,13 @@ def test_teacher_maps_refusals(tmp_path, make_rgbd):
     (tmp_path / "maps/yard").mkdir()
     (tmp_path / "maps/yard/sample_1.npy").touch()
     teacher_maps(pairs, tmp_path / "maps")  # now each has its own
-    # two scenes of one name
-    same = [p._replace(scene="yard") for p in pairs]
-    refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
     # one picture twice, as in a list with repeats, is none of that
     assert teacher_maps([pairs[1], pairs[1]._replace()], tmp_path / "maps") == [flat] * 2
     (tmp_path / "maps/sample_1_depth.png").touch()
     refused(pairs[:4], f"sample_1.npy and sample_1_depth.png for one picture, {pairs[1].rgb}: keep")
 
 
-@pytest.mark.parametrize("factor", [100.0, 190.0, 1.0, 1000.0])
+@pytest.mark.parametrize("factor", [100.0, 190.0, 1.0])
 def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, factor):
     for pair in pairs:
         save(tmp_path / f"{pair.rgb.stem}.npy", truth_of(pair) / 1000 * factor)

@@ -104,18 +104,24 @@ def r2_batch(batch: dict, out: dict, isa: str | None = None) -> None:
     litedepth_kernels.set_isa(before)
 
 
-def numpy_cells(out: dict, b: int) -> np.ndarray:
-    """Eq. 7's cells of metres in plain numpy; cells are 15x16 here. Returns which are depths."""
-    d = out["depth"][b, 0]
-    valid = d > 0
-    x = np.log(np.where(valid, d, 1) + np.float32(EPS))
+def numpy_outputs(image: np.ndarray, depth: np.ndarray, out: dict, b: int) -> None:
+    """All outputs of a coloured image (rows, cols, 3) and a crop's depth, in plain numpy; cells are
+    15x16 here."""
+    (rows, cols, _), (h, w) = image.shape, depth.shape
+    out["image"][b] = 0
+    out["image"][b, :, :rows, :cols] = image.astype(np.float32).transpose(2, 0, 1)
+    out["depth"][b] = 0
+    out["depth"][b, 0, :h, :w] = depth.astype(np.float32) / np.float32(SCALE)
     cells = (LOW[0], SIZE[0] // LOW[0], LOW[1], SIZE[1] // LOW[1])
-    x, there = x.reshape(cells), valid.reshape(cells)
-    n = there.sum((1, 3))
-    mean = (x * there).sum((1, 3)) / np.maximum(n, 1)
-    out["cell_n"][b, 0], out["cell_mean"][b, 0] = n, mean
+    d = out["depth"][b, 0].reshape(cells)
+    there = d > 0
+    x = np.log(np.where(there, d, 1) + np.float32(EPS))
+    n = np.maximum(there.sum((1, 3)), 1)
+    mean = (x * there).sum((1, 3)) / n
+    out["cell_n"][b, 0], out["cell_mean"][b, 0] = there.sum((1, 3)), mean
     out["cell_M2"][b, 0] = (((x - mean[:, None, :, None]) * there) ** 2).sum((1, 3))
-    return there
+    out["depth_low"][b, 0] = d.sum((1, 3)) / n
+    twin.masked_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
 
 
 def cv2_gradient(d: np.ndarray, grad_x, grad_y, M_x, M_y) -> None:
@@ -155,19 +161,10 @@ def shape(batch: dict, b: int) -> tuple[np.ndarray, np.ndarray, int, int]:
 def careful(batch: dict, out: dict) -> None:
     """Careful numpy + OpenCV: crop first, one pass each, no float64, nothing in a Python loop."""
     for b in range(len(batch["rgb"])):
-        small, depth, rows, cols = shape(batch, b)
+        small, depth, _, _ = shape(batch, b)
         lut = batch["lut"][b].T.reshape(1, 256, 3)
         coloured = np.clip(np.rint(lut), 0, 255).astype(np.uint8)
-        image = cv2.LUT(small, coloured).astype(np.float32)
-        out["image"][b] = 0
-        out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
-        h, w = depth.shape
-        out["depth"][b] = 0
-        out["depth"][b, 0, :h, :w] = depth.astype(np.float32) / np.float32(SCALE)
-        there = numpy_cells(out, b)
-        total = out["depth"][b, 0].reshape(there.shape).sum((1, 3))
-        out["depth_low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
-        twin.masked_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
+        numpy_outputs(cv2.LUT(small, coloured), depth, out, b)
 
 
 def strongest(batch: dict, out: dict) -> None:
@@ -219,15 +216,7 @@ def albumented(batch: dict, out: dict) -> None:
         chain = transforms(h, w, A[0, 1] != 0, A[0, 0] < 0)
         both = chain(image=batch["rgb"][b], mask=batch["depth"][b])
         rows, cols = twin.extent((h, w), SIZE, NET)
-        image = cv2.resize(both["image"], (cols, rows)).astype(np.float32)
-        out["image"][b] = 0
-        out["image"][b, :, :rows, :cols] = image.transpose(2, 0, 1)
-        out["depth"][b] = 0
-        out["depth"][b, 0, :h, :w] = both["mask"].astype(np.float32) / np.float32(SCALE)
-        there = numpy_cells(out, b)
-        total = out["depth"][b, 0].reshape(there.shape).sum((1, 3))
-        out["depth_low"][b, 0] = total / np.maximum(out["cell_n"][b, 0], 1)
-        twin.masked_gradient(*(out[k][b, 0] for k in twin.MAPS[:5]))
+        numpy_outputs(cv2.resize(both["image"], (cols, rows)), both["mask"], out, b)
 
 
 def check(work: Work) -> None:
