@@ -242,7 +242,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def open_data(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
     roots = [resolve(place) for place in (args.data, *args.extra_data)]
-    pairs = [pair for root in roots for pair in open_split(root, args.split, args.depth_scale)]
+    # open_reader looks at the files to train on.
+    splits = (open_split(root, args.split, args.depth_scale, check=False) for root in roots)
+    pairs = [pair for split in splits for pair in split]
     if args.val_split == "none":
         return pairs, []
     return pairs, open_split(roots[0], args.val_split, args.depth_scale)
