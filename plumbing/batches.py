@@ -239,7 +239,6 @@ class BatchMemory:
         self._largest, self._pinned = largest, pinned
         self._memory: dict[str, Tensor] = {}
         self._free = None  # the event after which the memory may be written again
-        self._views: dict[tuple, dict[str, Tensor]] = {}
 
     def allocate(self) -> None:
         """Makes the memory when it is first wanted. In the thread that trains: an operation of
@@ -256,13 +255,10 @@ class BatchMemory:
         """The tensors of these shapes; waits until what was in them has been copied."""
         if self._free is not None:
             self._free.synchronize()
-        key = tuple(shape for shape, _ in shapes.values())
-        if key not in self._views:
-            self._views[key] = {
-                name: self._memory[name].view(-1)[: math.prod(shape)].view(shape)
-                for name, (shape, _) in shapes.items()
-            }
-        return self._views[key]
+        return {
+            name: self._memory[name].view(-1)[: math.prod(shape)].view(shape)
+            for name, (shape, _) in shapes.items()
+        }
 
     def upload(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Copies of the tensors on a GPU, without waiting for them."""

@@ -595,15 +595,6 @@ def test_a_packed_map_that_could_not_be_read_is_remembered(reader, tmp_path, cap
         assert text in note
 
 
-def test_an_older_versions_pack_is_named_with_its_size(reader, tmp_path, capsys):
-    old = pack_folder("auto", tmp_path / "set") / "train-96x128-0123abcd.pack"
-    old.write_bytes(bytes(12_345_678))
-    reader()
-    assert f"cache: {old}, 12.3 MB, is of an older version" in capsys.readouterr().out
-    reader()
-    assert "older version" not in capsys.readouterr().out and old.exists()
-
-
 @pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
 def test_the_data_do_not_see_their_cache(make_rgbd, tmp_path, layout):
     root = make_rgbd(tmp_path, layout, train=2, val=2)

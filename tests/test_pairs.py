@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import struct
 import subprocess
@@ -168,18 +167,19 @@ def test_sec41_a_file_missing_in_the_middle_shifts_nothing(tmp_path, make_rgbd, 
 
 
 def test_sec41_complaints_are_collected_and_the_rest_is_returned(tmp_path, make_rgbd):
-    """What the doctor does: all faults at once, each with its kind and its files."""
+    """What the doctor does: all faults at once."""
     root, told = make_rgbd(tmp_path), []
     (root / "train/rgb/sample_3.png").unlink()
     write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
-    pairs = list_pairs(root, "train", lambda check, what, about: told.append((check, list(about))))
+    pairs = list_pairs(root, "train", told.append)
     assert stems(pairs) == [f"sample_{k}" for k in (0, 1, 2, 4, 5, 6, 7)]
-    assert [check for check, _ in told] == ["name twice", "no partner"]
-    assert told[1][1] == [root / "train/depth/sample_3.png"]
+    for what, words in zip(told, ("two files of one name", "without a partner"), strict=True):
+        assert words in what
     (root / "train.txt").write_text("a b c\ntrain/rgb/sample_1.png no.png\n")
     told.clear()
-    assert list_pairs(root, "train", lambda *complaint: told.append(complaint)) == []
-    assert [check for check, *_ in told] == ["list", "missing file", "empty split"]
+    assert list_pairs(root, "train", told.append) == []
+    for what, words in zip(told, ("expected", "no such file", "holds no pair"), strict=True):
+        assert words in what
 
 
 def test_sec41_a_stem_that_occurs_twice(tmp_path, make_rgbd):
@@ -420,8 +420,8 @@ BAD_FILES = {
     "depth as rgb": (lambda r: write(r / RGB, U16), "rgb/sample_4.png.*16-bit gray.*swapped"),
     "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
     "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
-    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file; "),
-    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file; "),
+    "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file, or remove"),
+    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file, or remove"),
     "JPEG cut": (lambda r: save_jpeg(r, 0.9), "rgb/sample_4.jpg: cut short.*copy it anew"),
     "JPEG header cut": (lambda r: save_jpeg(r, 0.02), "rgb/sample_4.jpg: .*copy it anew"),
     "PNG cut": (lambda r: cut(r / RGB), "rgb/sample_4.png: cut short.*copy it anew"),
@@ -469,7 +469,7 @@ def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, name, cach
     assert re.search(message, text), text
 
 
-def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
+def test_sec41_folders_that_are_none(tmp_path):
     for data in (str(tmp_path / "nowhere"), __file__):
         with pytest.raises(DataError, match=f"--data {data}: no such folder.*synthetic:512"):
             resolve(data)
@@ -478,9 +478,6 @@ def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
             resolve(f"synthetic:{n}")
     with pytest.raises(DataError, match="no split 'aaaa"):
         find_split(tmp_path, 300 * "a")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
-    with pytest.raises(DataError, match="the folder may not be looked into"):
-        resolve(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -691,7 +688,7 @@ BAD_MAPS = {
         "png", lambda p: write(p.with_suffix(".jpg"), U8).rename(p), "depth as uint8: save metres",
     ),
     "text as png": ("png", lambda p: p.write_text("hello" * 99), "not a JPEG or PNG file; convert"),
-    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file; "),
+    "empty png": ("png", lambda p: p.write_bytes(b""), "an empty file, or remove"),
     "png cut": ("png", lambda p: cut(write(p, U16), 0.9), "cut short.*copy it anew"),
     "png of another aspect": (
         "png", lambda p: write(p, U16[:, :96]), "is 96x96, its picture 96x128: another aspect; br",
@@ -822,7 +819,7 @@ def test_teacher_maps_refusals(tmp_path, make_rgbd):
     teacher_maps(pairs, tmp_path / "maps")  # now each has its own
     # two scenes of one name
     same = [p._replace(scene="yard") for p in pairs]
-    refused(same, f"{pairs[1].rgb} and {twin} would .* both are of scene 'yard': rename")
+    refused(same, f"{pairs[1].rgb} and {twin} would .*, each of its own name")
     # one picture twice, as in a list with repeats, is none of that
     assert teacher_maps([pairs[1], pairs[1]._replace()], tmp_path / "maps") == [flat] * 2
     (tmp_path / "maps/sample_1_depth.png").touch()
