@@ -256,11 +256,11 @@ class Progress:
             self._meter[k] = self._meter.get(k, 0.0) + torch.where(self._skip > 0, 0.0, v)
         self._meter["skipped_steps"] += self._skip
         self._bar.update()
-        last = self.batch == len(self._loader)
-        if self.step % self._look_every == 0 or last:
+        if self.step % self._look_every == 0 or self.batch == len(self._loader):
             self._check_alive(batch)
-        if self.step % CHECK_EVERY == 0 or last:
-            self._bar.set_postfix(epoch=self.epoch + 1, loss=f"{float(terms['loss']):.3f}")
+            self._bar.set_postfix(
+                epoch=self.epoch + 1, loss=f"{float(terms['loss']):.3f}", refresh=False
+            )
         if world_size() == 1 or self.step % CHECK_EVERY == 0:
             self._stop_if_told()
         old = time.monotonic() - self._saved > 60 * self.flags.save_minutes
