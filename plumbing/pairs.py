@@ -410,7 +410,7 @@ def _read_intrinsics(path: Path) -> dict:
 
 
 def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -> list[Pair]:
-    """list_pairs, check_files, a look at each folder's intrinsics and one at the depths' scale.
+    """list_pairs, check_files, a look at all intrinsics and one at the depths' scale.
 
     check: False leaves out check_files, where a pack is made of all pairs or bad ones are skipped.
     Raises DataError; remarks on scenes without a focal length and an unlikely scale.
@@ -418,9 +418,9 @@ def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -
     pairs = list_pairs(root, split)
     if check:
         check_files(pairs)
-    homes = {pair.folder: pair for pair in reversed(pairs)}
+    known: dict = {}
     # The picture's size decides how K is scaled, not whether the file is in order.
-    without = {p.scene for p in homes.values() if stored_intrinsics(p, (480, 640), {}) is None}
+    without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
     if without:
         names = sorted(without, key=natural)
         notice(

@@ -421,7 +421,7 @@ BAD_FILES = {
     "text as rgb": (lambda r: (r / RGB).write_text("hello" * 99), "rgb/sample_4.*not a JPEG or"),
     "text as depth": (lambda r: (r / DEPTH).write_text("hello" * 99), "depth/sample_4.*not a JP"),
     "empty rgb": (lambda r: (r / RGB).write_bytes(b""), "rgb/sample_4.png: an empty file, or"),
-    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file, or"),
+    "empty depth": (lambda r: (r / DEPTH).write_bytes(b""), "depth/sample_4.png: an empty file"),
     "JPEG cut": (lambda r: save_jpeg(r, 0.9), "rgb/sample_4.jpg: cut short.*copy it anew"),
     "JPEG header cut": (lambda r: save_jpeg(r, 0.02), "rgb/sample_4.jpg: .*copy it anew"),
     "PNG cut": (lambda r: cut(r / RGB), "rgb/sample_4.png: cut short.*copy it anew"),
