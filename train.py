@@ -242,12 +242,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def open_data(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
     roots = [resolve(place) for place in (args.data, *args.extra_data)]
-    # open_reader looks at the files to train on.
-    splits = (open_split(root, args.split, args.depth_scale, check=False) for root in roots)
-    pairs = [pair for split in splits for pair in split]
+    # Of the training pairs packing looks at every file.
+    pairs = [p for root in roots for p in open_split(root, args.split, args.depth_scale, False)]
     if args.val_split == "none":
         return pairs, []
-    return pairs, open_split(roots[0], args.val_split, args.depth_scale)
+    return pairs, open_split(roots[0], args.val_split, args.depth_scale, not args.skip_bad)
 
 
 def start_network(
@@ -372,7 +371,7 @@ def prepare(
         kernels += f" ({data.litedepth_kernels.isa()})"
     about = {
         "device_name": run.device_name(device), "kernels_in_use": kernels,
-        "initial_weights": weights,
+        "initial_weights": weights, "val_pairs": len(val),
     }  # fmt: skip
     return objective, loader, validate, about, resume
 

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+from plumbing import openmp  # noqa: E402, F401, I001  before PyTorch
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
 torch.set_num_threads(2)
 
 
@@ -24,8 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills", type=int, default=10, metavar="N", help="kill -9 a training run N times (10)"
     )
     group.addoption(
-        "--mutations", type=int, default=10_000, metavar="N",
-        help="damaged files to read, over all kinds (10,000)",
+        "--mutations", type=int, default=3_000, metavar="N",
+        help="damaged files to read, over all kinds (3,000)",
     )  # fmt: skip
     group.addoption(
         "--soak", type=int, nargs="?", const=20_000, default=0, metavar="STEPS",

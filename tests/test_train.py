@@ -117,14 +117,12 @@ def test_a_teachers_recipe_is_the_released_one_and_flags_win():
 def test_adamw_decays_all_but_norms_bias_tables_and_loss_weights():
     """A step without a gradient shows who is decayed: those shrink by lr * weight_decay."""
     network = model.create("swin_nano", size=(64, 96))
-    args = train.make_parser().parse_args(["--dynamic_weights"])
-    objective = train.Supervised(network, train.build_loss(args))
+    objective = train.Supervised(network, losses.DepthLoss(losses.Loss(dynamic_weights=True)))
     for p in objective.parameters():
         p.grad = torch.zeros_like(p)
         p.data.fill_(1.0)
-    train.build_optimizer(
-        objective, "adamw", lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.5
-    ).step()
+    o = train.Schedule(optimizer="adamw", lr=0.1, eps=1e-8, weight_decay=0.5)
+    train.build_optimizer(objective, o).step()
     kept = {n for n, p in objective.named_parameters() if torch.equal(p, torch.ones_like(p))}
     rest = [p for n, p in objective.named_parameters() if n not in kept]
     assert all(torch.allclose(p, torch.full_like(p, 0.95)) for p in rest)
@@ -137,9 +135,7 @@ def test_frozen_parameters_are_not_optimised():
     objective = train.Supervised(model.LiteDepth(), None)
     objective.network.decoder.depth.requires_grad_(False)
     for name in ("adam", "adamw"):
-        made = train.build_optimizer(
-            objective, name, lr=1.0, betas=(0.9, 0.999), eps=1.0, weight_decay=0.0
-        )
+        made = train.build_optimizer(objective, train.Schedule(optimizer=name))
         ours = {id(p) for group in made.param_groups for p in group["params"]}
         theirs = {id(p) for p in objective.network.decoder.depth.parameters()}
         assert not ours & theirs and len(ours) + 2 == len(list(objective.parameters()))
