@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -196,9 +198,6 @@ def _leave_out(reader: Reader, quiet: bool) -> None:
         reader.pairs = [reader.pairs[i] for i in whole]
     if reader.teacher:
         reader.teacher = [reader.teacher[i] for i in whole]
-        lost = sum(path is not None for path in reader.teacher) - int(pack.taught.sum())
-        if lost and not reader._unread:  # named when the pack was made, not since
-            say(f"teacher_depth: {lost} map(s) could not be read when {pack.path} was made")
 
 
 def ahead(
@@ -209,14 +208,12 @@ def ahead(
     does."""
     waiting: deque[tuple[Any, Future]] = deque()
     try:
-        for turn, number in enumerate(numbers):
-            memory = ring[turn % len(ring)]
+        for memory, number in zip(itertools.cycle(ring), numbers):
             waiting.append((memory, thread.submit(fill, memory, number)))
             if len(waiting) == len(ring):
                 memory, filled = waiting.popleft()
                 yield memory, filled.result()
-        while waiting:
-            memory, filled = waiting.popleft()
+        for memory, filled in waiting:
             yield memory, filled.result()
     finally:  # left early: nothing may go on writing into memory that is used again
         for _, filled in waiting:
@@ -239,7 +236,6 @@ class BatchMemory:
         self._largest, self._pinned = largest, pinned
         self._memory: dict[str, Tensor] = {}
         self._free = None  # the event after which the memory may be written again
-        self._views: dict[tuple, dict[str, Tensor]] = {}
 
     def allocate(self) -> None:
         """Makes the memory when it is first wanted. In the thread that trains: an operation of
@@ -256,13 +252,10 @@ class BatchMemory:
         """The tensors of these shapes; waits until what was in them has been copied."""
         if self._free is not None:
             self._free.synchronize()
-        key = tuple(shape for shape, _ in shapes.values())
-        if key not in self._views:
-            self._views[key] = {
-                name: self._memory[name].view(-1)[: math.prod(shape)].view(shape)
-                for name, (shape, _) in shapes.items()
-            }
-        return self._views[key]
+        return {
+            name: self._memory[name].view(-1)[: math.prod(shape)].view(shape)
+            for name, (shape, _) in shapes.items()
+        }
 
     def upload(self, tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """Copies of the tensors on a GPU, without waiting for them."""
@@ -281,20 +274,15 @@ def upload(pack: Pack | None, device: torch.device) -> dict[str, Tensor]:
     if pack.teacher is not None:
         arrays["teacher"] = pack.teacher.view(np.int16)
     try:
-        resident = {}
-        for name, array in arrays.items():
-            dtype = torch.uint8 if name == "rgb" else torch.int16
-            resident[name] = torch.empty(array.shape, dtype=dtype, device=device)
-            for first in range(0, len(array), 256):  # without a second copy of the set in memory
-                part = torch.from_numpy(array[first : first + 256].copy())
-                resident[name][first : first + 256].copy_(part)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the arrays are read-only
+            return {k: torch.from_numpy(v).to(device, copy=True) for k, v in arrays.items()}
     except torch.OutOfMemoryError as error:
         need = sum(array.nbytes for array in arrays.values()) / 1e9
         raise UserError(
             f"--data_device cuda: the decoded set takes {need:.1f} GB, which this GPU has not free:"
             " use --data_device cpu, or a smaller --image_size"
         ) from error
-    return resident
 
 
 def on_device(

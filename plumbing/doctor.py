@@ -179,7 +179,7 @@ class Findings(dict[Finding, dict[str, Pair | None]]):
 def find_pairs(root: Path, split: str, found: Findings) -> list[Pair]:
     """The pairs of a split that are whole."""
     try:
-        return list_pairs(root, split, lambda kind, what, about: found.refuse(what))
+        return list_pairs(root, split, found.refuse)
     except DataError as error:
         found.refuse(str(error))
         return []

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-import uuid
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,15 +121,12 @@ def why_not_writable(folder: Path) -> str:
 
     Written to in earnest: permission bits say nothing to root, to read-only mounts, to quotas.
     """
-    probe = folder / f".probe.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
     except OSError as error:
         return error.strerror or str(error)
-    finally:
-        with suppress(OSError):
-            probe.unlink()
     return ""
 
 
@@ -179,16 +176,14 @@ def cache_root() -> Path:
 
 def git_state() -> dict[str, str | bool | None]:
     """{"commit", "dirty"} of these files' repository; None where git or the repository is not."""
-
-    def git(*command: str) -> str | None:
-        here = Path(__file__).resolve().parent
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "status", "--porcelain=v2", "--branch"]
+    try:
+        done = subprocess.run(
+            [*command, "--untracked-files=no"], capture_output=True, text=True, timeout=10,
+            check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    lines = done.stdout.splitlines()  # "# branch.oid COMMIT", more such, and then the changes
+    return {"commit": lines[0].split()[-1], "dirty": not lines[-1].startswith("#")}

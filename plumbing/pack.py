@@ -17,9 +17,8 @@ import json
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +148,6 @@ def open_pack(
                     _build(path, stamp, count, row, read, threads, quiet)
                     pack = _open(path, stamp)
                     took = f" (built in {time.perf_counter() - start:.1f} s)"
-                    for older in path.parent.glob("*.pack"):
-                        tell(f"cache: {older}, {amount(older.stat().st_size)}, is of an older "
-                             "version and not read any more: it may be deleted")  # fmt: skip
     except OSError as error:  # of the pack's files: those of the pairs are DataErrors
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _no_room(path.parent, count * row.itemsize, f" ({error.strerror})") from error
@@ -234,18 +230,16 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, stamp: str, row: np.dtype, samples: Iterable[Future[Sample]]) -> None:
+def _write(folder: Path, stamp: str, row: np.dtype, samples: Iterable[Sample | DataError]) -> None:
     """The files of a pack, written in order: through a map, a full disk would kill the process."""
     failed, taught = {}, []
     with ExitStack() as stack:
         files = {k: stack.enter_context(open(folder / f"{k}.npy", "wb")) for k in row.names}
         for name, file in files.items():
             _write_header(file, row[name], 0)  # how many rows there are is known in the end
-        for i, decoded in enumerate(samples):
-            try:
-                sample = decoded.result()
-            except DataError as error:
-                failed[i] = str(error)
+        for i, sample in enumerate(samples):
+            if isinstance(sample, DataError):
+                failed[i] = str(sample)
                 continue
             taught.append(sample.teacher is not None)
             for name, file in files.items():
@@ -267,15 +261,19 @@ def _write(folder: Path, stamp: str, row: np.dtype, samples: Iterable[Future[Sam
 
 def _decoded(
     read: Callable[[int], Sample], count: int, threads: int
-) -> Iterator[Future[Sample]]:  # fmt: skip
-    """The samples in order, a few of them ahead of their use, however slow the disk is."""
-    waiting: deque[Future[Sample]] = deque()
+) -> Iterator[Sample | DataError]:  # fmt: skip
+    """The samples in order, or why there is none; some of them ahead of their use."""
+
+    def tried(i: int) -> Sample | DataError:
+        try:
+            return read(i)
+        except DataError as error:
+            return error
+
+    ahead = 16 * threads
     with ThreadPoolExecutor(threads, "pack") as pool:
-        for i in range(count):
-            waiting.append(pool.submit(read, i))
-            if len(waiting) > 4 * threads:
-                yield waiting.popleft()
-        yield from waiting
+        for first in range(0, count, ahead):
+            yield from pool.map(tried, range(first, min(first + ahead, count)))
 
 
 def _write_header(file: BinaryIO, field: np.dtype, count: int) -> None:

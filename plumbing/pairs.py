@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,6 @@ def resolve(data: str) -> Path:
     root = Path(data)
     if not root.is_dir():
         raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
-    if not os.access(root, os.X_OK):
-        raise DataError(f"--data {data}: the folder may not be looked into: see its permissions")
     return root
 
 
@@ -98,10 +95,10 @@ def find_split(root: Path, name: str) -> str:
     )
 
 
-Complain = Callable[[str, str, Sequence[object]], None]
+Complain = Callable[[str], object]
 
 
-def refuse(check: str, what: str, about: Sequence[object] = ()) -> None:
+def refuse(what: str) -> None:
     """What training does about a complaint: the first one ends it."""
     raise DataError(what)
 
@@ -112,25 +109,20 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
     `<root>/<split>.txt` wins: one "rgb depth" a line, relative to root. Else folders named rgb and
     depth, in `<root>/<split>` or one level below it (a scene each), paired by stem, never by
     position. Raises DataError: nothing found, a file without its partner, a stem that occurs twice.
-    complain(check, what, about): is told instead, once for each fault, of which kind it is and
-    which files it is about; what is in order is returned all the same.
+    complain(what): is told instead, once for each fault; what is in order is returned all the same.
     """
     split = find_split(root, split)
     listing = root / f"{split}.txt"
     pairs = []
-    gc.disable()  # pairs hold no cycles: looking for some takes as long as making 100,000 does
     try:
         if listing.is_file():
             pairs = _from_list(root, listing, complain)
         else:
             pairs = _from_folders(root / split, split, complain)
     except OSError as error:
-        complain("unreadable", f"{error.filename}: cannot be listed ({error.strerror})",
-                 [error.filename])  # fmt: skip
-    finally:
-        gc.enable()
+        complain(f"{error.filename}: cannot be listed ({error.strerror})")
     if not pairs:
-        complain("empty split", f"{root}: split {split!r} holds no pair of pictures", ())
+        complain(f"{root}: split {split!r} holds no pair of pictures")
     return pairs
 
 
@@ -138,7 +130,7 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        complain("list", f"{listing}: not a readable text file ({error})", [listing])
+        complain(f"{listing}: not a readable text file ({error})")
         return []
     pairs = []
     files_in = functools.cache(_files_in)
@@ -149,9 +141,9 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
         where = f"{listing}:{number}"
         if len(names) != 2:
             complain(
-                "list", f"{where}: expected 'rgb depth', got {line[:80]!r} (paths with spaces: put "
-                "a tab between the two)", [f"{where}: {line[:80]!r}"],
-            )  # fmt: skip
+                f"{where}: expected 'rgb depth', got {line[:80]!r} (paths with spaces: put a tab "
+                "between the two)"
+            )
             continue
         rgb, depth = paths = [root / name.strip() for name in names]
         # Not listed and yet there: under another case or another form of its letters.
@@ -159,8 +151,8 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
             path for path in paths
             if path.name not in files_in(path.parent) and not os.path.isfile(path)
         ]  # fmt: skip
-        for shown in (f"{path}"[:200] for path in missing):
-            complain("missing file", f"{where}: no such file: {shown}", [f"{where}: {shown}"])
+        for path in missing:
+            complain(f"{where}: no such file: {f'{path}'[:200]}")
         if not missing:
             folder = rgb.parent
             if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg
@@ -191,11 +183,10 @@ def _from_folders(folder: Path, split: str, complain: Complain) -> list[Pair]:
         if lonely:
             names = ", ".join(lonely[:5]) + (", ..." if lonely[5:] else "")
             complain(
-                "no partner",
                 f"{scene}: {len(lonely)} file(s) without a partner of the same name in rgb/ and "
                 f"depth/ ({', '.join(RGB_SUFFIXES)} and .png are read): {names}. Rename or remove "
-                f"them, or list the pairs in {split}.txt", [(rgb | depth)[s] for s in lonely],
-            )  # fmt: skip
+                f"them, or list the pairs in {split}.txt"
+            )
         name = split if scene == folder else scene.name
         both = sorted(rgb.keys() & depth.keys(), key=natural)
         pairs += [Pair(rgb[s], depth[s], name, scene) for s in both]
@@ -204,16 +195,14 @@ def _from_folders(folder: Path, split: str, complain: Complain) -> list[Pair]:
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], complain: Complain) -> dict[str, Path]:
     if not folder.is_dir():
-        complain("no folder", f"{folder}: no such folder; rgb/ and depth/ belong side by side",
-                 [folder])  # fmt: skip
+        complain(f"{folder}: no such folder; rgb/ and depth/ belong side by side")
         return {}
     found: dict[str, Path] = {}
     for name in os.listdir(folder):
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in suffixes and not name.startswith("."):
             if stem in found:
-                both = f"{folder / name} and {found[stem].name}"
-                complain("name twice", f"{both}: two files of one name", [both])
+                complain(f"{folder / name} and {found[stem].name}: two files of one name")
                 continue
             found[stem] = folder / name
     return found
@@ -285,11 +274,11 @@ def check_headers(rgb: Header, depth: Header, pair: Pair) -> None:
         )
 
 
-def check_files(pairs: list[Pair], seed: int = 0) -> None:
+def check_files(pairs: list[Pair]) -> None:
     """Reads header and end mark of every pair; of more than CHECKED_FILES, of a seeded
     SAMPLED_FILES. For where no pack is made, which is the better check. Raises DataError."""
     if len(pairs) > CHECKED_FILES:
-        pick = np.random.default_rng(seed).choice(len(pairs), SAMPLED_FILES, replace=False)
+        pick = np.random.default_rng(0).choice(len(pairs), SAMPLED_FILES, replace=False)
         pairs = [pairs[i] for i in sorted(pick)]
 
     def check(pair: Pair) -> None:
@@ -430,16 +419,8 @@ def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -
     if check:
         check_files(pairs)
     known: dict = {}
-    without: set[str] = set()
-    one_camera: set[Path] = set()  # folders where one entry stands for all pictures
-    for pair in pairs:
-        if pair.folder in one_camera:
-            continue
-        # The picture's size decides how K is scaled, not whether the file is in order.
-        if stored_intrinsics(pair, (480, 640), known) is None:
-            without.add(pair.scene)
-        if "frames" not in known[pair.folder]:
-            one_camera.add(pair.folder)
+    # The picture's size decides how K is scaled, not whether the file is in order.
+    without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
     if without:
         names = sorted(without, key=natural)
         notice(
@@ -485,12 +466,10 @@ def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
         maps.append(found[0] if found else None)
         other = owner.setdefault(found[0], pair) if found else pair
         if other.rgb != pair.rgb:  # a list may name one picture twice
-            cure = (
-                f"use one sub-folder per scene ({folder / other.scene}, {folder / pair.scene})"
-                if other.scene != pair.scene
-                else f"both are of scene {pair.scene!r}: rename a picture or its scene's folder"
+            raise DataError(
+                f"{other.rgb} and {pair.rgb} would both take {found[0]}: use one sub-folder per "
+                f"scene ({folder / other.scene}, {folder / pair.scene}), each of its own name"
             )
-            raise DataError(f"{other.rgb} and {pair.rgb} would both take {found[0]}: {cure}")
     missing = maps.count(None)
     if missing == len(pairs):
         names = ", ".join(name.format(pairs[0].rgb.stem) for name in TEACHER_NAMES)

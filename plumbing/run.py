@@ -30,9 +30,9 @@ from plumbing.files import (
     locked,
     notice,
     plain,
+    replacing,
     usable_cores,
     why_not_writable,
-    write_file,
 )  # fmt: skip
 from plumbing.flags import count, flag, nonnegative, whole
 from plumbing.pairs import Pair
@@ -125,18 +125,23 @@ class Progress:
         self.out = flags.out if rank() == 0 else None
         self.total = total  # steps of the whole run
         self.epoch = self.batch = self.step = 0
-        self.best, self.log, self._sums = math.inf, [], {}
+        self.best, self.log = math.inf, []
         self.device = next(objective.parameters()).device
+        self._meter: dict[str, Tensor] = {}  # sums of the epoch under way
         if resume is not None:
             self._resume(resume)
-        self._stop, self._statistics = StopSignals(), RunningStatistics(objective)
+        norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in norms if m.weight.requires_grad]  # not a frozen teacher's
+        self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self._signal = 0
         # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
         self._dead, self._bad = torch.zeros((2,), device=self.device)
         self._look_every = CHECK_EVERY if self.device.type == "cuda" else 1
 
     def _resume(self, saved: dict) -> None:
-        names = ("betas", "eps", "weight_decay")
-        given = [{k: group[k] for k in names} for group in self.optimizer.param_groups]
+        groups = saved["optimizer"]["param_groups"]
+        for group, now in zip(groups, self.optimizer.param_groups):  # flags win, as --lr does
+            group |= {k: now[k] for k in ("betas", "eps", "weight_decay")}
         try:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.plain.load_state_dict(saved["objective"], strict=False)
@@ -144,13 +149,12 @@ class Progress:
             raise UserError(
                 f"--resume: these flags make another loss or network than the run's ({error})"
             ) from error
-        for group, now in zip(self.optimizer.param_groups, given):
-            group.update(now)  # flags win over what was saved, as --lr does
         torch.set_rng_state(saved["rng"])
         if self.device.type == "cuda" and saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"])
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
-        self.best, self._sums = saved["best"], saved["sums"]
+        self.best = saved["best"]
+        self._meter = {k: torch.tensor(v, device=self.device) for k, v in saved["sums"].items()}
         if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
             self.best = math.inf
         self.log = [row for row in read_log(self.out) if row["epoch"] <= self.epoch]
@@ -162,16 +166,37 @@ class Progress:
             total=self.total, initial=self.step, unit="step", disable=self.out is None,
             mininterval=quiet,
         )  # fmt: skip
-        self._stop.__enter__()
+        signals = signal.SIGINT, signal.SIGTERM
+        self._handlers = {number: signal.signal(number, self._note) for number in signals}
         self._saved = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.__exit__()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self._bar.close()
 
-    def save(self, name: str = "last.pt", *, sums: dict[str, float] | None = None) -> None:
-        """The run up to here. sums: of the epoch under way (None: those of its meter)."""
+    def _note(self, number: int, _frame: object) -> None:
+        """Notes SIGINT or SIGTERM, for the loop to act on between two steps; a second one is
+        immediate."""
+        if self._signal:
+            raise KeyboardInterrupt
+        self._signal = number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def _stop_if_told(self) -> None:
+        """Raises Stopped after a signal to any process; all must ask together, or one of them stops
+        while the others wait for its gradients."""
+        if world_size() > 1:
+            told = torch.tensor(self._signal, device=self.device)
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+            self._signal = int(told)
+        if self._signal:
+            self.save()
+            raise Stopped(128 + self._signal)
+
+    def save(self, name: str = "last.pt") -> None:
+        """The run up to here."""
         self._saved = time.monotonic()
         if self.out is None:
             return
@@ -179,7 +204,7 @@ class Progress:
         self._save(
             self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
             epoch=self.epoch, batch=self.batch, step=self.step, best=self.best,
-            sums=self._sums_so_far() if sums is None else sums, rng=torch.get_rng_state(),
+            sums=self._sums(), rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         )  # fmt: skip
 
@@ -193,26 +218,22 @@ class Progress:
                 " give the run's own --data and --batch_size"
             )
         self._loader, self._started, self._seen = loader, time.perf_counter(), 0
-        self._meter = {k: torch.tensor(v, device=self.device) for k, v in self._sums.items()}
         self._meter.setdefault("skipped_steps", torch.zeros((), device=self.device))
         try:
             for batch in loader.epoch(self.epoch, self.batch):
                 if self.device.type == "cuda":  # --compile: what the last graph gave is done with
                     torch.compiler.cudagraph_mark_step_begin()
-                self._statistics.keep()
+                # A forward pass changes BatchNorm's statistics, and one NaN stays in them for good.
+                self._before = [value.clone() for value in self._statistics]
                 yield batch
-        except (UserError, OSError, MemoryError) as error:
-            self._loader_failed(str(error) or type(error).__name__, error)
-        except Exception as error:  # a fault of ours: say where
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(at.filename).name}:{at.lineno}, {at.name}"
-            what = f"the loader failed: {type(error).__name__}: {error} ({where})"
-            self._loader_failed(what, error)
-
-    def _loader_failed(self, what: str, error: Exception) -> None:
-        if self.step > 0:
-            self.save()
-        raise UserError(f"{what} (after step {self.step}).{self._kept()}") from error
+        except Exception as error:
+            what = str(error) or type(error).__name__
+            if not isinstance(error, UserError | OSError | MemoryError):  # a fault of ours
+                at = traceback.extract_tb(error.__traceback__)[-1]
+                what = f"the loader failed: {error!r} ({Path(at.filename).name}:{at.lineno})"
+            if self.step > 0:
+                self.save()
+            raise UserError(f"{what} (after step {self.step}). {kept(self.flags.out)}") from error
 
     def skip(self, loss: Tensor, norm: Tensor) -> Tensor:
         """1.0 where the loss or its gradient's norm is not finite on any process, else 0.0, on the
@@ -220,7 +241,8 @@ class Progress:
         self._skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
         if world_size() > 1:
             dist.all_reduce(self._skip, dist.ReduceOp.MAX)
-        self._statistics.restore(self._skip)
+        for value, before in zip(self._statistics, self._before):
+            value.copy_(torch.where(self._skip > 0, before, value))
         return self._skip
 
     def step_done(self, batch: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
@@ -234,15 +256,13 @@ class Progress:
             self._meter[k] = self._meter.get(k, 0.0) + torch.where(self._skip > 0, 0.0, v)
         self._meter["skipped_steps"] += self._skip
         self._bar.update()
-        last = self.batch == len(self._loader)
-        if self.step % self._look_every == 0 or last:
+        if self.step % self._look_every == 0 or self.batch == len(self._loader):
             self._check_alive(batch)
-        if self.step % CHECK_EVERY == 0 or last:
-            self._bar.set_postfix(epoch=self.epoch + 1, loss=f"{float(terms['loss']):.3f}")
+            self._bar.set_postfix(
+                epoch=self.epoch + 1, loss=f"{float(terms['loss']):.3f}", refresh=False
+            )
         if world_size() == 1 or self.step % CHECK_EVERY == 0:
-            if self._stop.agreed(self.device):
-                self.save()
-                raise Stopped(128 + self._stop.signal)
+            self._stop_if_told()
         old = time.monotonic() - self._saved > 60 * self.flags.save_minutes
         if self.flags.save_minutes and old:
             self.save()
@@ -260,13 +280,13 @@ class Progress:
             raise UserError(
                 "the loss or its gradient is not finite in steps "
                 f"{self.step - int(self._bad) + 1} to {self.step}, which were skipped. In the last "
-                f"one {which}.{self._kept()}"
+                f"one {which}. {kept(self.flags.out)}"
             )
 
     def epoch_done(self, validate: Callable[[int], dict] | None, last: bool) -> None:
         """Validates where that is due, logs and saves. last: of the run's epochs."""
         seconds = time.perf_counter() - self._started
-        sums = self._sums_so_far()
+        sums = self._sums()
         skipped = int(sums["skipped_steps"])
         taken = self.batch - skipped
         if skipped:
@@ -282,9 +302,14 @@ class Progress:
         row |= {k: v / taken if taken else math.nan for k, v in sums.items()}
         row["images_per_s"] = self._seen * world_size() / seconds if self._seen else None
         row |= {"skipped_steps": skipped, "skipped_pairs": len(self._loader.reader.failed)}
-        self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
+        self.epoch, self.batch, self._meter = self.epoch + 1, 0, {}
         if due:
-            row |= self._validate(validate)
+            started = time.perf_counter()
+            row |= validate(self.epoch)
+            row["val_s"] = time.perf_counter() - started
+            if row["si_rmse"] < self.best:
+                self.best = row["si_rmse"]
+                self.save("best.pt")
             self._bar.write(
                 f"epoch {self.epoch}: loss {row['loss']:.3f}, val si-RMSE {row['si_rmse']:.3f}, "
                 f"RMSE {row['rmse']:.2f} m",
@@ -292,54 +317,20 @@ class Progress:
             )
         # Killed between the two, the epoch's end is done once more, and its row written anew.
         self.log.append(row)
-        write_log(self.out, self.log[-1:], append=True)
-        self.save(sums={})
-        if self._stop.agreed(self.device):
-            raise Stopped(128 + self._stop.signal)
+        write_log(self.out, self.log)
+        self.save()
+        self._stop_if_told()
 
-    def _validate(self, validate: Callable[[int], dict]) -> dict:
-        started = time.perf_counter()
-        row = validate(self.epoch)
-        row["val_s"] = time.perf_counter() - started
-        if row["si_rmse"] < self.best:
-            self.best = row["si_rmse"]
-            self.save("best.pt", sums={})
-        return row
-
-    def _sums_so_far(self) -> dict[str, float]:
+    def _sums(self) -> dict[str, float]:
         return {k: float(v) for k, v in self._meter.items()}
 
-    def _kept(self) -> str:
-        """What is left of a run that ends, for its message."""
-        if self.out is None:
-            return ""
-        if not (self.out / "last.pt").exists():
-            return " Nothing was trained yet, and nothing is saved."
-        return f" {self.out / 'last.pt'} holds the run up to there: --resume goes on when mended."
 
-
-class RunningStatistics:
-    """BatchNorm's running means and variances, put back after a step that is skipped: its forward
-    pass has changed them already, and one NaN in them would stay for good."""
-
-    def __init__(self, network: nn.Module) -> None:
-        norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        norms = [m for m in norms if m.weight.requires_grad]  # not a frozen teacher's
-        self._values = [b for m in norms for b in (m.running_mean, m.running_var)]
-        self._sizes = [v.numel() for v in self._values]
-        self._counts = [m.num_batches_tracked for m in norms]
-        self._kept: Tensor | None = None
-
-    def keep(self) -> None:
-        if self._values:  # a Swin has none
-            self._kept = torch.cat(self._values)
-
-    def restore(self, skip: Tensor) -> None:
-        """Where skip is 1; does nothing where it is 0."""
-        if self._values:
-            right = torch.where(skip > 0, self._kept, torch.cat(self._values))
-            torch._foreach_copy_(self._values, list(right.split(self._sizes)))
-            torch._foreach_sub_(self._counts, [skip.long()] * len(self._counts))
+def kept(out: Path) -> str:
+    """What is left of a run that ends, for its message."""
+    last = out / "last.pt"
+    if last.exists():
+        return f"{last} holds the run up to there: when it is mended, go on with --resume"
+    return "Nothing was trained yet, and nothing is saved"
 
 
 def not_finite_message(
@@ -348,7 +339,6 @@ def not_finite_message(
     """Which pairs of a batch are to blame: those whose own loss is not finite, each by itself in
     evaluation mode; where that singles out none, all of them; and the cure."""
     names = [str(pairs[i].rgb) for i in batch["index"].tolist()]
-    training = objective.training
     objective.eval()
     bad = []
     with torch.no_grad():
@@ -356,76 +346,29 @@ def not_finite_message(
             one = {k: v if k == "triplets" else v[i : i + 1] for k, v in batch.items()}
             if not math.isfinite(float(objective(one)[0])):
                 bad.append(name)
-    objective.train(training)
     if len(bad) == len(names):
         which = "no pair alone has a finite loss: the weights or the flags are to blame, not a pair"
+    elif bad:
+        which = f"not finite by themselves are {', '.join(bad)}"
     else:
-        which = "not finite by themselves are " if bad else "none alone is to blame; its pairs are "
-        shown = bad or names
-        which += ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if shown[8:] else "")
+        which = f"none alone is to blame; its pairs are {', '.join(names)}"
     return (
         f"{which}. Lower --lr or --clip, and look at the data with --dry_run and "
         "python data.py --check"
     )
 
 
-class StopSignals:
-    """Notes SIGINT and SIGTERM, for the loop to act on between two steps; a second Ctrl-C is
-    immediate. Signals can only be caught in a process's main thread."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def __enter__(self) -> None:
-        self.old = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not the main thread: whoever runs us handles signals
-                self.old[number] = signal.signal(number, self._note)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def agreed(self, device: torch.device) -> int:
-        """The signal that any process has got, 0 for none; all processes must ask together, or
-        one of them stops while the others wait for its gradients."""
-        if world_size() > 1:
-            told = torch.tensor(self.signal, device=device)
-            dist.all_reduce(told, dist.ReduceOp.MAX)
-            self.signal = int(told)
-        return self.signal
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-
-
 def read_log(out: Path | None) -> list[dict]:
     if out is None or not (out / "log.jsonl").is_file():
         return []
-    rows = []
-    for line in (out / "log.jsonl").read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # a last line cut by a crash
-            break
-    return rows
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
-    if out is None:
-        return
-    path, text = out / "log.jsonl", "".join(json.dumps(plain(r)) + "\n" for r in rows)
-    if not append:
-        write_file(path, text.encode())
-        return
-    try:
-        with open(path, "a") as f:
-            f.write(text)
-    except OSError as error:  # a full disk is told without a name
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+def write_log(out: Path | None, rows: list[dict]) -> None:
+    """All of it each time, a few hundred lines: whole, or as it was."""
+    if out is not None:
+        with replacing(out / "log.jsonl", durable=True) as part:
+            part.write_text("".join(json.dumps(plain(row)) + "\n" for row in rows))
 
 
 # --------------------------------------------------------------------------------- the run's folder
@@ -433,11 +376,8 @@ def write_log(out: Path | None, rows: list[dict], append: bool = False) -> None:
 
 def check_writable(out: Path) -> None:
     """Raises UserError where a run's folder could not be made or written, before any long work."""
-    there = out
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    reason = why_not_writable(there) if there.is_dir() else f"{there} is no folder"
-    if reason:
+    there = next(folder for folder in (out, *out.parents) if folder.exists())
+    if reason := why_not_writable(there):
         raise UserError(f"--out {out}: cannot be written ({reason}); take another folder")
 
 
@@ -464,8 +404,6 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
         for name in FILES:
             for part in out.glob(f".*.part.{name}"):
                 part.unlink()
-        if not keep:  # of a run that never saved
-            (out / "log.jsonl").unlink(missing_ok=True)
         yield
 
 
@@ -511,23 +449,15 @@ def read_resume(flags: Run, args: dict) -> dict | None:
         return None
     written = path.stat().st_mtime_ns if path.exists() else 0
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path, training=True)
     except CheckpointError as error:
-        other, whole = path.with_name("best.pt"), {}
-        if path.exists() and path.name != other.name:
-            with suppress(CheckpointError):
-                whole = read_checkpoint(other)
-        if "optimizer" not in whole:
-            raise
-        raise UserError(
-            f"{error}. {other} is whole, of epoch {whole['epoch']}: --resume {other}"
-        ) from error
-    lacking = {"optimizer", "objective", "epoch", "flags"} - checkpoint.keys()
-    if lacking:
-        raise CheckpointError(
-            f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
-            f"start a run from them with --pretrained {path}"
-        )
+        best = path.with_name("best.pt")
+        with suppress(CheckpointError):
+            epoch = read_checkpoint(best, training=True)["epoch"]
+            raise UserError(
+                f"{error}. {best} is whole, of epoch {epoch}: --resume {best}"
+            ) from error
+        raise
     then, now = checkpoint["flags"], lasting_flags(args)
     changed = [
         f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
@@ -597,15 +527,12 @@ def processes(flags: Run, device: torch.device) -> Iterator[None]:
         yield
     except RuntimeError as error:
         told = str(error).lower()  # gloo's errors are plain RuntimeErrors
-        peers = ("gloo", "nccl", "connection", "broken pipe", "peer")
-        if not isinstance(error, dist.DistError) and not any(word in told for word in peers):
+        if not isinstance(error, dist.DistError) and "gloo" not in told and "nccl" not in told:
             raise
-        saved = flags.out / "last.pt"
-        kept = f"{saved} holds the run: go on with --resume" if saved.exists() else "nothing saved"
         raise UserError(
             f"process {rank()} of {world_size()} ends, because another one of this run has ended "
             "(what that one says comes first; killed, it says nothing) or cannot be reached; "
-            f"{kept}. PyTorch says: {' '.join(str(error).split())[:300]}"
+            f"{kept(flags.out)}. PyTorch says: {' '.join(str(error).split())[:300]}"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -503,22 +503,22 @@ def test_bad_pairs_are_named_and_left_out_with_skip_bad(reader, tmp_path, monkey
         np.testing.assert_array_equal(sample.depth, cv2.imread(str(pair.depth), -1))
 
 
-def test_a_packed_map_that_could_not_be_read_is_remembered(reader, tmp_path, capsys):
+def test_the_first_ten_bad_pairs_are_named(make_rgbd, tmp_path, capsys):
+    root = make_rgbd(tmp_path, train=13)
+    for path in sorted((root / "train/rgb").iterdir())[:12]:
+        path.write_bytes(b"")
+    source = Source(str(root), image_size=RGBD)
+    with pytest.raises(DataError, match="12 of 13 pairs"):
+        open_reader(list_pairs(root, "train"), source, Reading(2))
+    assert capsys.readouterr().err.count("note: cannot be read: ") == 10
+
+
+def test_a_map_that_cannot_be_read_is_named_when_it_is_packed(reader, tmp_path, capsys):
     bad = tmp_path / "bad.npy"
     bad.write_text("no numbers")
-    for text in ("bad.npy: not a whole .npy", "1 map(s) could not be read when "):
-        reader(maps=[None, bad, *[None] * 6])
-        (note,) = capsys.readouterr().err.splitlines()
-        assert text in note
-
-
-def test_an_older_versions_pack_is_named_with_its_size(reader, tmp_path, capsys):
-    old = pack_folder("auto", tmp_path / "set") / "train-96x128-0123abcd.pack"
-    old.write_bytes(bytes(12_345_678))
-    reader()
-    assert f"cache: {old}, 12.3 MB, is of an older version" in capsys.readouterr().out
-    reader()
-    assert "older version" not in capsys.readouterr().out and old.exists()
+    packed = reader(maps=[None, bad, *[None] * 6])
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "bad.npy: not a whole .npy" in note and packed.sample(1).teacher is None
 
 
 def test_the_data_do_not_see_their_cache(make_rgbd, tmp_path):

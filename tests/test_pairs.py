@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import struct
 import time
@@ -146,18 +145,19 @@ def test_sec41_a_file_missing_in_the_middle_shifts_nothing(tmp_path, make_rgbd, 
 
 
 def test_sec41_complaints_are_collected_and_the_rest_is_returned(tmp_path, make_rgbd):
-    """What the doctor does: all faults at once, each with its kind and its files."""
+    """What the doctor does: all faults at once."""
     root, told = make_rgbd(tmp_path), []
     (root / "train/rgb/sample_3.png").unlink()
     write(root / "train/rgb/sample_4.jpg", np.zeros((96, 128, 3), np.uint8))
-    pairs = list_pairs(root, "train", lambda check, what, about: told.append((check, list(about))))
+    pairs = list_pairs(root, "train", told.append)
     assert stems(pairs) == [f"sample_{k}" for k in (0, 1, 2, 4, 5, 6, 7)]
-    assert [check for check, _ in told] == ["name twice", "no partner"]
-    assert told[1][1] == [root / "train/depth/sample_3.png"]
+    for what, words in zip(told, ("two files of one name", "without a partner"), strict=True):
+        assert words in what
     (root / "train.txt").write_text("a b c\ntrain/rgb/sample_1.png no.png\n")
     told.clear()
-    assert list_pairs(root, "train", lambda *complaint: told.append(complaint)) == []
-    assert [check for check, *_ in told] == ["list", "missing file", "empty split"]
+    assert list_pairs(root, "train", told.append) == []
+    for what, words in zip(told, ("expected", "no such file", "holds no pair"), strict=True):
+        assert words in what
 
 
 def test_sec41_a_scene_without_depth_folder(tmp_path, make_rgbd):
@@ -435,7 +435,7 @@ def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, name, cach
     assert re.search(message, text), text
 
 
-def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
+def test_sec41_folders_that_are_none(tmp_path):
     for data in (str(tmp_path / "nowhere"), __file__):
         with pytest.raises(DataError, match=f"--data {data}: no such folder.*synthetic:512"):
             resolve(data)
@@ -444,9 +444,6 @@ def test_sec41_folders_that_are_none(tmp_path, monkeypatch):
             resolve(f"synthetic:{n}")
     with pytest.raises(DataError, match="no split 'aaaa"):
         find_split(tmp_path, 300 * "a")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may do anything
-    with pytest.raises(DataError, match="the folder may not be looked into"):
-        resolve(str(tmp_path))
 
 
 @pytest.mark.parametrize(
