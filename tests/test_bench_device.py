@@ -12,7 +12,7 @@ import torch
 
 import export
 from model import LiteDepth
-from plumbing.files import UserError, run_main
+from plumbing.files import run_main
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 import bench_device  # noqa: E402
@@ -69,22 +69,6 @@ def made_row(name: str, peer: bool, *rounds: list[float], dtype=np.float32) -> R
     row.output = {"shape": np.array([1, 4, 6, 1]), "dtype": np.float32}
     row.ops, row.partitions, row.macs = bench_device.Counter(CONV_2D=2), 1, 10**6
     return row
-
-
-def test_pictures_suit_the_file():
-    ours, peer, unsigned, signed = (
-        bench_device.picture(made_row("x", peer, dtype=dtype)).astype(float)
-        for peer, dtype in ((False, np.float32), (True, np.float32), (True, np.uint8), (0, np.int8))
-    )
-    assert 200 < ours.max() <= 255 and np.array_equal(ours, unsigned)
-    np.testing.assert_allclose(peer, ours / 255, rtol=1e-6)
-    assert np.array_equal(signed, ours - 128)
-    first = made_row("x", True)
-    first.input["shape"] = np.array([1, 3, 48, 64])
-    assert first.size == (48, 64)  # a peer's channels may come first
-    first.input["shape"] = np.array([1, 48, 64])
-    with pytest.raises(UserError, match="wanted a picture"):
-        _ = first.size
 
 
 def test_statistics_and_ratios_by_hand():

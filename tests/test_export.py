@@ -24,7 +24,6 @@ from plumbing.report import (
     Comparison,
     Limits,
     Parity,
-    hushed,
     interpreter,
     operations,
     pattern_pictures,
@@ -143,25 +142,8 @@ def small():
 # ---------------------------------------------------------------------------------- the equations
 
 
-@pytest.mark.parametrize("groups, bias", [(1, False), (1, True), (8, False)])
-def test_fold_batchnorm_equals_eval_convolution(groups, bias):
-    torch.manual_seed(0)
-    conv = torch.nn.Conv2d(8, 16, 3, groups=groups, bias=bias).double()
-    bn = torch.nn.BatchNorm2d(16, eps=1e-3).double().eval()
-    random_bn(bn)
-    W, b = export.fold_batchnorm(conv, bn)
-    assert W.dtype == b.dtype == np.float64
-    x = torch.randn(2, 8, 9, 11, dtype=torch.float64)
-    folded = F.conv2d(x, torch.tensor(W), torch.tensor(b), groups=groups)
-    assert (folded - bn(conv(x))).abs().max() < 1e-12
-
-
 def test_eq6_sec45_file_equals_pytorch(paper):
     check_parity(*paper)
-
-
-def test_eq6_unequal_mean_and_std(small):
-    check_parity(*small)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +166,6 @@ def zero_fill(model: LiteDepth) -> LiteDepth:
     return merged
 
 
-def test_eq6_zero_padding_is_seen(small, monkeypatch):
-    model, layout, _ = small
-    monkeypatch.setattr(export, "merge_normalization", zero_fill)
-    result = parity(model, layout, convert(model, layout))
-    assert broken("fp32", result) and result.border > 10 * TOLERANCE
-
-
 @pytest.mark.parametrize("normalization", ["weights", "graph"])
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 def test_sec31_every_graph_equals_pytorch(normalization, upsample):
@@ -211,11 +186,9 @@ def test_sec31_every_graph_equals_pytorch(normalization, upsample):
 
 
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
-@pytest.mark.parametrize(
-    "output_size", [(16, 24), (32, 48), (41, 53), (10, 7), (16, 96), (112, 24), (208, 48)]
-)
+@pytest.mark.parametrize("output_size", [(16, 24), (41, 53), (10, 7), (112, 24)])
 def test_sec45_every_output_size(output_size, upsample):
-    """The map's own size, whole ratios (7 and 13 too), others, smaller ones, one axis alone."""
+    """The map's own size, others, smaller ones, a whole ratio along one axis alone."""
     model = random_network(size=(64, 96))
     changes = {"output_size": output_size, "upsample": upsample}
     layout, content = to_tflite(model, (70, 90), **changes)
@@ -334,10 +307,10 @@ def test_formats_keep_to_pytorch(paper, formats):
     "size, changes",
     [
         ((120, 200), {"input_type": "uint8", "unit": "mm", "upsample": "bilinear"}),
-        ((120, 200), {"output_size": "native"}),  # the last convolution is the last operation
-        ((64, 96), {"output_size": "native", "normalization": "graph"}),  # nothing before it
+        # the last convolution is the last operation, and nothing is before the first
+        ((64, 96), {"output_size": "native", "normalization": "graph"}),
     ],
-    ids=["bytes, mm, bilinear", "native", "native, graph"],
+    ids=["bytes, mm, bilinear", "native, graph"],
 )
 def test_int8_of_every_layout(small, size, changes):
     """Ranges come from what the file takes; its end stays in float."""
@@ -780,13 +753,3 @@ def test_in_a_pipe_nothing_but_errors(checkpoint):
     flags = [sys.executable, "-c", code, "--checkpoint", checkpoint, *QUICK]
     done = subprocess.run(flags, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == "" and "kept" in done.stdout
-
-
-def test_hushed_shows_what_led_to_an_exception(capfd):
-    with hushed():
-        os.write(2, b"chatter\n")
-    with pytest.raises(ValueError), hushed():
-        os.write(2, b"cause\n")
-        raise ValueError
-    print("after", file=sys.stderr)
-    assert capfd.readouterr().err == "cause\nafter\n"

@@ -261,17 +261,6 @@ def test_taps_by_hand():
     assert "downsample" not in net.layers[3]
 
 
-@pytest.mark.parametrize("h, w", [(128, 160), (97, 131), (33, 7), (1, 1)])
-@torch.no_grad()
-def test_taps_of_any_size(h, w):
-    net = Swin(*TOY[:3]).eval()
-    assert net.channels == (24, 48, 96, 192)
-    taps = net(torch.zeros(2, 3, h, w))
-    for i, tap in enumerate(taps):
-        step = 4 * 2**i
-        assert tap.shape == (2, 24 * 2**i, math.ceil(h / step), math.ceil(w / step))
-
-
 # ------------------------------------------------------------------------------ stochastic depth
 
 
@@ -422,24 +411,6 @@ def bicubic_twin(table: np.ndarray, window: int) -> np.ndarray:
     return np.einsum("ij,kl,jlh->ikh", across, across, grid).reshape(b * b, -1)
 
 
-@pytest.mark.parametrize("old, new", [(12, 7), (7, 12), (7, 4), (5, 7), (7, 8)])
-def test_bias_table_resize(old, new):
-    torch.manual_seed(old * new)
-    a, b = 2 * old - 1, 2 * new - 1
-    table = torch.randn(a * a, 3)
-    got = swin.resize_bias_table(table, new)
-    assert got.shape == (b * b, 3)
-    assert np.abs(got.numpy() - bicubic_twin(table.numpy(), new)).max() < 1e-5
-    assert torch.allclose(got[b * b // 2], table[a * a // 2], atol=1e-5)  # a token and itself
-
-
-@pytest.mark.parametrize("shape", [(169, 3), (168, 3)])
-def test_bias_table_that_is_left_alone(shape):
-    """Of this window already, or no such table: that is for the check of shapes to say."""
-    table = torch.randn(shape)
-    assert swin.resize_bias_table(table, 7) is table
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -457,12 +428,6 @@ def test_bias_table_that_is_left_alone(shape):
 def test_pretrained_wrong_file(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=rf"odd\.pth: does not fit.*{message}"):
         M.load_pretrained(Teacher("toy"), write(tmp_path / "odd.pth", content()))
-
-
-def test_pretrained_swin_is_not_for_the_student(tmp_path):
-    path = write(tmp_path / "swin.pth", {"model": official()})
-    with pytest.raises(CheckpointError, match=r"swin\.pth: does not fit.*conv_stem\.weight"):
-        M.load_pretrained(LiteDepth(), path)
 
 
 def test_pretrained_addresses():
