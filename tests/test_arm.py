@@ -22,27 +22,6 @@ import bench_arm  # noqa: E402
 SIZE = (48, 64)
 
 
-def result(**changes) -> bench_arm.Result:
-    values = {
-        "file": "x.tflite", "megabytes": 1.0, "precision": "fp32", "instructions": 12_378_383,
-        "pictures": 6, "close": 6, "largest": 5.0, "difference": 1e-6, "limit": 5e-5,
-        "same_bits": False,
-    }  # fmt: skip
-    return bench_arm.Result(**(values | changes))
-
-
-def test_verdicts():
-    assert result().passed
-    assert not result(difference=6e-5).passed and not result(difference=float("nan")).passed
-    assert result(limit=0.0, same_bits=True, difference=0.0).passed
-    assert not result(limit=0.0, difference=0.0).passed  # -0.0 for 0.0 is not the same bits
-    assert result(predict_mm=1).passed and not result(predict_mm=2).passed
-    assert result(limit=0.02, predict_mm=20).passed  # an int8-dynamic file's echo, and rounding
-    rows = bench_arm.table([result(), result(limit=0.0, same_bits=True)], "a72").splitlines()
-    assert "12.38 | 1.0e-06 m | 6 of 6 | 5.0e-05 m | passed" in rows[2]
-    assert "none, all bits equal | 6 of 6 | none | passed" in rows[3]
-
-
 def test_one_run_is_the_median_without_what_the_marks_cost():
     counts = [100, 1150, 2000, 3050, 4000, 9000, 9500, 9550]  # spans 1050, 1050, 5000; nothing 50
     assert bench_arm.per_run(counts, 3) == 1000

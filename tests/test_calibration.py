@@ -78,21 +78,6 @@ def test_a_few_pictures_of_another_kind_do_not_lead():
     assert a == pytest.approx(1.1, rel=0.02)
 
 
-def test_sample_pixels():
-    d = np.array([[1.0, 2.0, 0.0], [np.nan, 0.001, 4.0]])
-    d_hat = np.array([[1.5, 2.5, np.nan], [7.0, 7.0, 0.0]])
-    x, y = evaluate.sample_pixels(d_hat, d, 100, seed=0)
-    np.testing.assert_array_equal(x, [1.5, 2.5, 0.0])
-    np.testing.assert_array_equal(y, [1, 2, 4])
-    d_hat[0, 0] = np.inf
-    assert evaluate.sample_pixels(d_hat, d, 100, seed=0)[0].size == 0
-    d = scene(np.random.default_rng(0))
-    x, y = evaluate.sample_pixels(3 * d, d, 50, seed=1)
-    assert len(np.unique(x)) == 50
-    np.testing.assert_array_equal(x, 3 * y)
-    np.testing.assert_array_equal(x, evaluate.sample_pixels(3 * d, d, 50, seed=1)[0])
-
-
 def test_what_cannot_be_told_is_not_fitted():
     rng = np.random.default_rng(6)
     d = scene(rng, holes=0)
@@ -272,9 +257,9 @@ def test_command_takes_some_of_many_pictures(camera):
     ],
 )
 def test_command_refuses(camera, monkeypatch, capsys, flags, reason):
-    monkeypatch.setattr(evaluate, "score_pictures", lambda *_, **__: pytest.fail("scored before refusing"))
-    errors = (DataError, CheckpointError)
-    with pytest.raises(errors, match=reason) as error:
+    scored = lambda *_, **__: pytest.fail("scored before refusing")  # noqa: E731
+    monkeypatch.setattr(evaluate, "score_pictures", scored)
+    with pytest.raises((DataError, CheckpointError), match=reason) as error:
         evaluate.main([*QUICK, *flags])
     assert "\n" not in str(error.value)
     assert not (camera / "calibration.json").exists()

@@ -169,20 +169,6 @@ def test_all_faults_of_pairs_and_names_are_told(make, check):
     assert re.search(r"train/train +19 ", told.text)
 
 
-def test_a_list_with_every_kind_of_line(make, check):
-    root = make()
-    lines = [f"train/rgb/{k:06d}.jpg train/depth/{k:06d}.png" for k in range(20)]
-    (root / "train.txt").write_text("\n".join(["# a comment", "", *lines]) + "\n")
-    assert check(root).found == set()
-    bad = ["train/rgb/000001.jpg", "train/rgb/0.jpg train/depth/000001.png", "a b c"]
-    (root / "train.txt").write_text("\n".join([*lines, *bad]) + "\n")
-    told = check(root)
-    assert told.found == {("error", "refused")}
-    assert [f"train.txt:{k}: " in told.text for k in (20, 21, 22, 23)] == [False, True, True, True]
-    (root / "train.txt").write_bytes(b"\xff\xfe\xfa")
-    assert "train.txt: not a readable text file" in check(root).text
-
-
 def test_no_validation_and_an_empty_folder(make, check, tmp_path):
     root = make()
     (root / "val").rename(root / "elsewhere")

@@ -199,18 +199,6 @@ def test_sec45_every_output_size(output_size, upsample):
         np.testing.assert_array_equal(Lite(content)(noise), Lite(plain)(noise))
 
 
-def test_sec45_uint8_in_millimetres_out(small):
-    model = small[0]
-    layout, content = to_tflite(model, (120, 200), input_type="uint8", unit="mm")
-    check_parity(model, layout, content)
-    lite = Lite(content)
-    assert lite.source["dtype"] == np.uint8 and lite.target["dtype"] == np.float32
-    gradient = pattern_pictures((120, 200), 0)[1]
-    np.testing.assert_allclose(
-        lite(gradient), 1000 * whole_network(model, small[1])(gradient), atol=0.1
-    )
-
-
 def test_sec45_input_output_and_graph(paper):
     model, layout, content = paper
     lite = Lite(content)
@@ -709,20 +697,6 @@ def test_command_exit_2_for_unwritable_output(checkpoint, tmp_path, capsys):
         assert command("--checkpoint", checkpoint, "--out", tmp_path / out, *QUICK) == 2
         assert str(tmp_path / named) in one_line(capsys)
     assert {f.name for f in tmp_path.iterdir()} == {"best.pt", "file", "folder.tflite"}
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--input_size", "480"], ["--out", "best.pt"], ["--out", ".tflite"], ["--runs", "0"],
-        ["--tolerance", "nan"], ["--pictures", "-1"], ["--format", "fp64"],
-        ["--output_size", "big"], ["--depth_scale", "0"],
-    ],
-)  # fmt: skip
-def test_command_exit_2_for_bad_flags(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        export.main(flags)
-    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
 
 
 def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):

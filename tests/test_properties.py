@@ -1,4 +1,5 @@
-"""Every loss and metric: equal to tests/reference.py on random cases, and the laws it obeys.
+"""Every loss and metric: equal to tests/reference.py on random cases, its gradient too, and blind
+to what holes hold.
 
 A case is a batch of 1 to 4 pictures of 0.3 to 80 m with holes from none to 98 %, LiDAR's scan lines
 among them, some pictures all holes; its sizes divide or do not, and its hyper-parameters are drawn
@@ -235,8 +236,7 @@ def ln_Z_off(alpha: float) -> float:
 @dataclasses.dataclass(frozen=True)
 class Case:
     """of, reference: the product's loss (d_hat's dtype is what is computed in) and ours. grain:
-    what float32's rounding of depths may add to it. exact: how far its float64
-    may be off by itself."""
+    what float32's rounding of depths may add to it. exact: how far its float64 may be off."""
 
     of: Callable[[SimpleNamespace, Tensor], Tensor]
     reference: Callable[[SimpleNamespace], float]
@@ -301,7 +301,6 @@ LOSSES = {
     "CellLoss cpp": Case(call("cpp"), **EQ11),
 }  # fmt: skip
 DOUBLE = [name for name, loss in LOSSES.items() if loss.double]
-every_loss = pytest.mark.parametrize("name", LOSSES)
 every_form = pytest.mark.parametrize(
     "name, dtype", [(k, torch.float32) for k in LOSSES] + [(k, torch.float64) for k in DOUBLE]
 )
@@ -313,17 +312,6 @@ def slope(name: str, c: SimpleNamespace, dtype: torch.dtype | None = None) -> tu
     x = c.d_hat.to(dtype, copy=True).requires_grad_()
     L = LOSSES[name].of(c, x)
     return L.item(), torch.autograd.grad(L, x)[0]
-
-
-def value(name: str, c: SimpleNamespace) -> float:
-    return slope(name, c)[0]
-
-
-def close(name: str, L: float, expected: float, c: SimpleNamespace) -> bool:
-    """Whether two values of a loss are the same but for rounding."""
-    if LOSSES[name].double:
-        return L == pytest.approx(expected, rel=1e-9, abs=max(LOSSES[name].exact(c), 1e-11))
-    return L == pytest.approx(expected, rel=1e-5, abs=LOSSES[name].grain(c))
 
 
 # ------------------------------------------------------------------- Eq. 7-11 and their reference
@@ -372,9 +360,6 @@ def test_z_has_its_closed_forms_and_ln_z_is_as_exact_as_the_tolerance_says():
         assert log_Z == pytest.approx(math.log(reference.Z(alpha)), rel=0, abs=ln_Z_off(alpha))
 
 
-# ----------------------------------------------------------------------------- Eq. 7-11, their laws
-
-
 @every_form
 @examples
 @given(seeds, st.sampled_from([0.0, 1e-30, 1e4, 1e15, 1e30, 3e38]))
@@ -387,41 +372,6 @@ def test_holes_change_nothing(name, dtype, seed, wild):
     for other in (spoilt(c), changed(c, d_hat=torch.where(unseen, wild, c.d_hat))):
         L_, dL_ = slope(name, other, dtype)
         assert L == L_ and torch.equal(dL, dL_) and not dL_[unseen].any()
-
-
-@every_loss
-@examples
-@given(seeds)
-def test_least_at_the_truth(name, seed):
-    """0 there (silog: the floor under its root; a likelihood: its own least), more elsewhere."""
-    c = build(seed, even=True)
-    true = changed(c, d_hat=torch.where(c.low > 0, c.low, c.d_hat), d=c.low)
-    L, elsewhere = value(name, true), value(name, changed(true, d_hat=c.d_hat))
-    assert close(name, L, LOSSES[name].reference(true), true)
-    if name in ("L_grad", "L_vnl") or name.startswith("L_robust"):
-        assert L == 0
-    assert elsewhere >= L and math.isfinite(elsewhere)
-    if (c.low > 0).all() and name != "L_vnl":  # which wants a plane
-        assert elsewhere > L
-
-
-@examples
-@given(
-    st.floats(-50, 50), st.floats(0.05, 20), st.floats(0.05, 20),
-    st.one_of(st.sampled_from([-INF, -2.0, 0.0, 1.0, 2.0]), st.floats(-4, 3)),
-)  # fmt: skip
-def test_eq10_laws_of_rho(e, c, k, alpha):
-    """rho(k e; k c) = rho(e; c), even, 0 at 0 only, growing in |e|, and in alpha."""
-
-    def rho(e, alpha=alpha, c=c):
-        return losses.rho(torch.tensor(e, dtype=torch.float64), alpha, c).item()
-
-    L = rho(e)
-    assert L == pytest.approx(reference.rho(e, alpha, c), rel=1e-9, abs=1e-15)
-    assert rho(k * e, c=k * c) == pytest.approx(L, rel=1e-9, abs=1e-15)
-    assert rho(-e) == L and rho(0.0) == 0 and L >= 0
-    assert rho(1.01 * e) >= L and (abs(e) < 1e-6 * c or L > 0)
-    assert rho(e, alpha=alpha + 0.1) >= L * (1 - 1e-9) - 1e-15
 
 
 # ------------------------------------------------------------------------------ Eq. 7-11, gradients

@@ -1,9 +1,9 @@
 """Sec. 3.4, Fig. 5: the teacher's Swin, its public weights and its decoder's maps (model.py,
 plumbing/swin.py).
 
-The tests against two independent Swins skip without these packages (torchvision: timm wants it):
+The test against an independent Swin skips without these packages:
 
-    pip install --no-deps --target DIR timm==1.0.31 torchvision==0.28.0 pillow \
+    pip install --no-deps --target DIR pillow \
         transformers==5.23.0 huggingface_hub==2.4.0 safetensors tokenizers regex pyyaml tqdm \
         typer click httpx2 httpcore2 h11 anyio idna truststore typing_extensions
     PYTHONPATH=DIR pytest tests/test_swin.py
@@ -29,7 +29,7 @@ from plumbing import swin
 from plumbing.checkpoints import CheckpointError
 from plumbing.swin import Swin
 
-one_thread, timm = test_model.one_thread, test_model.timm  # fixtures
+one_thread = test_model.one_thread  # fixture
 
 TOY = (24, (2, 2, 2, 2), (2, 4, 8, 16), None)  # 12 channels a head: no power of two
 
@@ -65,7 +65,7 @@ def teacher(seed: int = 0, **model_args) -> Teacher:
     return net
 
 
-# -------------------------------------------------------------------- two Swins of other people
+# ------------------------------------------------------------------- the Swin of other people
 
 
 def differences(got: list[torch.Tensor], want: list[torch.Tensor]) -> str:
@@ -75,40 +75,6 @@ def differences(got: list[torch.Tensor], want: list[torch.Tensor]) -> str:
     relative = max(float((g - w).abs().max() / (w.max() - w.min())) for g, w in zip(got, want))
     assert absolute <= 1e-4 and min(float(w.std()) for w in want) > 0.3
     return f"max abs error {absolute:.1e}, of the range {relative:.1e}"
-
-
-@pytest.mark.parametrize(
-    "h, w, window, depths",
-    [(224, 224, 7, (2, 2, 2, 2)), (160, 320, 5, (2, 2, 4, 2)),
-     (128, 160, 7, (1,) * 4), (100, 260, 7, (1,) * 4)],
-)  # fmt: skip
-@torch.no_grad()
-def test_swin_equals_timm(timm, tmp_path, monkeypatch, h, w, window, depths):
-    """The same random weights, through a file in timm's layout, give timm's maps.
-
-    timm rolls before it pads, Swin's detection code (ours) after: they mean the same where whole
-    windows cover every map, and without shifts (depths of 1) everywhere. It takes no odd pictures.
-    """
-    embed, _, heads, _ = TOY
-    monkeypatch.setitem(M.SWIN, "toy", (embed, depths, heads, None))
-    from timm.models.swin_transformer import SwinTransformer
-
-    theirs = SwinTransformer(
-        img_size=(h, w), embed_dim=embed, depths=depths, num_heads=heads, window_size=window,
-        strict_img_size=False, always_partition=True, num_classes=10,
-    )  # fmt: skip
-    shake(theirs, 1)
-    assert {"layers.3.downsample.reduction.weight", "head.fc.bias"} <= theirs.state_dict().keys()
-    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
-    ours = teacher(window=window)
-    M.load_pretrained(ours, str(tmp_path / "timm.pth"))
-    shake(norms := nn.ModuleList(getattr(ours.encoder, f"norm{i}") for i in range(4)), 2)
-    maps: list[torch.Tensor] = []
-    for norm, layer in zip(norms, theirs.layers):  # timm's stages end without a norm
-        layer.register_forward_hook(lambda m, x, y, n=norm: maps.append(n(y).permute(0, 3, 1, 2)))
-    x = torch.randn(2, 3, h, w)
-    theirs(x)
-    print(f"timm {h}x{w}, window {window}, {depths}: {differences(ours.encoder(x), maps)}")
 
 
 HF_KEYS = {

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import resident
+
 import data
 import model
-import resident
 import train
 from plumbing.batches import Reader, open_reader  # noqa: E402
 from plumbing.pairs import open_split, resolve  # noqa: E402
