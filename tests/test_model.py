@@ -743,9 +743,10 @@ def holds(net: LiteDepth, seed: int) -> bool:
     return same_tensors(net.encoder.state_dict(), network(seed).encoder.state_dict())
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize(
+    "wrapper, prefix, old_format",
+    [(None, "", True), ("state_dict", "module.", False), ("model", "", False)],
+)
 def test_pretrained_timm_file(tmp_path, wrapper, prefix, old_format):
     weights = {prefix + k: v for k, v in timm_layout(5).items()}
     content = {wrapper: weights, "epoch": 1} if wrapper else weights

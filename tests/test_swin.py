@@ -170,11 +170,9 @@ def block_twin(x: np.ndarray, block: nn.Module, window: int, shift: int) -> np.n
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize(
-    "window, h, w",
-    [(3, 6, 9), (2, 4, 6), (4, 8, 4),  # whole windows
-     (3, 7, 5), (4, 5, 9), (4, 3, 2), (3, 1, 4)],  # padded; smaller than a window
-)  # fmt: skip
+@pytest.mark.parametrize(  # whole windows; padded; smaller than a window
+    "window, h, w", [(2, 4, 6), (3, 7, 5), (4, 3, 2)]
+)
 @torch.no_grad()
 def test_block_by_hand(window, h, w, shifted):
     block = shake(swin.SwinBlock(8, window, 2, shifted, drop_path=0.0))
