@@ -298,9 +298,7 @@ def distilled(L_depth: float, distances: list[float], w_d: float) -> float:
 # ---------------------------------------------------------------------------------------- Sec. 4.1
 
 
-def millimetres(
-    d_hat: np.ndarray, d: np.ndarray, max_depth: float
-) -> list[tuple[float, float]]:  # fmt: skip
+def millimetres(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> list[tuple[float, float]]:
     """(prediction, truth) of one picture, (h, w) in metres each, at its valid pixels: a truth of
     more than 1 mm. The prediction is cut to 1 mm .. max_depth; NaN where it is not finite."""
     pairs = []
@@ -331,8 +329,3 @@ def metrics(d_hat: np.ndarray, d: np.ndarray, max_depth: float) -> dict[str, flo
             for k in (1, 2, 3)
         },
     }
-
-
-def score(si_rmse: float, runtime_s: float, C: float) -> float:
-    """Eq. 14 as it is meant: 2^(-20 si-RMSE) / (C runtime)."""
-    return math.exp(-20 * math.log(2) * si_rmse) / C / runtime_s

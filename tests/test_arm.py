@@ -22,58 +22,11 @@ import bench_arm  # noqa: E402
 SIZE = (48, 64)
 
 
-def result(**changes) -> bench_arm.Result:
-    values = {
-        "file": "x.tflite", "megabytes": 1.0, "precision": "fp32", "instructions": 12_378_383,
-        "pictures": 6, "close": 6, "largest": 5.0, "difference": 1e-6, "limit": 5e-5,
-        "same_bits": False,
-    }  # fmt: skip
-    return bench_arm.Result(**(values | changes))
-
-
-def test_differences_are_absolute_and_per_picture():
-    here = np.float32([[1, 2, 3], [0, 0, 0], [4, 4, 4]])
-    there = np.float32([[1, 2.5, 2.75], [0, 0, 0], [4, 3, 5]])  # the last one's mean is 0
-    assert bench_arm.differences(here, there).tolist() == [0.5, 0, 1]
-    there[0, 0] = here[1, 1] = there[1, 1] = np.inf  # the same on both sides is no better
-    assert np.isnan(bench_arm.differences(here, there)).tolist() == [True, True, False]
-
-
-def test_verdicts():
-    assert result().passed
-    assert not result(difference=6e-5).passed and not result(difference=float("nan")).passed
-    assert result(limit=0.0, same_bits=True, difference=0.0).passed
-    assert not result(limit=0.0, difference=0.0).passed  # -0.0 for 0.0 is not the same bits
-    assert result(predict_mm=1).passed and not result(predict_mm=2).passed
-    assert result(limit=0.02, predict_mm=20).passed  # an int8-dynamic file's echo, and rounding
-    rows = bench_arm.table([result(), result(limit=0.0, same_bits=True)], "a72").splitlines()
-    assert "12.38 | 1.0e-06 m | 6 of 6 | 5.0e-05 m | passed" in rows[2]
-    assert "none, all bits equal | 6 of 6 | none | passed" in rows[3]
-
-
 def test_one_run_is_the_median_without_what_the_marks_cost():
     counts = [100, 1150, 2000, 3050, 4000, 9000, 9500, 9550]  # spans 1050, 1050, 5000; nothing 50
     assert bench_arm.per_run(counts, 3) == 1000
     with pytest.raises(UserError, match="7 marks"):
         bench_arm.per_run(counts[1:], 3)
-
-
-def test_nudges_are_small_and_all_different():
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3)).astype(np.uint8)
-    floats = list(bench_arm.nudged(pictures, np.float32))
-    assert all(0 < np.abs(changed - pictures).max() <= 255 * 4e-6 for changed in floats)
-    integers = list(bench_arm.nudged(pictures, np.uint8))
-    assert all(np.abs(changed.astype(int) - pictures).max() == 1 for changed in integers)
-    for changed in (floats, integers):
-        assert len({pictures.tobytes() for pictures in changed}) == 8
-
-
-def test_versions_are_those_of_a_device():
-    wanted = bench_arm.wanted()
-    lines = (bench_arm.ROOT / "requirements-device.txt").read_text()
-    assert set(wanted) == {"numpy", "ai-edge-litert", "opencv-python-headless"}
-    for name, version in wanted.items():
-        assert f"\n{name.removesuffix('-headless')}=={version}" in lines
 
 
 # --------------------------------------------------------------- the whole way, ARM played by us

@@ -12,7 +12,7 @@ import torch
 
 import export
 from model import LiteDepth
-from plumbing.files import UserError, run_main
+from plumbing.files import run_main
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bench"))
 import bench_device  # noqa: E402
@@ -71,28 +71,12 @@ def made_row(name: str, peer: bool, *rounds: list[float], dtype=np.float32) -> R
     return row
 
 
-def test_pictures_suit_the_file():
-    ours, peer, unsigned, signed = (
-        bench_device.picture(made_row("x", peer, dtype=dtype)).astype(float)
-        for peer, dtype in ((False, np.float32), (True, np.float32), (True, np.uint8), (0, np.int8))
-    )
-    assert 200 < ours.max() <= 255 and np.array_equal(ours, unsigned)
-    np.testing.assert_allclose(peer, ours / 255, rtol=1e-6)
-    assert np.array_equal(signed, ours - 128)
-    first = made_row("x", True)
-    first.input["shape"] = np.array([1, 3, 48, 64])
-    assert first.size == (48, 64)  # a peer's channels may come first
-    first.input["shape"] = np.array([1, 48, 64])
-    with pytest.raises(UserError, match="wanted a picture"):
-        _ = first.size
-
-
 def test_statistics_and_ratios_by_hand():
     assert bench_device.floor_ms(26_700_000, 100.0) == pytest.approx(0.534)
     a = made_row("a", False, [1.0, 2.0, 9.0], [2.0, 2.0, 2.0])
     b = made_row("b", False, [1.0, 1.0, 1.0], [0.5, 1.0, 4.0])
     peer = made_row("p", True, [100.0], [400.0])
-    found = bench_device.report([a, b, peer], a, 100.0, 2 * 10**6)
+    found = bench_device.report([a, b, peer], 100.0, 2 * 10**6)
     assert found[0]["ms"]["median"] == 2 and found[0]["timed"] == 6
     assert found[2]["ms"]["p10"] == 130
     assert found[1]["faster_than"]["a"] == {"ratio": 2, "p10": 2, "p90": 2}
@@ -104,7 +88,7 @@ def test_statistics_and_ratios_by_hand():
     lines = bench_device.table(found).splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     assert "| b |" in lines[3] and "2.00 (2.00-2.00)" in lines[3]
-    assert "| - | - |" in bench_device.table(bench_device.report([a], a, None, None))
+    assert "| - | - |" in bench_device.table(bench_device.report([a], None, None))
 
 
 QUICK = ["--rounds", "2", "--runs", "2", "--peer_runs", "1"]
@@ -115,11 +99,11 @@ def test_files_in_turn(paper, tmp_path, capsys):
     small, big, out = (tmp_path / name for name in ("small.tflite", "big.tflite", "out.json"))
     small.write_bytes(exported(LiteDepth(size=(32, 32)), (48, 64)))
     big.write_bytes(paper)
-    argv = [f"a={small}", str(small), "--peer", f"b={small}", "--baseline", "small", *QUICK]
+    argv = [f"a={small}", str(small), "--peer", f"b={small}", *QUICK]
     assert bench_device.main([*argv, "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert [(r["name"], r["timed"]) for r in found["rows"]] == [("a", 4), ("small", 4), ("b", 2)]
-    assert list(found["rows"][0]["faster_than"]) == ["small", "b"]
+    assert list(found["rows"][0]["faster_than"]) == ["a", "b"]
     if found["peak_gops"]:  # there is a compiler
         assert all(1 < rate < 1000 for rate in found["peak_gops"].values())  # as any core's
     assert "| small |" in capsys.readouterr().out
@@ -128,7 +112,6 @@ def test_files_in_turn(paper, tmp_path, capsys):
         ([], "no files"),
         ([f"a={small}", f"a={small}"], "of one name"),
         ([f"{small}", "--peer", f"p={big}"], "unequal size"),
-        ([f"{small}", "--baseline", "b"], "there is small"),
         ([f"x={readme}"], "x is no .tflite file"),
         (["--checkpoint", f"{readme}"], "README.md"),
     ):

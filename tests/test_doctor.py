@@ -17,7 +17,7 @@ import pytest
 
 from plumbing import doctor
 from plumbing import scenes as synthetic
-from plumbing.pairs import Pair, list_pairs
+from plumbing.pairs import list_pairs
 from plumbing.pictures import HOLE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,34 +169,6 @@ def test_all_faults_of_pairs_and_names_are_told(make, check):
     assert re.search(r"train/train +19 ", told.text)
 
 
-def test_a_list_with_every_kind_of_line(make, check):
-    root = make()
-    lines = [f"train/rgb/{k:06d}.jpg train/depth/{k:06d}.png" for k in range(20)]
-    (root / "train.txt").write_text("\n".join(["# a comment", "", *lines]) + "\n")
-    assert check(root).found == set()
-    bad = ["train/rgb/000001.jpg", "train/rgb/0.jpg train/depth/000001.png", "a b c"]
-    (root / "train.txt").write_text("\n".join([*lines, *bad]) + "\n")
-    told = check(root)
-    assert told.found == {("error", "refused")}
-    assert [f"train.txt:{k}: " in told.text for k in (20, 21, 22, 23)] == [False, True, True, True]
-    (root / "train.txt").write_bytes(b"\xff\xfe\xfa")
-    assert "train.txt: not a readable text file" in check(root).text
-
-
-def test_names_of_any_bytes(make, check, tmp_path):
-    """They are told and drawn as far as letters go, without a traceback."""
-    root = make()
-    for kind, suffix in (("rgb", "jpg"), ("depth", "png")):
-        home = os.fsencode(root / "train" / kind)
-        os.rename(home + f"/000000.{suffix}".encode(), home + b"/\xff \xc3\xa9." + suffix.encode())
-    (root / "train/intrinsics.json").unlink()
-    (root / "train/rgb/000001.jpg").write_bytes(b"")
-    (root / "train/rgb/000001.jpg").rename(root / os.fsdecode(b"train/rgb/\xfe.jpg"))
-    (root / "train/depth/000001.png").rename(root / os.fsdecode(b"train/depth/\xfe.png"))
-    assert "train/rgb/\\udcfe.jpg: an empty file" in check(root).text
-    assert (tmp_path / "out/contact.png").is_file()
-
-
 def test_no_validation_and_an_empty_folder(make, check, tmp_path):
     root = make()
     (root / "val").rename(root / "elsewhere")
@@ -301,17 +273,6 @@ def test_disparity(make, check):
         rgb, np.where(depth > 0, 4e6 / np.maximum(depth, 100), 0).astype(np.uint16))))
     assert ("error", "disparity") in told.found
     assert "focal length in pixels * baseline" in told.findings["disparity"]["cure"]
-
-
-def test_planes_bend_as_their_kind_does():
-    """A slanted plane is affine in 1/z: depth and disparity of it are told apart, whichever way it
-    leans, and a fronto-parallel one says nothing."""
-    y = np.mgrid[:144, :192][0]
-    for slope in (y, 144 - y):
-        w = 1 / 6 + slope / slope.max() / 2  # 1/m
-        assert doctor.bent((1000 / w).astype(np.uint16)) == pytest.approx(0, abs=0.05)
-        assert doctor.bent((20000 * w).astype(np.uint16)) == pytest.approx(1, abs=0.05)
-    assert np.isnan(doctor.bent(np.full(SIZE, 2000, np.uint16)))
 
 
 def fill(value: int, share: float = 1.0) -> Change:
@@ -420,16 +381,6 @@ def test_depth_of_strangers(scenes, make, check):
     assert told.found - {("error", "leak")} == {("error", "strangers")}
 
 
-def test_edges_pass_over_holes():
-    """A step of depth is an edge, also across a narrow gap; the border of a hole is none."""
-    depth = np.full((60, 80), 2000, np.uint16)
-    depth[:, 40:] = 1000
-    depth[:, 38:40] = 0  # the shadow of what is nearer
-    depth[10:30, 10:30] = 0
-    E = doctor.depth_edges(depth)
-    assert set(np.nonzero(E)[1]) == {39, 40} and E[:, 39:41].all()
-
-
 # ---------------------------------------------------------------------------- there twice, leakage
 
 
@@ -476,17 +427,6 @@ def test_samples_bound_the_decoding_not_the_looking(make, check):
     told = check(root, "--samples", "10")
     assert re.search(r"train/train +10 ", told.text) and "000017.jpg: an empty file" in told.text
     assert re.search(r"train/train +39 ", check(root, "--samples", "0").text)
-
-
-def test_runs_of_neighbours_over_all_scenes():
-    pairs = [Pair(Path(f"{s}/{k}"), Path(), s, Path(s)) for s, n in (("a", 90), ("b", 12))
-             for k in range(n)]  # fmt: skip
-    runs = doctor.in_runs(pairs, 40)
-    assert [pair for run, _ in runs for pair in run] == pairs
-    assert all(len({pair.scene for pair in run}) == 1 and len(run) <= 5 for run, _ in runs)
-    of_a = [k for k, (run, decode) in enumerate(runs) if decode and run[0].scene == "a"]
-    assert len(of_a) == 9 and set(np.diff(of_a)) == {2}
-    assert all(decode for run, decode in runs if run[0].scene == "b")
 
 
 def test_the_contact_sheet_shows_problems_first(make, tmp_path, check, monkeypatch):

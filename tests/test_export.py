@@ -24,7 +24,6 @@ from plumbing.report import (
     Comparison,
     Limits,
     Parity,
-    hushed,
     operations,
     pattern_pictures,
 )
@@ -142,25 +141,8 @@ def small():
 # ---------------------------------------------------------------------------------- the equations
 
 
-@pytest.mark.parametrize("groups, bias", [(1, False), (1, True), (8, False)])
-def test_fold_batchnorm_equals_eval_convolution(groups, bias):
-    torch.manual_seed(0)
-    conv = torch.nn.Conv2d(8, 16, 3, groups=groups, bias=bias).double()
-    bn = torch.nn.BatchNorm2d(16, eps=1e-3).double().eval()
-    random_bn(bn)
-    W, b = export.fold_batchnorm(conv, bn)
-    assert W.dtype == b.dtype == np.float64
-    x = torch.randn(2, 8, 9, 11, dtype=torch.float64)
-    folded = F.conv2d(x, torch.tensor(W), torch.tensor(b), groups=groups)
-    assert (folded - bn(conv(x))).abs().max() < 1e-12
-
-
 def test_eq6_sec45_file_equals_pytorch(paper):
     check_parity(*paper)
-
-
-def test_eq6_unequal_mean_and_std(small):
-    check_parity(*small)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +165,6 @@ def zero_fill(model: LiteDepth) -> LiteDepth:
     return merged
 
 
-def test_eq6_zero_padding_is_seen(small, monkeypatch):
-    model, layout, _ = small
-    monkeypatch.setattr(export, "merge_normalization", zero_fill)
-    result = parity(model, layout, convert(model, layout))
-    assert broken("fp32", result) and result.max_abs > 10 * TOLERANCE
-
-
 @pytest.mark.parametrize("normalization", ["weights", "graph"])
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 def test_sec31_every_graph_equals_pytorch(normalization, upsample):
@@ -209,12 +184,13 @@ def test_sec31_every_graph_equals_pytorch(normalization, upsample):
         np.testing.assert_allclose(*outputs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 @pytest.mark.parametrize(
-    "output_size", [(16, 24), (32, 48), (41, 53), (10, 7), (16, 96), (112, 24), (208, 48)]
-)
+    "output_size, upsample",
+    [((16, 24), "nearest"), ((41, 53), "nearest"), ((112, 24), "nearest"),
+     ((41, 53), "bilinear"), ((10, 7), "bilinear")],
+)  # fmt: skip
 def test_sec45_every_output_size(output_size, upsample):
-    """The map's own size, whole ratios (7 and 13 too), others, smaller ones, one axis alone."""
+    """The map's own size, others, smaller ones, a whole ratio along one axis alone."""
     model = random_network(size=(64, 96))
     changes = {"output_size": output_size, "upsample": upsample}
     layout, content = to_tflite(model, (70, 90), **changes)
@@ -223,18 +199,6 @@ def test_sec45_every_output_size(output_size, upsample):
         plain = to_tflite(model, (70, 90), last_resize="plain", **changes)[1]
         noise = pattern_pictures((70, 90))[0]
         np.testing.assert_array_equal(Lite(content)(noise), Lite(plain)(noise))
-
-
-def test_sec45_uint8_in_millimetres_out(small):
-    model = small[0]
-    layout, content = to_tflite(model, (120, 200), input_type="uint8", unit="mm")
-    check_parity(model, layout, content)
-    lite = Lite(content)
-    assert lite.source["dtype"] == np.uint8 and lite.target["dtype"] == np.float32
-    gradient = pattern_pictures((120, 200))[1]
-    np.testing.assert_allclose(
-        lite(gradient), 1000 * whole_network(model, small[1])(gradient), atol=0.1
-    )
 
 
 def test_sec45_input_output_and_graph(paper):
@@ -333,10 +297,10 @@ def test_formats_keep_to_pytorch(paper, formats):
     "size, changes",
     [
         ((120, 200), {"input_type": "uint8", "unit": "mm", "upsample": "bilinear"}),
-        ((120, 200), {"output_size": "native"}),  # the last convolution is the last operation
-        ((64, 96), {"output_size": "native", "normalization": "graph"}),  # nothing before it
+        # the last convolution is the last operation, and nothing is before the first
+        ((64, 96), {"output_size": "native", "normalization": "graph"}),
     ],
-    ids=["bytes, mm, bilinear", "native", "native, graph"],
+    ids=["bytes, mm, bilinear", "native, graph"],
 )
 def test_int8_of_every_layout(small, size, changes):
     """Ranges come from what the file takes; its end stays in float."""
@@ -715,20 +679,6 @@ def test_command_exit_2_for_unwritable_output(checkpoint, tmp_path, capsys):
     assert {f.name for f in tmp_path.iterdir()} == {"best.pt", "file", "folder.tflite"}
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--input_size", "480"], ["--out", "best.pt"], ["--out", ".tflite"], ["--runs", "0"],
-        ["--tolerance", "nan"], ["--pictures", "-1"], ["--format", "fp64"],
-        ["--output_size", "big"], ["--depth_scale", "0"],
-    ],
-)  # fmt: skip
-def test_command_exit_2_for_bad_flags(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        export.main(flags)
-    assert stop.value.code == 2 and flags[0] in capsys.readouterr().err
-
-
 def test_missing_packages_and_memory_are_named(monkeypatch, checkpoint, capsys):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -757,13 +707,3 @@ def test_in_a_pipe_nothing_but_errors(checkpoint):
     flags = [sys.executable, "-c", code, "--checkpoint", checkpoint, *QUICK]
     done = subprocess.run(flags, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr == "" and "kept" in done.stdout
-
-
-def test_hushed_shows_what_led_to_an_exception(capfd):
-    with hushed():
-        os.write(2, b"chatter\n")
-    with pytest.raises(ValueError), hushed():
-        os.write(2, b"cause\n")
-        raise ValueError
-    print("after", file=sys.stderr)
-    assert capfd.readouterr().err == "cause\nafter\n"

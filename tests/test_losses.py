@@ -3,9 +3,7 @@ against the plain one. Random cases against a slow reference: test_properties.py
 
 import argparse
 import dataclasses
-import functools
 import math
-from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,14 +21,10 @@ from plumbing import flags
 from plumbing.files import UserError
 
 BATCH = Loss(pool="batch")  # as released
-NO_FILTER = Loss(vnl_delta_z=0.0, vnl_cos=2.0, vnl_near=0.0, vnl_drop=0.0)
 PRED = [[1.0, 2.0, 4.0], [3.0, 5.0, 8.0]]  # the printed test vector of Eq. 8 and 10
 GT = [[1.0, 1.0, 2.0], [0.0, 4.0, 10.0]]
 LN_Z_1 = math.log(2 * math.e * 0.6019072301972346)  # alpha = 1: 2 e K_1(1)
 NAN, INF = math.nan, math.inf
-pools = pytest.mark.parametrize("pool", ["batch", "image"])
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Maps this small take longer on two."""
@@ -75,21 +69,6 @@ def grad(d_hat, d):
     return losses.L_grad(d_hat, *gradients(d))
 
 
-def vnl(d_hat, d, o=BATCH):
-    pixels = d[0, 0].numel()
-    return losses.L_vnl(d_hat, d, camera(d), losses.draw_triplets(0, 0, pixels, 3 * pixels), o)
-
-
-TERMS = {
-    "silog": lambda d_hat, d: losses.L_silog(d_hat, d, BATCH),
-    "grad": grad,
-    "vnl": vnl,
-    "vnl_gt": lambda d_hat, d: vnl(d_hat, d, Loss(vnl_filter="gt")),
-    "robust": lambda d_hat, d: losses.L_robust(d_hat, d, BATCH),
-    "adaptive": lambda d_hat, d: losses.AdaptiveRobust(BATCH)(d_hat, d),
-}
-
-
 # ------------------------------------------------------------------------------------------- Eq. 7
 
 
@@ -97,11 +76,6 @@ def test_eq7_by_hand():
     d_hat, d = maps([[math.e, math.e**3, 7.0]], [[1.0, 1.0, 0.0]])  # e = 1, 3 and a hole
     L = losses.L_silog(d_hat, d, Loss(silog_alpha=10.0, silog_eps=1e-12, pool="batch"))
     assert L.item() == pytest.approx(10 * math.sqrt(2 + 0.15 * 2**2))  # var 2, mean 2
-
-
-def test_eq7_epsilon_is_inside_both_logarithms():
-    L = losses.L_silog(*maps([[0.0]], [[1.0]]), Loss(silog_lambda=0.0, silog_eps=0.5))
-    assert L.item() == pytest.approx(math.log(1.5 / 0.5))
 
 
 def test_eq7_equals_the_released_code_where_that_is_a_number():
@@ -113,26 +87,6 @@ def test_eq7_equals_the_released_code_where_that_is_a_number():
     L = losses.L_silog(d_hat, d, BATCH)
     assert L.item() == pytest.approx(math.sqrt(0.15) * math.log(4.001 / 2.001))
     assert math.isnan(released.silog(*arrays(d_hat, d)))
-
-
-def test_eq7_lambda_is_the_blindness_to_scale():
-    d_hat, d = scene()
-    blind, half = (Loss(silog_lambda=x, silog_eps=1e-12) for x in (1.0, 0.5))
-    L = losses.L_silog(d_hat, d, blind)
-    assert L > 0.1
-    torch.testing.assert_close(losses.L_silog(5 * d_hat, d, blind), L)
-    L = losses.L_silog(7 * d, d, half)
-    assert L.item() == pytest.approx(math.sqrt(0.5) * math.log(7))
-
-
-@pools
-def test_eq7_centres_over_the_batch_however_it_is_pooled(pool):
-    """A scale that differs from picture to picture costs in full, a common one 1 - lambda of it."""
-    d = torch.full((2, 1, 4, 4), 2.0)
-    apart = torch.stack([d[0] * math.e, d[1] / math.e])
-    blind = Loss(silog_lambda=1.0, silog_eps=1e-12, pool=pool)
-    assert losses.L_silog(3 * d, d, blind) < 1e-4
-    assert losses.L_silog(apart, d, blind).item() == pytest.approx(math.sqrt(32 / 31))
 
 
 # ------------------------------------------------------------------------------------------- Eq. 8
@@ -194,40 +148,6 @@ def test_eq9_leaves_invalid_triplets_out_and_the_released_code_shrinks():
     assert shrunk[0] > 1.5 * shrunk[1] > 2 * shrunk[2] > 3 * shrunk[3] >= 0
 
 
-def test_eq9_filter_at_its_thresholds():
-    """Each rule at its edge: z > delta_z, |cosine| <= cos, spread >= near."""
-
-    def keeps(*points, delta_z=0.0, cos=1.0, near=0.0):
-        p = torch.tensor(points, dtype=torch.float64).T[None, :, :, None]
-        o = Loss(vnl_delta_z=delta_z, vnl_cos=cos, vnl_near=near)
-        return losses.spans_a_plane(p, o).item()
-
-    right = (0, 0, 1), (3, 0, 1), (0, 4, 1)  # cosines 0, 0.6 and 0.8
-    assert not keeps(*right, delta_z=1.0) and keeps(*right, delta_z=0.99)
-    assert not keeps(*right, cos=0.799) and keeps(*right, cos=0.801)
-    for sharp in permutations([(0, 0, 1), (5, 0.5, 1), (0, 1, 1)]):  # one narrow corner, anywhere
-        assert not keeps(*sharp, cos=0.9)
-    for axis in range(3):  # two axes have an edge of length 0; the third has 0.25, 0.25 and 0.5
-        points = np.array([[0.0, 0, 1], [0, 0, 1], [0, 0, 1]])
-        points[:, axis] += [0, 0.25, 0.5]
-        assert keeps(*points.tolist(), near=0.25)
-        assert not keeps(*points.tolist(), near=0.26)
-    assert not keeps((0, 0, 1), (0.3, 0, 1), (0.3, 0.3, 1), near=0.25)  # apart, but on no one axis
-
-
-def test_eq9_drops_the_easiest_share_of_what_is_left():
-    K = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    d_hat, d = maps([[1.0] * 4, [1.0, 1.1, 1.5, 3.0]], [[1.0] * 4, [1.0] * 4])
-    #  (0, 1, 4): loss 0; the others grow with the corner in the second row; the last is invalid
-    triplets = torch.tensor([[0, 1, 4], [0, 1, 5], [0, 1, 6], [0, 1, 7], [0, 1, 3]]).T
-    each = [losses.L_vnl(d_hat, d, K, t[:, None], NO_FILTER).item() for t in triplets.T]
-    assert 0 == each[0] < each[1] < each[2] < each[3]
-    d[..., 0, 3] = 0
-    for drop, dropped in [(0.0, 0), (0.2, 0), (0.25, 1), (0.49, 1), (0.5, 2), (0.75, 3)]:
-        L = losses.L_vnl(d_hat, d, K, triplets, dataclasses.replace(NO_FILTER, vnl_drop=drop))
-        assert L.item() == pytest.approx(np.mean(each[dropped:4]))
-
-
 def test_eq9_a_cropped_and_resized_camera_sees_true_planes():
     """Two planes in the room, seen through a crop that is resized to the network's output."""
     K = np.array([500.0, 510.0, 310.0, 250.0])
@@ -251,13 +171,6 @@ def test_eq9_a_cropped_and_resized_camera_sees_true_planes():
         assert abs(L.item() / by_hand - 1) > 1e-3
 
 
-def test_eq9_scale_intrinsics_by_hand():
-    K = torch.tensor([[500.0, 480.0, 319.5, 239.5], [600.0, 480.0, 99.5, -0.5]])
-    low = losses.scale_intrinsics(K, (480, 640), (32, 40))
-    expected = [[31.25, 32.0, 19.5, 15.5], [37.5, 32.0, 5.75, -0.5]]  # a corner stays a corner
-    torch.testing.assert_close(low, torch.tensor(expected))
-
-
 def test_eq9_triplets_are_a_function_of_seed_and_step():
     draw = losses.draw_triplets
     one = draw(3, 7, 1280, 192)
@@ -274,12 +187,12 @@ def test_eq9_triplets_are_a_function_of_seed_and_step():
 
 def test_eq9_backward_is_bit_identical_on_two_threads():
     d_hat, d = scene(n=3, h=8, w=10, holes=0, dtype=torch.float32)
-    triplets = losses.draw_triplets(0, 0, 80, 20_000)  # every pixel some 750 times
+    triplets = losses.draw_triplets(0, 0, 80, 4_000)  # every pixel some 150 times
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         runs = []
-        for _ in range(8):
+        for _ in range(4):
             x = d_hat.clone().requires_grad_()
             losses.L_vnl(x, d, camera(d), triplets, Loss()).backward()
             runs.append(x.grad)
@@ -314,30 +227,10 @@ def test_eq10_approaches_its_limits(alpha, limit):
     torch.testing.assert_close(losses.rho(Z.sqrt(), alpha, 1.0), CLOSED[limit], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 1.7])
-def test_eq10_literal_formula_and_learnable_alpha(alpha):
-    b = 2 - alpha
-    literal = b / alpha * ((Z / b + 1) ** (alpha / 2) - 1)
-    for given in (alpha, torch.tensor(alpha, dtype=torch.float64)):
-        torch.testing.assert_close(losses.rho(Z.sqrt(), given, 1.0), literal)
-    # the "+ 1" that the printed Eq. 10 forgets: without it rho(0) is negative
-    assert losses.rho(torch.zeros(()), alpha, 1.0) == 0
-    assert b / alpha * (0 ** (alpha / 2) - 1) < 0
-
-
 def test_eq10_printed_vector():
     L = losses.L_robust(*maps(PRED, GT), BATCH)
     assert L.item() == pytest.approx(0.2128990, abs=1e-7)
     assert released.robust(np.array(PRED), np.array(GT)) == pytest.approx(0.2128990, abs=1e-7)
-
-
-def test_eq10_partition_function_in_closed_form():
-    def ln_Z(alpha):
-        return losses.log_partition(torch.tensor(alpha, dtype=torch.float64)).item()
-
-    assert ln_Z(1.0) == pytest.approx(LN_Z_1, rel=1e-9)
-    assert ln_Z(2 - 1e-9) == pytest.approx(math.log(2 * math.pi) / 2, rel=1e-7)
-    assert ln_Z(1e-9) == pytest.approx(math.log(math.pi * math.sqrt(2)), rel=1e-7)
 
 
 def test_eq10_adaptive_form_starts_as_the_likelihood_of_the_fixed_one():
@@ -348,41 +241,6 @@ def test_eq10_adaptive_form_starts_as_the_likelihood_of_the_fixed_one():
     for alpha in (0.0, 2.0, -1.0, INF):
         with pytest.raises(UserError, match="0 < alpha < 2: --robust_alpha"):
             losses.AdaptiveRobust(Loss(robust_alpha=alpha))
-
-
-def fit(e):
-    """alpha and c that the adaptive form learns from residuals e."""
-    d = torch.full((1, 1, 1, len(e)), 10.0)
-    adaptive = losses.AdaptiveRobust(Loss(robust_c=1.0))
-    optimizer = torch.optim.LBFGS(
-        adaptive.parameters(), max_iter=60, line_search_fn="strong_wolfe"
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        L = adaptive(d + e, d)
-        L.backward()
-        return L
-
-    optimizer.step(closure)
-    return adaptive.alpha.item(), adaptive.c.item()
-
-
-def test_eq10_adaptive_form_learns_the_noise():
-    """Residuals are the quantiles of a distribution of known shape and scale."""
-    q = (torch.arange(1000) + 0.5) / 1000 - 0.5
-    alpha, c = fit(3.0 * math.sqrt(2) * torch.erfinv(2 * q))  # Gaussian: alpha 2, c = sigma
-    assert alpha > 1.8 and c == pytest.approx(3.0, rel=0.05)
-    alpha, c = fit(0.3 * math.sqrt(2) * torch.tan(math.pi * q))  # Cauchy: alpha 0, its scale/sqrt2
-    assert alpha < 0.2 and c == pytest.approx(0.3, rel=0.1)
-
-
-def test_eq10_adaptive_form_learns_nothing_from_an_empty_batch():
-    d_hat, _ = scene(dtype=torch.float32)
-    adaptive = losses.AdaptiveRobust(BATCH)
-    L = adaptive(d_hat, 0 * d_hat)
-    L.backward()
-    assert L == 0 and adaptive.latent_alpha.grad == 0 and adaptive.log_c.grad == 0
 
 
 # ------------------------------------------------------------------------------------------ Eq. 11
@@ -427,7 +285,7 @@ def terms_by_hand(d_hat, batch):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("w", [(1, 0.25, 2.5, 0.6), (1, 0, 0, 0), (0, 0.25, 0, 2), (0, 0, 3, 0)])
+@pytest.mark.parametrize("w", [(1, 0.25, 2.5, 0.6), (0, 0.25, 0, 2)])
 def test_eq11_is_the_weighted_sum_of_the_weighed_terms(w):
     d_hat, batch = picture()
     L, report = losses.DepthLoss(dataclasses.replace(ODD, weights=w))(d_hat, full, batch)
@@ -555,21 +413,6 @@ def with_gradient(loss, d_hat, *others):
     return L.item(), torch.autograd.grad(L, x)[0]
 
 
-@pytest.mark.parametrize("hole", [NAN, INF, -INF, -1.0, -0.0])
-@pytest.mark.parametrize("term", TERMS)
-def test_eq7_to_eq10_are_blind_to_holes(term, hole):
-    d_hat, d = scene(dtype=torch.float32)
-    M = d > 0
-    assert torch.equal(losses.holes_to_zero(torch.where(M, d, hole)), d)
-    L, slope = with_gradient(TERMS[term], d_hat, d)
-    L_, slope_ = with_gradient(TERMS[term], d_hat, torch.where(M, d, hole))
-    assert L == L_ and torch.equal(slope, slope_)
-    assert slope[M].abs().sum() > 0 and not slope[~M].any()
-    # nor do they look at what is predicted there (the filter of Eq. 9 sees valid triplets only)
-    L_, slope_ = with_gradient(TERMS[term], torch.where(M, d_hat, 1e30), d)
-    assert L == L_ and torch.equal(slope, slope_)
-
-
 def hard_cases():
     """name -> (d_hat, d) 24x32, float32."""
     d_hat, d = scene(h=24, w=32, holes=0, dtype=torch.float32)
@@ -596,22 +439,14 @@ CASES = hard_cases()
 FORMS = {
     "plain": losses.DepthLoss(Loss()), "cpp": losses.CellLoss(Loss(), "cpp"),
     "torch": losses.CellLoss(Loss(), "torch"),
-    "dynamic": losses.DepthLoss(Loss(dynamic_weights=True, robust_adaptive=True)),
+    "dynamic": losses.DepthLoss(Loss(
+        dynamic_weights=True, robust_adaptive=True, vnl_filter="gt", pool="batch"
+    )),
 }  # fmt: skip
-every_form = pytest.mark.parametrize("form", FORMS)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("term", TERMS)
-def test_eq7_to_eq10_stay_finite_and_attached(term, case):
-    L, slope = with_gradient(TERMS[term], *CASES[case])
-    assert math.isfinite(L) and slope.isfinite().all()
-    if case in ("no valid pixel", "all NaN"):
-        assert abs(L) < 1e-5 and not slope.any()
-
-
-@pytest.mark.parametrize("case", CASES)
-@every_form
+@pytest.mark.parametrize("form", FORMS)
 def test_eq11_stays_finite_and_attached(form, case):
     d_hat, d = CASES[case]
     x, loss = d_hat[..., ::4, ::4].clone().requires_grad_(), FORMS[form]
@@ -622,7 +457,7 @@ def test_eq11_stays_finite_and_attached(form, case):
     assert L.isfinite() and all(v.isfinite() for v in report.values())
 
 
-@every_form
+@pytest.mark.parametrize("form", ["plain", "cpp"])
 def test_eq11_is_float32_under_autocast(form, monkeypatch):
     d_hat, batch = picture()
     loss, half = FORMS[form], d_hat.bfloat16().requires_grad_()
@@ -644,42 +479,19 @@ def test_eq11_is_float32_under_autocast(form, monkeypatch):
 
 # -------------------------------------------------------------------------------- the form by cells
 
-CANVASES = {  # name: (H, W), (h, w)
-    "even": ((60, 96), (4, 6)),
-    "uneven": ((97, 131), (7, 9)),
-    "uneven columns": ((96, 131), (8, 9)),
-    "enlarged": ((9, 12), (11, 12)),
-    "same": ((9, 12), (9, 12)),
-}
-HOLES = ["random", "all", "one pixel", "whole", "not finite"]
-every_hole = pytest.mark.parametrize("holes", HOLES)
 kernels = pytest.mark.parametrize("kernel", ["cpp", "torch"])
 
 
-def surface(canvas="uneven", holes="random", n=2, seed=0):
-    """(d_hat (n,1,h,w), d (n,1,H,W)) float32; d is a smooth surface plus noise, 1-9 m."""
-    (H, W), size = CANVASES[canvas]
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(1, 9, (n, 1, *size)))
-    d = upsample(coarse, (H, W), "nearest").numpy() * rng.uniform(0.8, 1.2, (n, 1, H, W))
+def surface(canvas=(97, 131), size=(7, 9)):
+    """(d_hat (2,1,*size), d (2,1,*canvas)) float32; d is a smooth surface plus noise, 1-9 m, with
+    holes of every kind."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(1, 9, (2, 1, *size)))
+    d = upsample(coarse, canvas, "nearest").numpy() * rng.uniform(0.8, 1.2, (2, 1, *canvas))
     d_hat = coarse.numpy() * np.exp(rng.normal(0.1, 0.3, coarse.shape))
-    if holes == "random":
-        d[rng.random(d.shape) < 0.3] = 0
-    elif holes == "all":
-        d[:] = 0
-    elif holes == "one pixel":
-        d *= np.arange(d.size).reshape(d.shape) == d.size // 2
-    elif holes == "whole":
-        d[0], d[1:, :, : H // 2] = 0, 0
-    else:
-        for hole in (NAN, INF, -INF, -1.0, -0.0):
-            d[rng.random(d.shape) < 0.1] = hole
+    for hole in (0.0, NAN, INF, -INF, -1.0, -0.0):
+        d[rng.random(d.shape) < 0.06] = hole
     return torch.from_numpy(d_hat).float(), torch.from_numpy(d).float()
-
-
-def silog_cells(d_hat, d, o):
-    statistics = losses.cell_statistics(d, d_hat.shape[-2:], o.silog_eps)
-    return losses.L_silog_cells(d_hat, *statistics, o)
 
 
 def apart(got, expected):
@@ -690,67 +502,12 @@ def apart(got, expected):
     return abs(L - L_) / (abs(L_) or 1), (slope.double() - slope_).abs().max().item() / (top or 1)
 
 
-def test_to_cells_by_hand():
-    d = torch.arange(480.0).view(2, 1, 12, 20)
-    cells = losses.to_cells(d, (3, 4))
-    assert cells.data_ptr() == d.data_ptr() and cells.shape == (2, 1, 3, 4, 4, 5)
-    assert torch.equal(cells[1, 0, 2, :, 3], d[1, 0, 8:12, 15:20])
-    cells = losses.to_cells(d + 1, (5, 4))  # rows 0-2, 3-4, 5-7, 8-9, 10-11
-    assert cells.shape == (2, 1, 5, 3, 4, 5) and cells.sum() == (d + 1).sum()
-    assert torch.equal(cells[0, 0, 1, :2, 0], d[0, 0, 3:5, :5] + 1) and not cells[:, :, 1, 2].any()
-
-
-@pytest.mark.parametrize("canvas", ["uneven", "enlarged", "same"])
-@every_hole
-def test_statistics_match_loops(canvas, holes):
-    d_hat, d = surface(canvas, holes)
-    n, mean, M2 = (x[:, 0].numpy() for x in losses.cell_statistics(d, d_hat.shape[-2:], 1e-3))
-    found, (H, W), (h, w) = {}, *CANVASES[canvas]
-    z = d[:, 0].double().numpy()
-    for k, v, u in reference.known_pixels(z):
-        found.setdefault((k, v * h // H, u * w // W), []).append(math.log(z[k, v, u] + 1e-3))
-    assert n.sum() == sum(map(len, found.values()))
-    for cell, x in found.items():
-        assert n[cell] == len(x) and mean[cell] == pytest.approx(np.mean(x), rel=1e-6, abs=2e-7)
-        exact = np.var(x) * len(x)  # a float32 logarithm is 2.4e-7 off, and so is every deviation
-        assert abs(M2[cell] - exact) <= 2 * math.sqrt(len(x) * exact) * 2.4e-7 + 1e-12
-    assert not mean[n == 0].any() and not M2[n == 0].any()
-
-
 def test_statistics_keep_their_digits_far_from_0():
     """ln d = 9 +- 1e-3: the difference of raw float32 sums would be nothing but rounding."""
     rng = np.random.default_rng(0)
     d = torch.from_numpy(np.exp(9 + 1e-3 * rng.normal(size=(1, 1, 60, 64)))).float()
     M2, exact = (losses.cell_statistics(x, (4, 4), 1e-3)[2] for x in (d, d.double()))
     assert (M2 / exact - 1).abs().max() < 1e-3  # what the rounding of the logarithms leaves
-
-
-SHAPES = [-INF, -2.0, 0.0, 0.5, 1.5, 2.0, 3.0, INF]  # alpha; those that are not C++'s, PyTorch's
-
-
-@kernels
-@pytest.mark.parametrize(
-    "o, canvas, holes",
-    [(Loss(pool=pool), c, h) for pool in ("batch", "image") for c in CANVASES for h in HOLES]
-    + [(Loss(robust_alpha=a, robust_c=c, silog_lambda=0.3, silog_alpha=10.0), "uneven", "random")
-       for a in SHAPES for c in (0.7, 10.0)],
-)  # fmt: skip
-def test_eq7_and_eq10_by_cells_equal_the_plain_form(o, canvas, holes, kernel):
-    """In value and gradient, to 1e-6 of float64 or as well as the plain form's own float32 does: a
-    steep rho multiplies the rounding of d_hat - d."""
-    d_hat, d = surface(canvas, holes)
-    if o.robust_alpha == INF:
-        d_hat = d_hat.clamp(max=8.0)  # it overflows beyond 13 c
-
-    def enlarged(x, d, plain):
-        return plain(upsample(x, d.shape[-2:], "nearest"), d, o)
-
-    by_cells = functools.partial(losses.L_robust_cells, kernel=kernel)
-    for plain, cell in ((losses.L_silog, silog_cells), (losses.L_robust, by_cells)):
-        exact = with_gradient(enlarged, d_hat.double(), d.double(), plain)
-        limits = apart(with_gradient(enlarged, d_hat, d, plain), exact)
-        far = apart(with_gradient(cell, d_hat, d, o), exact)
-        assert all(a <= max(1e-6, limit) for a, limit in zip(far, limits)), (far, limits)
 
 
 @kernels
@@ -763,20 +520,6 @@ def test_eq10_by_cells_by_hand(kernel):
     assert L.item() == pytest.approx(1.0, rel=1e-6)
     expected = [3**0.5 / 4 / 3, -(8**0.5) / 6 / 3]  # e / c^2 / sqrt((e/c)^2 + 1), a third each
     assert x.grad.flatten().tolist() == pytest.approx(expected, rel=1e-6)
-
-
-@kernels
-@pytest.mark.parametrize("alpha", [INF, 50.0, 2.0, 1.0, -INF])
-def test_eq10_survives_any_prediction_in_a_hole(alpha, kernel):
-    """At alpha = inf, rho overflows there, and inf * 0 = NaN. Here a cell without truth."""
-    o, (_, d) = Loss(robust_alpha=alpha), surface("same", "random")
-    d[:, :, :4] = NAN
-    tame = torch.where(d > 0, d + 0.5, 1.0)
-    for loss in (lambda x: losses.L_robust_cells(x, d, o, kernel),
-                 lambda x: losses.L_robust(x, d, o)):  # fmt: skip
-        L, slope = with_gradient(loss, torch.where(d > 0, tame, 1e30))
-        L_, slope_ = with_gradient(loss, tame)
-        assert L == L_ > 0 and torch.equal(slope, slope_) and slope[d > 0].all()
 
 
 def test_the_cpp_kernel_serves_the_two_usual_alphas(monkeypatch):
@@ -805,14 +548,13 @@ def never(d_hat):
 
 
 @kernels
-@every_hole
-@pytest.mark.parametrize(
-    "o",
-    [Loss(), BATCH, Loss(dynamic_weights=True), Loss(weights=(1, 0, 0, 0)),
-     Loss(weights=(0, 1, 1, 0)), Loss(weights=(0, 0, 0, 1), robust_alpha=-2.0, robust_c=0.5)],
-)  # fmt: skip
-def test_eq11_by_cells_equals_the_plain_form(o, holes, kernel):
-    d_hat, d = surface(holes=holes)
+@pytest.mark.parametrize("o", [
+    BATCH, Loss(dynamic_weights=True), Loss(weights=(0, 1, 1, 0)),
+    Loss(weights=(1, 0, 0, 1), robust_alpha=-2.0, robust_c=0.5),
+])  # fmt: skip
+@pytest.mark.parametrize("sizes", [((97, 131), (7, 9)), ((9, 12), (11, 12))])  # some cells empty
+def test_eq11_by_cells_equals_the_plain_form(o, sizes, kernel):
+    d_hat, d = surface(*sizes)
     batch = batch_of(d, d_hat.shape[-2:])
     plain, cell = losses.DepthLoss(o), losses.CellLoss(o, kernel)
 
@@ -853,7 +595,7 @@ class Recorder(TorchDispatchMode):
 def test_the_torch_form_never_waits_for_a_gpu():
     """Nothing in it needs a value on the host, in either direction, nor a size that depends on
     one: neither its forward nor its backward pass stops the queue of a GPU."""
-    d_hat, d = surface("uneven")
+    d_hat, d = surface()
     batch = batch_of(d, d_hat.shape[-2:])
     loss = losses.CellLoss(Loss(dynamic_weights=True), "torch")
     with Recorder() as recorder:

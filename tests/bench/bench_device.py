@@ -199,10 +199,10 @@ def speedup(row: Row, other: Row) -> tuple[float, float, float]:
     return float(np.median(other.ms) / np.median(row.ms)), float(low), float(high)
 
 
-def report(rows: list[Row], baseline: Row, gops: float | None, macs: int | None) -> list[dict]:
-    """One dictionary per row, for JSON and for the table. macs: what the floor of ours is counted
-    on; None: the file's own."""
-    compared = {id(row): row for row in [baseline, *(r for r in rows if r.peer)]}.values()
+def report(rows: list[Row], gops: float | None, macs: int | None) -> list[dict]:
+    """One dictionary per row, for JSON and for the table: compared with the first row and with the
+    peers. macs: what the floor of ours is counted on; None: the file's own."""
+    compared = [rows[0], *(row for row in rows[1:] if row.peer)]
     found = []
     for row in rows:
         p10, median, p90 = np.percentile(row.ms, [10, 50, 90]).tolist()
@@ -289,8 +289,6 @@ def make_parser() -> argparse.ArgumentParser:
         "straightforward conversion; merged, Eq. 3-6; fast, its default")  # fmt: skip
     add("--input_size", type=parse_size, default=(480, 640), metavar="HxW",
         help="size of the pictures of --checkpoint's files (default 480x640)")  # fmt: skip
-    add("--baseline", metavar="NAME",
-        help="the row that the others are said to be faster than (default: the first)")  # fmt: skip
     add("--macs", type=positive, metavar="M",
         help="millions of multiply-accumulates that the floor of our rows counts, e.g. 26.735 for "
         "the paper's network, so that arithmetic spent on a resize does not raise it (default: "
@@ -308,8 +306,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], Row, int | None]:
-    """-> (rows, the baseline, MACs of the floor of ours where they are not the file's own)."""
+def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], int | None]:
+    """-> (rows, MACs of the floor of ours where they are not the file's own)."""
     made = export_graphs(args.checkpoint, args.input_size, folder) if args.checkpoint else []
     ours = [Row(name, path.read_bytes(), peer=False) for name, path in [*made, *args.files]]
     rows = ours + [Row(name, path.read_bytes(), peer=True) for name, path in args.peer]
@@ -321,17 +319,14 @@ def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Row], Row, int
     if len({row.size for row in rows}) > 1:
         shown = ", ".join(f"{row.name} {'x'.join(map(str, row.size))}" for row in rows)
         raise UserError(f"pictures of unequal size ({shown}): export them for one --input_size")
-    if args.baseline not in (None, *names):
-        raise UserError(f"--baseline {args.baseline}: no such row; there is {', '.join(names)}")
-    baseline = rows[names.index(args.baseline) if args.baseline else 0]
     least = min(row.macs for row in ours) if made else None
-    return rows, baseline, round(1e6 * args.macs) if args.macs else least
+    return rows, round(1e6 * args.macs) if args.macs else least
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        rows, baseline, macs = collect(args, Path(folder))
+        rows, macs = collect(args, Path(folder))
         try:
             peak = Peak(Path(folder))
         except UserError as error:
@@ -340,11 +335,11 @@ def main(argv: list[str] | None = None) -> int:
         start = machine(Path("/"))
         time_in_turn(rows, peak, args)
     gops = max(peak.gops.values()) if peak else None
-    found = report(rows, baseline, gops, macs)
+    found = report(rows, gops, macs)
     about = {
         "litert": metadata.version("ai-edge-litert"), "threads": args.threads, "host": start,
         "rounds": args.rounds, "runs": args.runs, "peer_runs": args.peer_runs,
-        "baseline": baseline.name, "peak_gops": peak and peak.gops, "rows": found,
+        "peak_gops": peak and peak.gops, "rows": found,
     }  # fmt: skip
     if args.json:
         write_json(args.json, about)
