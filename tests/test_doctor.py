@@ -139,7 +139,7 @@ def test_synthetic_by_name_and_the_command_itself(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--check", "/nowhere/at/all"], "--check /nowhere/at/all: no such folder"),
+        (["--check", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
         (["--check", ".", "--depth_scale", "0"], "--depth_scale: '0' is not a positive"),
         (["--check", ".", "--samples", "-1"], "--samples: '-1' is not a whole number"),
         (["--check", ".", "--out", "/dev/null/x"], "/dev/null/x"),
@@ -147,10 +147,13 @@ def test_synthetic_by_name_and_the_command_itself(tmp_path):
     ],
 )
 def test_wrong_flags_exit_2_in_one_line(flags, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        doctor.run(flags)
+    try:
+        code = doctor.run(flags)
+    except SystemExit as stop:  # argparse
+        code = stop.code
     text = capsys.readouterr().err
-    assert stop.value.code == 2 and message in text and text.count("\n") == 1
+    assert code == 2 and message in text and text.count("\n") == 1
+
 
 
 # --------------------------------------------------------------------- what training itself refuses
@@ -181,20 +184,6 @@ def test_a_list_with_every_kind_of_line(make, check):
     assert [f"train.txt:{k}: " in told.text for k in (20, 21, 22, 23)] == [False, True, True, True]
     (root / "train.txt").write_bytes(b"\xff\xfe\xfa")
     assert "train.txt: not a readable text file" in check(root).text
-
-
-def test_names_of_any_bytes(make, check, tmp_path):
-    """They are told and drawn as far as letters go, without a traceback."""
-    root = make()
-    for kind, suffix in (("rgb", "jpg"), ("depth", "png")):
-        home = os.fsencode(root / "train" / kind)
-        os.rename(home + f"/000000.{suffix}".encode(), home + b"/\xff \xc3\xa9." + suffix.encode())
-    (root / "train/intrinsics.json").unlink()
-    (root / "train/rgb/000001.jpg").write_bytes(b"")
-    (root / "train/rgb/000001.jpg").rename(root / os.fsdecode(b"train/rgb/\xfe.jpg"))
-    (root / "train/depth/000001.png").rename(root / os.fsdecode(b"train/depth/\xfe.png"))
-    assert "train/rgb/\\udcfe.jpg: an empty file" in check(root).text
-    assert (tmp_path / "out/contact.png").is_file()
 
 
 def test_no_validation_and_an_empty_folder(make, check, tmp_path):
@@ -287,10 +276,8 @@ def test_another_unit_is_told_with_its_flags(make, check, scale):
 
 
 def test_sparse_lidar(make, check):
-    """Is a warning; in KITTI's unit it is an error."""
-    told = check(make(lidar()))
-    assert told.code == 0 and ("warning", "sparse") in told.found
-    assert "--gt_down cell" in told.findings["sparse"]["cure"]
+    """Is in order; in KITTI's unit it is an error."""
+    assert check(make(lidar())).code == 0
     told = check(make(lidar(unit=0.256), name="kitti"))
     assert ("error", "unit") in told.found
     assert "--depth_scale 256 --max_depth " in told.findings["unit"]["cure"]
@@ -344,19 +331,6 @@ def test_8_bits_blown_up_to_16(make, check, step):
     told = check(make(lambda k, rgb, depth: (rgb, (depth // 400 * step).astype(np.uint16))))
     assert told.found == {("error", "coarse depth")}
     assert "export the raw depth anew" in told.findings["coarse depth"]["cure"]
-
-
-def test_mixed_sensors_are_a_warning(scenes, check, tmp_path):
-    for k, scene in enumerate(scenes[:24]):
-        home = tmp_path / "set/train" / ("kinect" if k < 12 else "car")
-        rgb, depth = lidar()(k, scene.rgb, None) if k >= 12 else (scene.rgb, scene.depth)
-        write(home / f"rgb/{k}.png", rgb[..., ::-1])
-        write(home / f"depth/{k}.png", depth)
-        (home / "intrinsics.json").write_text(json.dumps(scene.intrinsics))
-    told = check(tmp_path / "set", "--val_split", "none")
-    assert told.code == 0
-    assert {("warning", "mixed sensors"), ("warning", "sparse")} <= told.found
-    assert told.findings["sparse"]["about"] == ["train/car"]
 
 
 # ------------------------------------------------------------------------------------- registration
@@ -442,12 +416,6 @@ def test_a_stuck_depth_sensor(scenes, make, check, period, severity):
     assert told.findings["stuck depth"]["about"][0].endswith("train/rgb/000001.jpg")
 
 
-def test_repeated_stills_are_a_warning(scenes, make, check):
-    told = check(make(lambda k, rgb, depth: scenes[k // 2 * 2][:2] if k < 20 else (rgb, depth)))
-    assert told.found == {("warning", "repeated pairs")}
-    assert len(told.findings["repeated pairs"]["about"]) == 10
-
-
 def test_a_random_split_of_a_video_is_an_error(video, tmp_path, check):
     val = np.random.default_rng(0).choice(40, 8, replace=False)
     rows = [("val" if k in val else "train", *video[k]) for k in range(40)]
@@ -509,9 +477,7 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pairs are not here
 @real
 def test_real_pairs_are_fine(check):
     told = check(REAL, "--samples", "60")
-    assert told.found == {
-        ("warning", "no intrinsics"), ("warning", "sparse"), ("warning", "mixed sensors"),
-    }  # fmt: skip
+    assert told.found == {("warning", "no intrinsics")}
     assert told.findings["no intrinsics"]["about"] == ["rs_shelf"]
 
 
