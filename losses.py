@@ -521,7 +521,7 @@ def depth_loss(o: Loss, nearest: bool, cpp: bool) -> DepthLoss:
         return CellLoss(o, "cpp" if cpp else "torch")
     if o.loss_form == "cells":
         notice(
-            "--upsample bilinear has no cells, and --robust_adaptive learns from single pixels: the "
-            "plain losses are used, slower by far"
+            "--upsample bilinear has no cells, and --robust_adaptive learns from single pixels: "
+            "the plain losses are used, slower by far"
         )
     return DepthLoss(o)

@@ -377,7 +377,8 @@ class Teacher(DepthNetwork):
 
 
 def create(model: str = "student", **model_args: object) -> DepthNetwork:
-    """The network of that name: "student" or a teacher of SWIN. Raises ValueError."""
+    """The network of that name: "student" or a teacher of SWIN. Raises ValueError for a size that
+    cannot be, KeyError for a name that nothing has."""
     return LiteDepth(**model_args) if model == "student" else Teacher(model, **model_args)
 
 
