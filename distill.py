@@ -11,28 +11,24 @@ pulled towards the teacher's (Fig. 6). It is train.py's loop with another object
 
 from __future__ import annotations
 
+from plumbing import openmp  # isort: skip  # noqa: F401  first: it must be there before PyTorch is
+
 import argparse
 import dataclasses
 import functools
-import math
 import sys
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import losses
 import model
 import train
-from plumbing import flags
-from plumbing.checkpoints import CHECKPOINT_FORMAT, CheckpointError, read_weights
+from plumbing import flags, run
 from plumbing.files import UserError, notice, run_main
 from plumbing.flags import flag, nonnegative, positive
-from plumbing.swin import recognize
-from plumbing.weights import backbone_weights
 
 LEVELS = ("DeFeat2", "DeFeat3", "DeFeat4")
 W_D = {"structure": 10.0, "l2": 0.01, "channel": 0.01}  # the methods of Table 6 and their weight
@@ -199,37 +195,6 @@ def own_normalization(
 # ------------------------------------------------------------------------------ teacher and student
 
 
-def load_teacher(path: str) -> model.DepthNetwork:
-    """The trained teacher of a checkpoint. Raises CheckpointError; for a bare backbone its message
-    is the command that makes a teacher of it."""
-    content = read_weights(Path(path))
-    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
-        weights = backbone_weights(content, Path(path))
-        name = recognize(weights)
-        if name is None:
-            raise CheckpointError(f"{path}: neither a checkpoint of train.py nor a Swin")
-        raise CheckpointError(
-            f"{path}: a bare {name} backbone: it knows ImageNet but no depth. Train the teacher "
-            f"first: python train.py --model {name} --pretrained {path} --data ROOT"
-        )
-    teacher = model.build(content, path).eval()
-    if isinstance(teacher, model.LiteDepth):
-        notice(f"{path} holds a student; it teaches all the same")
-    return teacher
-
-
-def faster_in_bf16(teacher: model.DepthNetwork) -> bool:
-    """Whether a forward pass takes at least a tenth less time in bfloat16 where the teacher is."""
-    device, best = teacher.mean.device, {False: math.inf, True: math.inf}
-    image = torch.full((4, 3, *teacher.size), 127.5, device=device)
-    for bf16 in (False, True) * 3:  # in turns, so that a busy moment meets both; the first warms up
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            started = time.perf_counter()
-            float(teacher.features(image)[0].sum())  # waits for the device
-        best[bf16] = min(best[bf16], time.perf_counter() - started)
-    return best[True] < 0.9 * best[False]
-
-
 def student_flags(path: str, root: str) -> dict:
     """Network flags of a stage-1 student's checkpoint; root: --data, for the message."""
     if not Path(path).is_file():
@@ -240,7 +205,7 @@ def student_flags(path: str, root: str) -> dict:
     student = model.load(path)
     if not isinstance(student, model.LiteDepth):
         raise UserError(f"--student {path} is a teacher: give it as --teacher")
-    own = {k: v for k, v in student.model_args.items() if k in train.NETWORK_FLAGS}
+    own = {k: v for k, v in student.model_args.items() if k in run.NETWORK_FLAGS}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
 
 
@@ -277,8 +242,8 @@ class Distillation:
         "released l2 recipe does; needs a teacher of 24 logits, ours are (default off)",
     )  # fmt: skip
     teacher_dtype: str = flag(
-        "auto", "what the teacher computes in: auto times both and takes bf16 if that is a tenth "
-        "faster (default auto; a resumed run keeps its own)", choices=["auto", "fp32", "bf16"],
+        "auto", "what the teacher computes in (default auto: bf16 on a GPU that has it; a CPU with "
+        "AMX gains by bf16, too)", choices=["auto", "fp32", "bf16"],
     )  # fmt: skip
     teacher_depth: str | None = flag(
         None, "metric depth maps that any other model predicted for the training pictures: "
@@ -311,7 +276,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
         parser.error("nothing to learn from: give --teacher FILE or --teacher_depth DIR")
     if args.fix_last and not args.teacher:
         parser.error("--fix_last takes the last layer of --teacher: give that")
-    teacher = load_teacher(args.teacher) if args.teacher else None
+    teacher = model.load(args.teacher) if args.teacher else None
+    if isinstance(teacher, model.LiteDepth):
+        notice(f"{args.teacher} holds a student; it teaches all the same")
     own = {}
     if args.student != "none" and (Path(args.student).exists() or not args.resume):
         own = student_flags(args.student, args.data)
@@ -331,19 +298,17 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, model.DepthNetwor
 
 def start_student(
     args: argparse.Namespace, resume: dict | None, teacher: model.DepthNetwork | None
-) -> tuple[model.DepthNetwork, str, bool]:
+) -> tuple[model.DepthNetwork, str]:
     """As train.start_network: the stage-1 student, a new one, or the one of the run."""
     if resume is not None or args.student == "none":
-        started = train.start_network(args, resume)
+        network, weights = train.start_network(args, resume)
     else:
-        started = model.load(args.student), f"stage-1 student {args.student}", False
-    last = started[0].decoder.depth
+        network, weights = model.load(args.student), f"stage-1 student {args.student}"
+    last = network.decoder.depth
     if args.fix_last:
         last.load_state_dict(teacher.decoder.depth.state_dict())
     last.requires_grad_(not args.fix_last)
-    if resume is not None and args.teacher_dtype == "auto":
-        args.teacher_dtype = resume["flags"].get("teacher_dtype", "auto")
-    return started
+    return network, weights
 
 
 def with_teacher(
@@ -354,11 +319,9 @@ def with_teacher(
     if teacher is not None:
         teacher.to(network.mean.device)
         if args.teacher_dtype == "auto":
-            faster = torch.tensor(int(faster_in_bf16(teacher)), device=network.mean.device)
-            if dist.is_initialized():  # all ranks as the first, whose checkpoint keeps it
-                dist.broadcast(faster, 0)
-            args.teacher_dtype = "bf16" if faster else "fp32"
-        if not dist.is_initialized() or dist.get_rank() == 0:
+            has = network.mean.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+            args.teacher_dtype = "bf16" if has else "fp32"
+        if run.rank() == 0:
             kind = teacher.model_args.get("model", "student")
             print(f"teacher: {kind} of {args.teacher} in {args.teacher_dtype}; {args.method} "
                   f"distillation, w_d {args.w_d:g}")  # fmt: skip

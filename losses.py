@@ -23,7 +23,6 @@ import litedepth_kernels
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from plumbing.files import UserError, notice
 from plumbing.flags import (
@@ -402,7 +401,6 @@ class RobustCells(torch.autograd.Function):
         return total, n
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         return grad * ctx.saved_tensors[0], None, None, None
 
@@ -522,8 +520,8 @@ def depth_loss(o: Loss, nearest: bool, cpp: bool) -> DepthLoss:
     if o.loss_form == "cells" and nearest and not o.robust_adaptive:
         return CellLoss(o, "cpp" if cpp else "torch")
     if o.loss_form == "cells":
-        why = "--robust_adaptive learns from single pixels"
-        if not nearest:
-            why = "--upsample bilinear has no cells"
-        notice(f"{why}: the plain losses are used, slower by far")
+        notice(
+            "--upsample bilinear has no cells, and --robust_adaptive learns from single pixels: "
+            "the plain losses are used, slower by far"
+        )
     return DepthLoss(o)

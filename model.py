@@ -31,7 +31,7 @@ from plumbing.checkpoints import (
     read_checkpoint,
     read_weights,
 )
-from plumbing.flags import below_1, between, flag, parse_size, positive, several
+from plumbing.flags import any_number, below_1, between, flag, parse_size, positive, several
 from plumbing.run import pick_device
 from plumbing.swin import SWIN, SWIN_URL, Swin, swin_weights
 from plumbing.weights import backbone_weights, mobilenet_weights, weights_file
@@ -45,32 +45,22 @@ IMAGENET_URL = (
 # ------------------------------------------------------------------------------- Sec. 3.1, encoder
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME rule for one axis: pixels to add (before, after).
-
-    At stride 2 on an even size this is (0, 1), not PyTorch's symmetric (1, 1): ImageNet weights
-    trained in TensorFlow are half a pixel off under the symmetric rule.
-    """
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
 class ConvSame(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding; weights and flags as nn.Conv2d.
+    """3x3 convolution with TensorFlow's SAME padding; weights and flags as nn.Conv2d.
 
-    `fill` (per input channel) replaces the zeros of the padding; only a merged stem has one.
+    At stride 2 that is one pixel behind an even side, not PyTorch's one at each end: ImageNet
+    weights trained in TensorFlow are half a pixel off under the symmetric rule. `fill` (per input
+    channel) replaces the zeros of the padding; only a merged stem has one.
     """
 
-    def __init__(self, cin: int, cout: int, kernel: int, stride: int, **options: object) -> None:
+    def __init__(self, cin: int, cout: int, stride: int, **options: object) -> None:
         # At stride 1 SAME is symmetric, and nn.Conv2d pads faster than F.pad does.
-        super().__init__(cin, cout, kernel, stride, kernel // 2 if stride == 1 else 0, **options)
+        super().__init__(cin, cout, 3, stride, padding=int(stride == 1), bias=False, **options)
         self.register_buffer("fill", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        k, s = self.kernel_size[0], self.stride[0]
-        if s > 1:
-            (top, bottom), (left, right) = (same_padding(n, k, s) for n in x.shape[-2:])
-            pads = left, right, top, bottom
+        if self.stride[0] == 2:
+            pads = x.shape[3] % 2, 1, x.shape[2] % 2, 1
             if self.fill is None:
                 x = F.pad(x, pads)
             else:
@@ -88,7 +78,7 @@ class DepthwiseSeparable(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
-        self.conv_dw = ConvSame(cin, cin, 3, stride, groups=cin, bias=False)
+        self.conv_dw = ConvSame(cin, cin, stride, groups=cin)
         self.bn1 = batch_norm(cin)
         self.conv_pw = nn.Conv2d(cin, cout, 1, bias=False)
         self.bn2 = batch_norm(cout)
@@ -105,7 +95,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         self.conv_pw = nn.Conv2d(cin, mid, 1, bias=False)
         self.bn1 = batch_norm(mid)
-        self.conv_dw = ConvSame(mid, mid, 3, stride, groups=mid, bias=False)
+        self.conv_dw = ConvSame(mid, mid, stride, groups=mid)
         self.bn2 = batch_norm(mid)
         self.conv_pwl = nn.Conv2d(mid, cout, 1, bias=False)
         self.bn3 = batch_norm(cout)
@@ -130,7 +120,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         ir = InvertedResidual
-        self.conv_stem = ConvSame(3, 16, 3, 2, bias=False)
+        self.conv_stem = ConvSame(3, 16, 2)
         self.bn1 = batch_norm(16)
         self.blocks = nn.Sequential(
             nn.Sequential(DepthwiseSeparable(16, 16, 2)),
@@ -155,6 +145,9 @@ class Encoder(nn.Module):
 # ------------------------------------------------------------------------------- Sec. 3.1, decoder
 
 
+KERNELS = {"mix": (1, 3), "3x3": (3, 3), "1x1": (1, 1)}  # Table 3: of deep and shallow fusions
+
+
 class Decoder(nn.Module):
     """Five convolutions: three fusions, one at the highest resolution, one to depth (Fig. 1).
 
@@ -164,20 +157,16 @@ class Decoder(nn.Module):
     PAPER: calls that output 32x64; 128x160 over 4 is 32x40. No normalisation layer, as released.
     """
 
-    def __init__(
-        self, kind: str, channels: tuple[int, ...], widths: tuple[int, ...], logits: int = 24
-    ) -> None:
+    def __init__(self, kind: str, channels: tuple[int, ...], widths: tuple[int, ...]) -> None:
         super().__init__()
-        if kind not in ("mix", "3x3", "1x1"):
-            raise ValueError(f"decoder must be mix, 3x3 or 1x1, got {kind!r}")
-        deep, shallow = (3 if kind == "3x3" else 1), (1 if kind == "1x1" else 3)
+        deep, shallow = KERNELS[kind]
         c1, c2, c3, c4 = channels
         a, b, c = widths
         self.fuse4 = nn.Conv2d(c4, a, deep, padding=deep // 2)
         self.fuse3 = nn.Conv2d(a + c3, b, deep, padding=deep // 2)
         self.fuse2 = nn.Conv2d(b + c2, c, deep, padding=deep // 2)
-        self.fuse1 = nn.Conv2d(c + c1, logits, shallow, padding=shallow // 2)
-        self.depth = nn.Conv2d(logits, 1, 1)
+        self.fuse1 = nn.Conv2d(c + c1, 24, shallow, padding=shallow // 2)
+        self.depth = nn.Conv2d(24, 1, 1)
         for m in self.children():
             nn.init.xavier_uniform_(m.weight)
             nn.init.zeros_(m.bias)
@@ -186,10 +175,7 @@ class Decoder(nn.Module):
         # none with 1 m, which is inside every data set's range.
         nn.init.ones_(self.depth.bias)
 
-    def forward(self, taps: list[Tensor]) -> Tensor:
-        return self.decode(taps)[0]
-
-    def decode(self, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """-> d_hat and [DeFeat2, DeFeat3, DeFeat4], what Eq. 12 compares: outputs of the second,
         third and fourth convolution, at 1/16, 1/8 and 1/4.
 
@@ -237,7 +223,7 @@ class DepthNetwork(nn.Module):
     """What student and teacher share: raw RGB in, metric depth out; `encoder` and `decoder` are
     the subclass's.
 
-    size: network resolution (h, w), multiples of 32 up to 8192; the first layer resizes to it.
+    size: network resolution (h, w), multiples of 32; the first layer resizes to it.
     decoder: "mix", "3x3" or "1x1", the row of Table 3.
     upsample: "nearest" or "bilinear", last layer.
     mean, std: per channel, on 0..255, in RGB order; stored with the weights.
@@ -254,11 +240,9 @@ class DepthNetwork(nn.Module):
         size: tuple[int, int] = (128, 160), decoder: str = "mix", upsample: str = "nearest",
     ) -> None:  # fmt: skip
         super().__init__()
-        if len(size) != 2 or any(s % 32 or not 0 < s <= 8192 for s in size):
-            shown = "x".join(map(str, size))
-            raise ValueError(f"size must be multiples of 32, at most 8192, got {shown}")
-        if upsample not in ("nearest", "bilinear"):
-            raise ValueError(f"upsample must be nearest or bilinear, got {upsample!r}")
+        h, w = size
+        if h % 32 or w % 32 or min(size) <= 0:
+            raise ValueError(f"size must be multiples of 32, got {h}x{w}")
         self.model_args: dict = {
             "size": list(size), "decoder": decoder, "upsample": upsample, "mean": list(mean),
             "std": list(std),
@@ -273,9 +257,9 @@ class DepthNetwork(nn.Module):
 
     def features(self, image: Tensor, normalized: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Raw RGB (N, 3, h, w), already at network scale -> d_hat and the features of Fig. 6, in
-        one pass; see `Decoder.decode`. normalized: Eq. 1 has been applied, as the loader does."""
+        one pass; see `Decoder.forward`. normalized: Eq. 1 has been applied, as the loader does."""
         raw = not (normalized or self.merged)
-        return self.decoder.decode(self.encoder(self.normalize(image) if raw else image))
+        return self.decoder(self.encoder(self.normalize(image) if raw else image))
 
     def network(self, image: Tensor) -> Tensor:
         """Raw RGB (N, 3, h, w), already at network scale -> d_hat (N, 1, h/4, w/4) in metres."""
@@ -380,10 +364,6 @@ class Teacher(DepthNetwork):
         **shared: object,
     ) -> None:  # fmt: skip
         super().__init__(mean=mean, std=std, **shared)
-        if model not in SWIN:
-            raise ValueError(f"model must be student or one of {', '.join(SWIN)}, got {model!r}")
-        if not (2 <= window <= 64 and 0 <= drop_path < 1):
-            raise ValueError(f"window must be 2..64, drop_path in [0, 1): {window}, {drop_path}")
         self.model_args |= {"model": model, "window": window, "drop_path": drop_path}
         embed, depths, heads, file = SWIN[model]
         self.published = SWIN_URL + file if file else None, 600.0
@@ -397,7 +377,8 @@ class Teacher(DepthNetwork):
 
 
 def create(model: str = "student", **model_args: object) -> DepthNetwork:
-    """The network of that name: "student" or a teacher of SWIN. Raises ValueError."""
+    """The network of that name: "student" or a teacher of SWIN. Raises ValueError for a size that
+    cannot be, KeyError for a name that nothing has."""
     return LiteDepth(**model_args) if model == "student" else Teacher(model, **model_args)
 
 
@@ -447,27 +428,26 @@ def runner(
     return run, size, f"PyTorch, {on.type}, threads {torch.get_num_threads()}"
 
 
-def load_pretrained(network: DepthNetwork, source: str) -> tuple[str, bool]:
-    """Sec. 4.2 "the encoder is pretrained on ImageNet". -> (what was loaded in one line, fell_back)
+def load_pretrained(network: DepthNetwork, source: str) -> str:
+    """Sec. 4.2 "the encoder is pretrained on ImageNet". -> what was loaded, in one line.
 
     source: "auto" (the public file of `network.published` if it is cached or comes in time, else
-    from scratch: only then fell_back is True), "imagenet" (the same with more patience, but its
+    from scratch, which the line says loudly), "imagenet" (the same with more patience, but its
     absence is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file
     may be a public backbone (encoder only; its classifier is ignored) or one of our checkpoints
     (whole network). Raises CheckpointError.
     """
     path, why = weights_file(source, *network.published)
     if path is None:
-        return f"none: from scratch{why}", bool(why)
+        return why
     content = read_weights(path)
     if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
         load_weights(network, content.get("model"), path)
         network.model_args |= {"mean": network.mean.tolist(), "std": network.std.tolist()}
-        return f"whole network from {path.name}", False
+        return f"whole network from {path.name}"
     weights = backbone_weights(content, path)
-    encoder = network.public_weights(weights, network.encoder)
-    load_weights(network.encoder, encoder, path)
-    return f"encoder from {path.name}", False
+    load_weights(network.encoder, network.public_weights(weights, network.encoder), path)
+    return f"encoder from {path.name}"
 
 
 # ------------------------------------------------------------------------------------------- flags
@@ -479,7 +459,7 @@ class Network:
 
     decoder: str = flag(
         "mix", "kernels of the decoder, a row of Table 3 (default mix: 1x1 deep, 3x3 shallow)",
-        choices=["mix", "3x3", "1x1"],
+        choices=[*KERNELS],
     )  # fmt: skip
     size: tuple[int, int] = flag(
         "128x160", "resolution the network works at, multiples of 32; the picture is resized to it "
@@ -493,7 +473,7 @@ class Network:
     mean: tuple[float, ...] | None = flag(
         None, "m of Eq. 1 on 0..255 (default: what the network's ImageNet weights expect, 127.5 "
         "each for the student)",
-        several(3, between(-1e9, 1e9, "a number"), "three numbers R,G,B"), metavar="R,G,B",
+        several(3, any_number, "three numbers R,G,B"), metavar="R,G,B",
     )  # fmt: skip
     std: tuple[float, ...] | None = flag(
         None, "s of Eq. 1 on 0..255 (default: as for --mean)",

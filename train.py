@@ -263,9 +263,7 @@ def start_network(
         network = model.create(args.model, **given)
     except ValueError as error:  # flags that do not go together
         raise UserError(str(error)) from error
-    weights, fell_back = model.load_pretrained(network, args.pretrained)
-    loud = "NO IMAGENET WEIGHTS, more epochs will be needed: " if fell_back else ""
-    return network, loud + weights
+    return network, model.load_pretrained(network, args.pretrained)
 
 
 def dry_run(args: argparse.Namespace, objective: nn.Module, loader: data.Loader) -> None:

@@ -16,11 +16,9 @@ import argparse
 import contextlib
 import hashlib
 import itertools
-import json
 import math
 import os
 import shlex
-import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from plumbing.files import progress, usable_cores, write_file
+from plumbing.files import progress, run_main, usable_cores, write_json
 from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
     DataError,
@@ -65,10 +63,6 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
         "sensor hung, or a list names a file twice",
         "remove these pairs, or correct the list; record again where there are many",
     ),
-    "repeated pairs": (
-        NEVER, "{n} of {of} pairs are there already under another name: a camera that stood still, "
-        "or copies; they only weigh more", "remove the repeats if that is not meant",
-    ),
     "leak": (
         0.05, "{n} of {of} pictures of val are in train as well, or have a near twin there "
         "(neighbouring frames of a video?): scores on them say nothing of new pictures",
@@ -99,15 +93,6 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
         9, "--depth_scale {scale:g} does not fit (metres: 1st percentile, median, 99th)",
         "{cure}; to be sure measure one known distance: units per metre = value / metres. Where "
         "other scenes fit, bring these to their unit",
-    ),
-    "sparse": (
-        NEVER, "under 10 % of the pixels have a depth, as of a LiDAR: it can be trained on, with "
-        "fewer neighbours for Eq. 8",
-        "keep --gt_down cell; --teacher_depth can fill the holes",
-    ),
-    "mixed sensors": (
-        NEVER, "the scenes are unlike each other",
-        "meant so: nothing to do, but read evaluate.py's table by scene; else leave scenes out",
     ),
     "mirrored": (
         ALWAYS, "depth that is mirrored against its pictures",
@@ -340,18 +325,15 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
             found.refuse(s.problem, s.pair)
 
 
-def check_repeats(summaries: list[Summary], found: Findings) -> None:
-    """One depth under different pictures, and pairs that are there more than once."""
-    pictures, told = defaultdict(set), defaultdict(dict)
+def check_stuck(summaries: list[Summary], found: Findings) -> None:
+    """One depth under different pictures."""
+    pictures, stuck = {}, {}
     for s in summaries:
         if s.digests:
             rgb, depth = s.digests
-            if pictures[depth]:
-                kind = "repeated pairs" if rgb in pictures[depth] else "stuck depth"
-                told[kind][str(s.pair.rgb)] = s.pair
-            pictures[depth].add(rgb)
-    for kind, about in told.items():
-        found.add(kind, about, len(about) / len(summaries), of=len(summaries))
+            if pictures.setdefault(depth, rgb) != rgb:
+                stuck[str(s.pair.rgb)] = s.pair
+    found.add("stuck depth", stuck, len(stuck) / max(1, len(summaries)), of=len(summaries))
 
 
 def details(summaries: list[Summary]) -> np.ndarray:
@@ -452,16 +434,6 @@ def check_unit(scenes: Scenes, scale: float, found: Findings) -> None:
             metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / unit)
             text += f"; {metres} m as {SCALES.get(unit, 'given')}"
         found.add("unit", {text: some[0].pair}, margin, scale=scale, cure=" or ".join(flags))
-
-
-def check_scenes(scenes: Scenes, found: Findings) -> None:
-    """Sparse scenes, and scenes of sensors unlike each other."""
-    valid = {name: np.mean([s.valid for s in some]) for name, some in scenes.items()}
-    middle = {name: quantiles(some, 50)[0] for name, some in scenes.items()}
-    found.add("sparse", {name: scenes[name][0].pair for name in valid if valid[name] < SPARSE})
-    for of, factor in ((valid, 4), (middle, 6)):
-        if max(of.values(), default=0) > factor * min(of.values(), default=0):
-            found.add("mixed sensors", {name: some[0].pair for name, some in scenes.items()})
 
 
 def check_alignment(scenes: Scenes, found: Findings) -> None:
@@ -592,13 +564,12 @@ def examine(root: Path, splits: list[str], scale: float, samples: int) -> tuple[
             read[split] = [summary for run in bar for summary in run]
     for summaries in read.values():
         check_files(summaries, found)
-        check_repeats(summaries, found)
+        check_stuck(summaries, found)
         check_depths(summaries, scale, found)
     check_leak(*[*read.values(), []][:2], found)
     scenes = by_scene(read)
     check_alignment(scenes, found)
     check_unit(scenes, scale, found)
-    check_scenes(scenes, found)
     return found, scenes
 
 
@@ -616,13 +587,10 @@ def report(args: argparse.Namespace) -> int:
             f"--max_depth {farthest(scenes, scale)}"
         )
     lines = [*as_text(scenes, scale, found), "", f"verdict: {verdict}"]
-    text = "\n".join(lines).replace(f"{root}{os.sep}", "")
-    print(text.encode("utf-8", "backslashreplace").decode())  # a file's name may be any bytes
+    print("\n".join(lines).replace(f"{root}{os.sep}", ""))
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     told = [finding._asdict() | {"about": [*about]} for finding, about in sorted(found.items())]
-    content = json.dumps({"verdict": verdict, "findings": told}, indent=1).encode()
-    write_file(out / "report.json", content)
+    write_json(out / "report.json", {"verdict": verdict, "findings": told})
     write_sheet(out / "contact.png", scenes, found, scale)
     print(f"see {out}: contact.png, report.json")
     return code
@@ -630,16 +598,6 @@ def report(args: argparse.Namespace) -> int:
 
 def run(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (see the top)."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     cv2.utils.logging.setLogLevel(0)  # OpenCV's own warnings would stand beside our report
-    try:
-        return report(args)
-    except (DataError, OSError) as error:
-        parser.error(str(error).replace("--data", "--check"))
-    except KeyboardInterrupt:
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(run())
+    return run_main(lambda: report(args), "data.py")

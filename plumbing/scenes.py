@@ -16,9 +16,7 @@ one broadcast sum for all faces, no division, and the w buffer is just one more 
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
-import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,11 +24,18 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from plumbing.files import cache_root
+from plumbing.files import (
+    UserError,
+    cache_root,
+    locked,
+    notice,
+    progress,
+    usable_cores,
+    write_json,
+)
 
-VERSION = "v2"  # part of the folder's name; raise it when the pictures change
+VERSION = "v3"  # part of the folder's name; raise it when the pictures change
 NEAR, FAR = 0.4, 40.0  # metres: what the sensor can measure; outside is a hole
 BASELINE = 0.12  # metres between the sensor's two eyes: the width of its occlusion shadows
 AMBIENT, HAZE = 0.55, 0.7  # linear brightness: of the light from everywhere, of air far away
@@ -83,7 +88,6 @@ shingle    brick                      1.5 3     0.45 0.30 0.25  0.5  0.3   0   0
 grass      cloud,leaves,grain         2   5     0.34 0.43 0.20  0.25 0.35  0   0
 paving     tiles,brick,grain          1.5 3     0.52 0.50 0.48  0.3  0.2   0   0
 asphalt    grain                      1   2     0.33 0.33 0.34  0.3  0.3   0.1 0
-chalk      grain                      1   1     0.85 0.85 0.83  0.1  0.1   0   0
 sky        cloud                     2500 2500  0.80 0.90 1.00  0.1  0.25  0   1""")
 
 # Spread of size; then parts: kind, paint, foot x y z, size w h d in metres. Things face +z; what
@@ -262,13 +266,13 @@ def cast(camera: Camera, solids: list[Solid]) -> tuple[np.ndarray, np.ndarray]:
 
 # ---------------------------------------------------------------------------------------- shading
 
-TILE, LEVELS = 256, 9  # texels along a tile's side; level k is for 2**k texels a pixel
+TILE = 256  # texels along a tile's side
 
 
 @functools.cache
 def atlas() -> np.ndarray:
-    """All textures at all levels, one below the other, each with its first row again at its end so
-    that it repeats without a seam: (12 * 9 * 257, 256) uint8."""
+    """All textures, one below the other, each with its first row again at its end so that it
+    repeats without a seam: (12 * 257, 256) float32 in 0..1."""
     rng = np.random.default_rng(7)  # the same in every process: part of VERSION
     y, x = np.mgrid[:TILE, :TILE] / TILE
     fx, fy = np.meshgrid(np.fft.rfftfreq(TILE, 1 / TILE), np.fft.fftfreq(TILE, 1 / TILE))
@@ -283,35 +287,11 @@ def atlas() -> np.ndarray:
         noise = np.fft.irfft2(spectrum / np.hypot(1, np.hypot(fx * along, fy)) ** beta)
         noise = 0.5 + (noise - noise.mean()) / noise.std() / 5
         tile = base + much * cell * (off <= 0.5 - joint) + rough * noise
-        spectrum = np.fft.rfft2(tile.clip(0, 1))
-        for level in range(LEVELS):
-            blur = np.exp(-3 * (fx**2 + fy**2) * (2**level / TILE) ** 2)
-            image = np.fft.irfft2(spectrum * blur).clip(0, 1) * 255
-            images += [image, image[:1]]
-    return np.concatenate(images).astype(np.uint8)
+        images += [tile, tile[:1]]
+    return np.concatenate(images).clip(0, 1).astype(np.float32)
 
 
-SHIFT, TEXELS = 20.0, 17.0  # the shadow map begins at x = z = -20 m and has 17 texels a metre
-
-
-def shadows(solids: list[Solid], light: Light) -> np.ndarray:
-    """(1024, 1024) uint8: how much of the lamp is hidden from the ground, seen from above.
-
-    The shadow of a convex solid on the ground is convex: the hull of its projected corners.
-    """
-    ground = np.zeros((1024, 1024), np.uint8)
-    for solid in solids:
-        low, high = solid.centre[1] + solid.half[1] * np.array([-1, 1])
-        if low > light.at[1] or high < 0.05 or solid.paint[9]:  # above the lamp, flat, or glows
-            continue
-        p = corners(solid)
-        thrown = p - (light.at - p) * p[:, 1:2] / np.maximum(light.at[1] - p[:, 1:2], 0.1)
-        spots = ((thrown[:, [0, 2]] + SHIFT) * TEXELS).clip(-1e4, 1e4).astype(np.int32)
-        cv2.fillConvexPoly(ground, cv2.convexHull(spots), 255)
-    return cv2.GaussianBlur(ground, (0, 0), 1.5)
-
-
-def shade(camera: Camera, z, seen, light: Light, ground) -> tuple[np.ndarray, np.ndarray]:
+def shade(camera: Camera, z, seen, light: Light) -> tuple[np.ndarray, np.ndarray]:
     """Linear RGB (3, H, W) float32, and |cos| of the angle of view (H, W), of what cast returns."""
     n, q, centre, (cos, sin, tiles, layer) = seen[:3], seen[3:6], seen[6:9], seen[9:13]
     rays = affine(camera.axes, camera.X, camera.Y)
@@ -328,18 +308,15 @@ def shade(camera: Camera, z, seen, light: Light, ground) -> tuple[np.ndarray, np
     u = np.where((np.abs(nx) > np.abs(nz)) & ~flat, ahead, x) * tiles
     v = np.where(flat, ahead, y) * tiles
     texels = tiles * z * (TILE / camera.intrinsics["fx"]) / np.sqrt(np.maximum(slope, 0.01))
-    level = np.rint(np.log2(np.maximum(texels, 1))).clip(0, LEVELS - 1)
-    v = (v - np.floor(v)) * TILE + (layer * LEVELS + level) * (TILE + 1)
+    v = (v - np.floor(v)) * TILE + layer * (TILE + 1)
     u = (u - np.floor(u)) * TILE
-    mix = cv2.remap(atlas(), u, v, cv2.INTER_LINEAR, None, cv2.BORDER_WRAP) / np.float32(255)
+    mix = cv2.remap(atlas(), u, v, cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
+    mix = 0.5 + (mix - 0.5) / np.maximum(texels, 1)  # what is finer than a pixel has no contrast
 
     to = np.float32(light.at)[:, None, None] - p
     away = np.sqrt((to * to).sum(0))
-    east, north = ((w + SHIFT) * TEXELS for w in (p[0], p[2]))
-    hidden = cv2.remap(ground, east, north, cv2.INTER_LINEAR) * np.float32(0.75 / 255)
-    clear = 1 - hidden * ((p[1] < 0.2) & (n[1] > 0.5))  # 1 above the ground
-    lit = light.strength * clear * np.maximum((n * to).sum(0), 0) / (away + light.fade * away**2)
-    lit += AMBIENT * (0.7 + 0.3 * n[1]) * (0.4 + 0.6 * clear)
+    lit = light.strength * np.maximum((n * to).sum(0), 0) / (away + light.fade * away**2)
+    lit += AMBIENT * (0.7 + 0.3 * n[1])
     dark, bright, glow = seen[13:16], seen[16:19], seen[20]
     colour = (dark + mix * (bright - dark)) * (glow + (1 - glow) * lit)
     seen_through = np.exp(-light.haze * z * (1.03 - glow))  # the sky glows: next to no haze on it
@@ -415,7 +392,6 @@ def indoor(world: World, size: tuple[int, int]) -> tuple[Camera, Light]:
     x, z = W * u(-0.2, 0.2), D / 2 - back  # the middle of the room
     world.add("box", (x, -1, z), (W, 1, D), "floor")
     world.add("box", (x, H, z), (W, 1, D), "ceiling")
-    world.add("box", (x, H - 0.08, z), (0.3, 0.08, 0.7 * D), "bulb")
     for yaw in np.pi / 2 * np.arange(4):  # of things before a wall: 0 is behind the camera
         s, c = np.sin(yaw), np.cos(yaw)
         wall, length = np.array([x - s * W / 2, z - c * D / 2]), abs(c * W + s * D)
@@ -431,32 +407,23 @@ def indoor(world: World, size: tuple[int, int]) -> tuple[Camera, Light]:
 
 
 def outdoor(world: World, size: tuple[int, int]) -> tuple[Camera, Light]:
-    """A street between houses, or a park or yard before some; sky, sun, haze."""
+    """A street between houses, or a path through a park; sky, sun, haze."""
     u, pick = world.u, world.pick
-    street = u() < 0.5
-    ground, surface = ("paving", "asphalt") if street else (pick("grass grass paving"), "paving")
-    world.add("box", (0, -1, 0), (2e4, 1, 2e4), ground)
+    x, road = u(-4, 4), u(1, 4.5)  # the road's middle, its half width
+    world.add("box", (0, -1, 0), (2e4, 1, 2e4), pick("grass grass paving"))
     world.add("box", (0, 600, 0), (1e5, 1, 1e5), "sky")
-    x, road = u(-4, 4), u(3, 4.5) if street else u(0.6, 1.5)  # its middle, its half width
-    world.add("box", (x, 0, 60), (2 * road, 0.01, 200), surface)
-    for side in (-1, 1) if street else ():
-        kerb = x + side * road
-        world.add("box", (kerb + side, 0, 60), (2, 0.13, 200), "paving")
+    world.add("box", (x, 0, 60), (2 * road, 0.01, 200), pick("asphalt paving"))
+    for side in (-1, 1) if u() < 0.5 else ():
         for k in range(9):
-            world.add("box", (x, 0, 6 * k), (0.14, 0.016, 2.2), "chalk")
+            kerb, z = x + side * road, u(5, 8) * k + u(1, 4)
             house = pick("house block")
             world.put(house, kerb + side * u(13, 16), 12 * k - u(2, 6), -side * np.pi / 2)
-            z = u(5, 8) * k + u(1, 4)
             world.put(pick("tree fir pole bin person"), kerb + side * 0.7, z)
             world.put(pick("car car bin"), kerb - side * 1.1, z, np.pi * (side > 0))
-    for _ in range(0 if street else int(u(4, 26))):
-        z = u(2, 60)
-        thing = pick("tree tree tree fir fir bush bush house block")
-        world.put(thing, u(-0.9, 0.9) * (z + 2), z, u(2.8, 3.4))
-    for _ in range(int(u(2, 10))):
-        z = u(1.5, 25)
-        thing = pick("person person bench bush crates ball bin car")
-        world.put(thing, x + u(-0.8, 0.8) * (z + 1), z, u(-3, 3))
+    for _ in range(int(u(4, 26))):
+        z = u(1.5, 60)
+        thing = pick("tree tree fir bush house block person bench crates ball car")
+        world.put(thing, x + u(-0.9, 0.9) * (z + 2), z, u(-3, 3))
     for z in (150, 250, 350):
         world.put("hill", z * u(-1, 1), z)
     sun = np.array([u(-2, 2), 1, u(-2, 2)]) * 1e4
@@ -495,9 +462,9 @@ def sense(rng: np.random.Generator, fx: float, z, slope, bright, gloss) -> np.nd
     first = np.minimum.accumulate(column[:, ::-1], axis=1)[:, ::-1]  # of this pixel and all right
     hole = (first < column - 1) | (column < 0)
     risk = np.maximum(1 - 4 * slope, 0) + np.maximum(0.8 - 12 * bright, 0) + 0.9 * gloss
-    hole |= blobs(12) + 0.7 * blobs(4) + risk > 2.1
+    hole |= 1.2 * blobs(8) + risk > 2.1
     hole |= z > FAR  # before the noise, which would bring bits of the sky down to earth
-    z = z + z * z * (0.0008 * blobs(3)) + 0.002 * blobs(2)
+    z = z + z * z * (0.0008 * blobs(3))
     hole |= (z < NEAR) | (z > FAR)
     return np.where(hole, 0, z * 1000 + 0.5).astype(np.uint16)
 
@@ -509,7 +476,7 @@ def render(stream: int, index: int, size: tuple[int, int] = (480, 640)) -> Scene
     world = World(rng)
     camera, light = (indoor if rng.random() < 0.5 else outdoor)(world, size)
     z, seen = cast(camera, world.solids)
-    linear, slope = shade(camera, z, seen, light, shadows(world.solids, light))
+    linear, slope = shade(camera, z, seen, light)
     rgb = expose(rng, linear)
     depth = sense(rng, camera.intrinsics["fx"], z, slope, rgb[..., 1] / np.float32(255), seen[19])
     return Scene(rgb, depth, camera.intrinsics)
@@ -531,37 +498,41 @@ def write_scene(folder: Path, stream: int, index: int) -> tuple[str, dict[str, f
 def ensure(count: int) -> Path:
     """The folder of `count` training and max(1, count // 8) validation scenes; made if missing.
 
-        <cache_root>/synthetic-v2-<count>/{train,val}/{rgb/*.jpg, depth/*.png, intrinsics.json}
+        <cache_root>/synthetic-v3-<count>/{train,val}/{rgb/*.jpg, depth/*.png, intrinsics.json}
 
     Training draws from stream 0, validation from 1: never the same scene. One process per usable
-    core. Written aside and renamed when whole, so a killed run leaves nothing that passes for a
-    set, and of two builders the slower takes the other's. OSError where it cannot be written.
+    core. Written aside and renamed when whole, so that a killed run leaves nothing that passes for
+    a set; a second builder waits for the first. UserError where it cannot be written.
     """
     root, name = cache_root(), f"synthetic-{VERSION}-{count}"
     if (root / name).is_dir():
         return root / name
-    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    jobs = min(count, len(usable(0)))
-    # spawn: a fork of a process whose OpenCV or PyTorch threads have run can hang for good.
-    spawn = multiprocessing.get_context("spawn")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root) as aside,
-            ProcessPoolExecutor(jobs, spawn, cv2.setNumThreads, (1,)) as pool,
-        ):
-            for stream, (split, n) in enumerate([("train", count), ("val", max(1, count // 8))]):
-                folder = Path(aside, "set", split)
-                (folder / "rgb").mkdir(parents=True)
-                (folder / "depth").mkdir()
-                scenes = pool.map(write_scene, [folder] * n, [stream] * n, range(n))
-                frames = dict(tqdm(scenes, f"{name} {split}", n, unit="scene"))
-                (folder / "intrinsics.json").write_text(json.dumps({"frames": frames}, indent=1))
-            Path(aside, "set").rename(root / name)
+        with locked(root, name, lambda: notice(f"another process renders {name}: waiting")):
+            if not (root / name).is_dir():
+                write_set(root, name, count)
     except OSError as error:
-        if not (root / name).is_dir():  # else another process was faster: its set is the same
-            cure = "set LITEDEPTH_CACHE to a writable folder with room (0.5 MB a scene)"
-            raise OSError(
-                error.errno, f"cannot write the synthetic data to {root}: {error.strerror}; {cure}"
-            ) from error
+        raise UserError(
+            f"cannot write the synthetic data: {error}; set LITEDEPTH_CACHE to a writable folder "
+            "with room (0.5 MB a scene)"
+        ) from error
     return root / name
+
+
+def write_set(root: Path, name: str, count: int) -> None:
+    """The folder `name` in root, of `count` training scenes; see `ensure`. Raises OSError."""
+    # spawn: a fork of a process whose OpenCV or PyTorch threads have run can hang for good.
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root) as aside,
+        ProcessPoolExecutor(min(count, usable_cores()), spawn, cv2.setNumThreads, (1,)) as pool,
+    ):
+        for stream, (split, n) in enumerate([("train", count), ("val", max(1, count // 8))]):
+            folder = Path(aside, "set", split)
+            (folder / "rgb").mkdir(parents=True)
+            (folder / "depth").mkdir()
+            scenes = pool.map(write_scene, [folder] * n, [stream] * n, range(n))
+            frames = dict(progress(scenes, n, f"{name} {split}"))
+            write_json(folder / "intrinsics.json", {"frames": frames})
+        Path(aside, "set").rename(root / name)

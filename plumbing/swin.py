@@ -87,8 +87,8 @@ class SwinBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(fc1=wide, act=nn.GELU(), fc2=narrow))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self._attend(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        x = x + self._kept(x) * self._attend(self.norm1(x))
+        return x + self._kept(x) * self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor) -> Tensor:
         n, h, w, c = x.shape
@@ -100,12 +100,10 @@ class SwinBlock(nn.Module):
         x = x.view(n, H // t, W // t, t, t, c).transpose(2, 3).reshape(n, H, W, c)
         return x.roll((s, s), (1, 2))[:, :h, :w]
 
-    def _drop(self, x: Tensor) -> Tensor:
-        """Stochastic depth: in training this branch is left out for a share of the samples."""
-        if not self.training or not self.drop_path:
-            return x
-        keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
-        return x * (keep.to(x.dtype) / (1 - self.drop_path))
+    def _kept(self, x: Tensor) -> Tensor:
+        """Stochastic depth: 1, but in training 0 for the share drop_path of the samples, whose
+        branch is left out, and 1 / (1 - drop_path) for the others."""
+        return F.dropout(x.new_ones(len(x), 1, 1, 1), self.drop_path, self.training)
 
 
 class PatchMerging(nn.Module):
@@ -197,13 +195,3 @@ def resize_bias_table(table: Tensor, window: int) -> Tensor:
     grid = table.float().T.view(1, -1, a, a)
     grid = F.interpolate(grid, size=(b, b), mode="bicubic", align_corners=False)
     return grid.view(-1, b * b).T.contiguous()
-
-
-def recognize(weights: dict[str, Tensor]) -> str | None:
-    """The name in SWIN of a bare backbone's weights, by its width and its blocks; None for what is
-    no Swin, or one of another shape."""
-    shape = (
-        len(weights.get("patch_embed.proj.bias", ())),
-        sum(bool(re.fullmatch(r"layers\.\d\.blocks\.\d+\.norm1\.bias", k)) for k in weights),
-    )
-    return next((name for name, (e, d, *_) in SWIN.items() if (e, sum(d)) == shape), None)

@@ -17,13 +17,13 @@ from plumbing.files import sha256, write_file
 
 
 def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | None, str]:
-    """The file that --pretrained means; None where there is none, and why if it was wanted.
+    """The file that --pretrained means; None where there is none, and a line that says so.
 
     url, seconds: of the network's public ImageNet weights, None = nobody published them. Raises
     CheckpointError.
     """
     if source == "none":
-        return None, ""
+        return None, "none: from scratch"
     if source not in ("auto", "imagenet"):
         return fetch(source, 600.0) if "://" in source else Path(source), ""
     try:
@@ -33,7 +33,7 @@ def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | N
     except CheckpointError as error:
         if source == "imagenet":
             raise
-        return None, f", because ImageNet weights are not to be had ({error})"
+        return None, f"NO IMAGENET WEIGHTS, more epochs will be needed ({error})"
 
 
 def fetch(url: str, seconds: float) -> Path:

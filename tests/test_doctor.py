@@ -139,7 +139,7 @@ def test_synthetic_by_name_and_the_command_itself(tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--check", "/nowhere/at/all"], "--check /nowhere/at/all: no such folder"),
+        (["--check", "/nowhere/at/all"], "/nowhere/at/all: no such folder"),
         (["--check", ".", "--depth_scale", "0"], "--depth_scale: '0' is not a positive"),
         (["--check", ".", "--samples", "-1"], "--samples: '-1' is not a whole number"),
         (["--check", ".", "--out", "/dev/null/x"], "/dev/null/x"),
@@ -147,10 +147,13 @@ def test_synthetic_by_name_and_the_command_itself(tmp_path):
     ],
 )
 def test_wrong_flags_exit_2_in_one_line(flags, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        doctor.run(flags)
+    try:
+        code = doctor.run(flags)
+    except SystemExit as stop:  # argparse
+        code = stop.code
     text = capsys.readouterr().err
-    assert stop.value.code == 2 and message in text and text.count("\n") == 1
+    assert code == 2 and message in text and text.count("\n") == 1
+
 
 
 # --------------------------------------------------------------------- what training itself refuses
@@ -200,9 +203,8 @@ def test_depth_in_the_place_of_the_picture(make, check):
     assert "are the two swapped" in check(root).findings["refused"]["cure"]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
 def test_unreadable_files_are_all_named(make, check):
-    """Empty, cut, of another kind, damaged inside, or no file (nobody writes into a pipe)."""
+    """Empty, cut, of another kind, damaged inside, or no file."""
     root = make()
     for name, keep in (("rgb/000000.jpg", 0), ("depth/000001.png", 0.7),
                        ("rgb/000002.jpg", 0.7), ("depth/000003.png", 0.02)):  # fmt: skip
@@ -213,7 +215,7 @@ def test_unreadable_files_are_all_named(make, check):
     content[len(content) // 2] ^= 255
     (root / "train/depth/000005.png").write_bytes(content)
     (root / "train/depth/000006.png").unlink()
-    os.mkfifo(root / "train/depth/000006.png")
+    (root / "train/depth/000006.png").symlink_to("gone.png")
     told = check(root)
     assert told.found == {("error", "refused")}
     findings = json.loads((root.parent / "out/report.json").read_text())["findings"]
@@ -259,10 +261,8 @@ def test_another_unit_is_told_with_its_flags(make, check, scale):
 
 
 def test_sparse_lidar(make, check):
-    """Is a warning; in KITTI's unit it is an error."""
-    told = check(make(lidar()))
-    assert told.code == 0 and ("warning", "sparse") in told.found
-    assert "--gt_down cell" in told.findings["sparse"]["cure"]
+    """Is in order; in KITTI's unit it is an error."""
+    assert check(make(lidar())).code == 0
     told = check(make(lidar(unit=0.256), name="kitti"))
     assert ("error", "unit") in told.found
     assert "--depth_scale 256 --max_depth " in told.findings["unit"]["cure"]
@@ -305,19 +305,6 @@ def test_8_bits_blown_up_to_16(make, check, step):
     told = check(make(lambda k, rgb, depth: (rgb, (depth // 400 * step).astype(np.uint16))))
     assert told.found == {("error", "coarse depth")}
     assert "export the raw depth anew" in told.findings["coarse depth"]["cure"]
-
-
-def test_mixed_sensors_are_a_warning(scenes, check, tmp_path):
-    for k, scene in enumerate(scenes[:24]):
-        home = tmp_path / "set/train" / ("kinect" if k < 12 else "car")
-        rgb, depth = lidar()(k, scene.rgb, None) if k >= 12 else (scene.rgb, scene.depth)
-        write(home / f"rgb/{k}.png", rgb[..., ::-1])
-        write(home / f"depth/{k}.png", depth)
-        (home / "intrinsics.json").write_text(json.dumps(scene.intrinsics))
-    told = check(tmp_path / "set", "--val_split", "none")
-    assert told.code == 0
-    assert {("warning", "mixed sensors"), ("warning", "sparse")} <= told.found
-    assert told.findings["sparse"]["about"] == ["train/car"]
 
 
 # ------------------------------------------------------------------------------------- registration
@@ -393,12 +380,6 @@ def test_a_stuck_depth_sensor(scenes, make, check, period, severity):
     assert told.findings["stuck depth"]["about"][0].endswith("train/rgb/000001.jpg")
 
 
-def test_repeated_stills_are_a_warning(scenes, make, check):
-    told = check(make(lambda k, rgb, depth: scenes[k // 2 * 2][:2] if k < 20 else (rgb, depth)))
-    assert told.found == {("warning", "repeated pairs")}
-    assert len(told.findings["repeated pairs"]["about"]) == 10
-
-
 def test_a_random_split_of_a_video_is_an_error(video, tmp_path, check):
     val = np.random.default_rng(0).choice(40, 8, replace=False)
     rows = [("val" if k in val else "train", *video[k]) for k in range(40)]
@@ -449,9 +430,7 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pairs are not here
 @real
 def test_real_pairs_are_fine(check):
     told = check(REAL, "--samples", "60")
-    assert told.found == {
-        ("warning", "no intrinsics"), ("warning", "sparse"), ("warning", "mixed sensors"),
-    }  # fmt: skip
+    assert told.found == {("warning", "no intrinsics")}
     assert told.findings["no intrinsics"]["about"] == ["rs_shelf"]
 
 
