@@ -620,7 +620,7 @@ def torchrun(tmp_path: Path, what: str, args: list[str]) -> subprocess.Popen:
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
          port, str(script), str(tmp_path), what, *args],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *sys.path])), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

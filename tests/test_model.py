@@ -195,6 +195,9 @@ def test_sec31_every_parameter_learns():
 # ------------------------------------------------------------------------------ Sec. 3.1, padding
 
 
+SAME_STRIDE_2 = {5: (1, 1), 6: (0, 1), 7: (1, 1), 8: (0, 1)}  # pixels before and after
+
+
 @pytest.mark.parametrize("stride, fill", [(1, None), (2, None), (2, (3.0, -2.0))])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("h, w", [(6, 8), (5, 7), (6, 7), (5, 8)])
