@@ -490,8 +490,8 @@ def make_parser() -> argparse.ArgumentParser:
     arg = p.add_argument_group("run time and Score (Eq. 14)").add_argument
     arg("--C", type=positive, default=0.01, help="constant of Eq. 14: 0.01 compares with Table 3, "
         "0.0015625 with Table 1 (default 0.01)")  # fmt: skip
-    arg("--runtime_ms", type=positive, help="run time measured on a device, for the Score (default: "
-        "measured on this machine)")  # fmt: skip
+    arg("--runtime_ms", type=positive, help="run time measured on a device, for the Score "
+        "(default: measured on this machine)")  # fmt: skip
     arg("--warmup", type=whole, default=10, help="runs before the timing (10)")
     arg("--runs", type=count, default=50, help="runs timed (default 50)")
     arg("--threads", type=whole, default=1, help="CPU threads of the network; 0 = all cores "

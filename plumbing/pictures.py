@@ -304,7 +304,8 @@ def picture_header(data: bytes) -> tuple[tuple[int, int], int, int]:
             raise UserError("a JPEG without a picture in it; copy it anew")
         bits, h, w, channels = struct.unpack(">BHHB", data[at + 4 : at + 10])
     else:
-        raise UserError("not a JPEG or PNG file; convert it" if data else "an empty file; copy it anew")
+        what = "not a JPEG or PNG file; convert it" if data else "an empty file; copy it anew"
+        raise UserError(what)
     if min(h, w, channels) < 1:
         raise UserError(f"impossible header: {h}x{w} pixels")
     return (h, w), bits, channels

@@ -132,7 +132,8 @@ class Progress:
             self._resume(resume)
         norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         norms = [m for m in norms if m.weight.requires_grad]  # not a frozen teacher's
-        self._statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        self._statistics = [x for norm in norms for x in (norm.running_mean, norm.running_var)]
+        self._counts = [norm.num_batches_tracked for norm in norms]
         self._signal = 0
         # In a row: predictions of 0 m, and steps that were skipped. On a GPU a look waits for it.
         self._dead, self._bad = torch.zeros((2,), device=self.device)
@@ -224,7 +225,8 @@ class Progress:
                 if self.device.type == "cuda":  # --compile: what the last graph gave is done with
                     torch.compiler.cudagraph_mark_step_begin()
                 # A forward pass changes BatchNorm's statistics, and one NaN stays in them for good.
-                self._before = [value.clone() for value in self._statistics]
+                # In one tensor: 66 small copies a step would be felt.
+                self._before = torch.cat(self._statistics) if self._statistics else None
                 yield batch
         except Exception as error:
             what = str(error) or type(error).__name__
@@ -241,8 +243,11 @@ class Progress:
         self._skip = 1.0 - (loss.isfinite() & norm.isfinite()).float()
         if world_size() > 1:
             dist.all_reduce(self._skip, dist.ReduceOp.MAX)
-        for value, before in zip(self._statistics, self._before):
-            value.copy_(torch.where(self._skip > 0, before, value))
+        if self._statistics:  # a Swin has none
+            right = torch.where(self._skip > 0, self._before, torch.cat(self._statistics))
+            sizes = [value.numel() for value in self._statistics]
+            torch._foreach_copy_(self._statistics, list(right.split(sizes)))
+            torch._foreach_sub_(self._counts, [self._skip.long()] * len(self._counts))
         return self._skip
 
     def step_done(self, batch: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
@@ -320,6 +325,11 @@ class Progress:
         write_log(self.out, self.log)
         self.save()
         self._stop_if_told()
+        if last and not taken:
+            raise UserError(
+                "the loss or its gradient is not finite in any step of the last epoch. "
+                f"{kept(self.flags.out)}"
+            )
 
     def _sums(self) -> dict[str, float]:
         return {k: float(v) for k, v in self._meter.items()}
@@ -396,6 +406,11 @@ def run_folder(out: Path, keep: bool) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(out, "run", taken))
         if not keep and any((out / name).exists() for name in ("last.pt", "best.pt")):
+            if not out.name:  # the folder that one stands in
+                raise UserError(
+                    f"--out {out}: holds an earlier run and cannot be moved aside; take another "
+                    "folder (to go on with it: --resume)"
+                )
             aside = next(p for n in range(1, 10**6) if not (p := Path(f"{out}.{n}")).exists())
             out.rename(aside)
             out.mkdir()

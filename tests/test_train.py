@@ -553,7 +553,10 @@ def test_two_processes_end_with_the_same_parameters(root, tmp_path):
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port",
          str(29500 + os.getpid() % 2000), str(script), str(tmp_path / "rank"), *command],
         cwd=ROOT, capture_output=True, text=True, timeout=200,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *sys.path])), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, *sys.path])),
+            "OMP_NUM_THREADS": "1",
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
