@@ -8,4 +8,4 @@ when libgomp is loaded, so it must be there before `import torch`; one that the 
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")

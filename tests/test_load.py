@@ -337,7 +337,7 @@ sys.exit(run_main(train.main, "train.py"))
 def test_a_soak_leaves_memory_files_and_threads_alone(make_rgbd, tmp_path, request, capsys):
     """Steps, epochs, validations, checkpoints and pictures out of the packed cache, again and
     again: what the process holds after the first half it holds at the end."""
-    steps = request.config.getoption("--soak") or 150
+    steps = request.config.getoption("--soak") or 600
     epoch = 5 if steps < 2000 else 40  # steps: a short soak has 30 epochs too
     root = make_rgbd(tmp_path / "set", train=4 * epoch, val=4, size=(64, 96))
     every = max(5, steps // 200)
