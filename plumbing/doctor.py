@@ -547,7 +547,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--samples", default=200, type=whole,
         help="pairs decoded of each split, in runs of 5 neighbours spread over all scenes; names, "
-        "headers, ends and repeats are always looked at in every file (default 200; 0 = all)",
+        "headers, ends and stuck depths are always looked at in every file (default 200; 0 = all)",
     )  # fmt: skip
     return p
 

@@ -1,4 +1,4 @@
-/* The most single-precision arithmetic one core can do, for tests/bench_device.py: independent
+/* The most single-precision arithmetic one core can do, for tests/bench/bench_device.py: independent
  * chains of acc = acc * m + a, as many as the registers hold, in every vector width the CPU has.
  *
  * double fma_peak(int width, double seconds): Gop/s (a multiply and an add are two) in vectors of
