@@ -25,15 +25,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import losses
+from losses import litedepth_kernels
 from plumbing.batches import BatchMemory, Reader, ahead, on_device
 from plumbing.files import notice
 from plumbing.flags import flag, nonnegative, ordered, parse_size, probability
 from plumbing.pairs import DataError, Sample
-
-try:
-    import litedepth_kernels
-except ImportError as error:
-    sys.exit(f"the C++ kernels are not there ({error}): in the root, run pip install ./csrc")
 
 
 def parse_crops(text: str) -> tuple[tuple[int, int], ...]:

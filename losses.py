@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
-import litedepth_kernels
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,14 @@ from plumbing.flags import (
     positive,
     several,
 )
+
+try:
+    import litedepth_kernels
+
+    if litedepth_kernels.__version__ < "0.2":  # the tree was updated, the build was not
+        raise ImportError(f"version {litedepth_kernels.__version__} is too old")
+except ImportError as error:
+    sys.exit(f"the C++ kernels are not there ({error}): in the root, run pip install ./csrc")
 
 TERMS = ("silog", "grad", "vnl", "robust")
 Enlarge = Callable[[Tensor], Tensor]  # the network's last resize, (N,1,h,w) -> (N,1,H,W)

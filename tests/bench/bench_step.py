@@ -1,8 +1,8 @@
 """How many images a second train.py trains on: whole runs of the real command, from its own log.
 
-    python tests/bench/bench_step.py                     what each part buys, on 256 rendered scenes
-    python tests/bench/bench_step.py --data ROOT         on your pairs
-    python tests/bench/bench_step.py --table scale       processes, picture size, batch, size of the set
+    python tests/bench/bench_step.py                  what each part buys, on 256 rendered scenes
+    python tests/bench/bench_step.py --data ROOT      on your pairs
+    python tests/bench/bench_step.py --table scale    processes, picture size, batch size, set
 
 Every row is `python train.py` (or torchrun) with the flags shown, no validation. Images a second
 are the median of the run's epochs after the first `--warm`; rows are run in turn, `--rounds` times,
