@@ -192,7 +192,7 @@ def test_command_fits_writes_and_reports_both(camera, capsys):
     }  # fmt: skip
     assert both["calibrated"]["metric"]["rel"] < 0.01 * raw["metric"]["rel"]
     assert both["calibration"] == made
-    row = evaluate.markdown_row("net.pt", raw["metric"], None, 1.0).partition(" | -")[0]
+    row = evaluate.markdown_row("net.pt", raw["metric"]).partition(" | -")[0]
     assert row in printed  # before calibration
     assert "d' = max(0, 1.40" in printed and "calibration.json" in printed
     assert "\nfitted: calib  " in printed and "\nreported: val  " in printed

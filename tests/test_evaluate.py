@@ -122,7 +122,7 @@ def test_trivial_predictors_are_geometric_means():
 
 def test_markdown_row_has_table_1s_columns():
     m = {"si_rmse": 0.311, "rmse": 3.79, "log10": 0.124, "rel": 0.342}
-    row = evaluate.markdown_row("Zhenyu Li", m, 0.037, 1 / 640)
+    row = evaluate.markdown_row("Zhenyu Li", m, 37, evaluate.score(0.311, 0.037, 1 / 640))
     assert row == "| Zhenyu Li | 0.311 | 3.79 | 0.124 | 0.342 | 37.00ms | 232.04 |"
 
 
