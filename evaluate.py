@@ -41,6 +41,7 @@ from plumbing.pairs import (
     open_split,
     read_pair,
     resolve,
+    spread,
 )  # fmt: skip
 from plumbing.pictures import auto_range, panel, write_picture
 from plumbing.tables import calibration_table, markdown_row, report_table
@@ -200,12 +201,6 @@ def decoded(
         raise DataError(f"none of the {skipped} pairs can be read; the first: {pairs[0].rgb}")
 
 
-def spread(pairs: list[Pair], number: int) -> list[Pair]:
-    """At most so many of them, evenly spread."""
-    chosen = np.linspace(0, len(pairs) - 1, min(number, len(pairs))).round().astype(int)
-    return [pairs[i] for i in chosen]
-
-
 class Validator:
     """Scores the network on the validation split and draws out/preview.png (Sec. 4.1, Fig. 7)."""
 
@@ -220,7 +215,7 @@ class Validator:
         fits = len(pairs) * 5e-9 * math.prod(source.image_size) <= ram_cache
         self._kept = list(self._read()) if fits else None
         # Neighbouring frames look alike: shown pictures are spread over the split, and stay.
-        which = {round(i) for i in np.linspace(0, len(pairs) - 1, self.SHOWN)}
+        which = set(spread(range(len(pairs)), self.SHOWN))
         self._shown = [s for i, s in enumerate(self._kept or self._read()) if i in which]
         # One colour range for all and for ever; by picture, or dense rooms would outvote a street.
         ranges = [auto_range([metres(s, source.depth_scale)]) for _, s in self._shown]

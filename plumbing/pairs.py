@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -539,6 +539,12 @@ def _load_npy(path: Path) -> np.ndarray:
     except Exception as error:  # that parser's own, for a damaged header: of many kinds
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: not a whole .npy of numbers ({reason}); write it anew") from error
+
+
+def spread(items: Sequence, number: int) -> list:
+    """At most so many of them, evenly spread."""
+    chosen = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
+    return [items[i] for i in chosen]
 
 
 def open_teacher(

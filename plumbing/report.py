@@ -18,7 +18,7 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve
+from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve, spread
 from plumbing.runtime import Predictor, interpreter
 
 
@@ -82,8 +82,7 @@ class Comparison:
         if not self.data or number == 0:
             return []
         pairs = list_pairs(resolve(self.data), split)
-        number = min(number or len(pairs), len(pairs))
-        return [pairs[i] for i in np.linspace(0, len(pairs) - 1, number).round().astype(int)]
+        return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:
         """RGB u8 (H, W, 3) and metres (H, W) of each of `pairs`; what cannot be read is named and
