@@ -453,7 +453,7 @@ def open_calibration(
     """What --calibrate fits or --calibration names; None for neither."""
     if args.calibrate:
         source, root = take(args, Source), resolve(args.data)
-        fit = open_split(root, args.calibrate, args.depth_scale)
+        fit = open_split(root, args.calibrate, source)
         check_apart(root, args.calibrate, fit, source, pairs)
         fit = spread(fit, args.calibrate_pictures or len(fit))
         return {
@@ -492,7 +492,7 @@ def print_calibrated(
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code; see make_parser."""
     args = make_parser().parse_args(argv)
-    calibrates, source = args.calibrate or args.calibration, take(args, Source)
+    calibrates = args.calibrate or args.calibration
     names = ("best.pt",) if calibrates else ("best.pt", "model.tflite")
     path = Path(args.model) if args.model else runtime.newest_model(names)
     predictor = runtime.load_predictor(
@@ -503,8 +503,9 @@ def main(argv: list[str] | None = None) -> int:
             f"{path} holds a calibration already, and a second would apply on top: name the .pt "
             "that it was exported from with --model"
         )
-    root = resolve(args.data)
-    pairs = open_split(root, args.split, args.depth_scale)
+    args.image_size = predictor.size
+    source, root = take(args, Source), resolve(args.data)
+    pairs = open_split(root, args.split, source)
     made = open_calibration(args, path, predictor, pairs)
 
     def score_split(predictor: Predictor, name: str | None) -> Tally:
@@ -535,7 +536,7 @@ def main(argv: list[str] | None = None) -> int:
         file = args.calibration or path.with_name("calibration.json")
         print_calibrated(args, made, file, report["metric"], after.mean())
     if args.baselines:
-        fit = open_split(root, args.fit_split, args.depth_scale)
+        fit = open_split(root, args.fit_split, source)
         fit = decoded(fit, size, f"fit on {args.fit_split}")
         report["baselines"] = {}
         for name, trivial in trivial_predictors(fit, args.depth_scale).items():

@@ -243,10 +243,11 @@ def open_data(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
     roots = [resolve(place) for place in (args.data, *args.extra_data)]
     # Of the training pairs packing looks at every file.
-    pairs = [p for root in roots for p in open_split(root, args.split, args.depth_scale, False)]
+    source = take(args, Source)
+    pairs = [p for root in roots for p in open_split(root, args.split, source, False)]
     if args.val_split == "none":
         return pairs, []
-    return pairs, open_split(roots[0], args.val_split, args.depth_scale, not args.skip_bad)
+    return pairs, open_split(roots[0], args.val_split, source, not args.skip_bad)
 
 
 def start_network(

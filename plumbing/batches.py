@@ -33,7 +33,7 @@ from plumbing.pairs import (
 )
 from plumbing.pictures import cv2
 
-READER = 2  # raise it when read_pair or read_teacher decode differently: packs are built anew
+READER = 3  # raise it when read_pair or read_teacher decode differently: packs are built anew
 NAMED = 10  # bad pairs that are named one by one
 
 
@@ -115,8 +115,8 @@ class Reader:
         if not path:
             return sample
         try:
-            size = header_of(pair.rgb).size
-            depth = read_teacher(path, source.image_size, source.depth_scale, size)
+            picture = header_of(pair.rgb)
+            depth = read_teacher(path, source.image_size, source.depth_scale, picture, sample.depth)
         except DataError as error:
             if self._unread.setdefault(path, error) is error:  # two threads may meet the same map
                 notice(f"teacher_depth: {error} (taught by the ground truth alone)")
@@ -166,6 +166,7 @@ def open_reader(
     settings = {
         "reader": READER, "image_size": source.image_size, "intrinsics": source.intrinsics,
         "depth_scale": source.depth_scale if teacher else None,
+        "depth_orientation": source.depth_orientation,
     }  # fmt: skip
     # Sets that are mixed differently lie side by side.
     names = "\n".join(relative([pair.rgb for pair in pairs], root))

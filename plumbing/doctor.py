@@ -33,12 +33,17 @@ from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
     DataError,
     Pair,
+    Source,
     check_headers,
     decode,
+    decode_pair,
+    depth_turns,
     list_pairs,
     read_bytes,
     read_header,
     resolve,
+    shape_flags,
+    size_text,
     stored_intrinsics,
 )
 from plumbing.pictures import (
@@ -46,6 +51,7 @@ from plumbing.pictures import (
     colorize,
     resize_depth,
     resize_picture,
+    upright,
     with_colorbar,
     write_picture,
 )
@@ -94,10 +100,19 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
         "{cure}; to be sure measure one known distance: units per metre = value / metres. Where "
         "other scenes fit, bring these to their unit",
     ),
+    "turned": (
+        NEVER, "{n} of {of} pictures are stored turned (EXIF) and taken upright; {stored} of their "
+        "depth maps fit as stored and turn with them, {upright} fit upright and do not, {both} fit "
+        "both ways and are taken as stored",
+        "look at contact.png; where the depth lies wrong, train with --depth_orientation upright",
+    ),
+    "cut": (
+        NEVER, "--image_size {size} cuts {lost:.0%} of the pictures away (the mean)", "{cure}",
+    ),
     "mirrored": (
         ALWAYS, "depth that is mirrored against its pictures",
         "flip one of the two: depth[:, ::-1] (left to right), depth[::-1] (upside down), "
-        "depth[::-1, ::-1] (180 degrees); an EXIF orientation is ignored in training",
+        "depth[::-1, ::-1] (180 degrees); or, of pictures that EXIF turns, --depth_orientation",
     ),
     "lag": (
         ALWAYS, "depth that fits a neighbouring frame better than its own",
@@ -161,10 +176,11 @@ class Findings(dict[Finding, dict[str, Pair | None]]):
 # ----------------------------------------------------------------------------------------- pairs
 
 
-def find_pairs(root: Path, split: str, found: Findings) -> list[Pair]:
+def find_pairs(root: Path, split: str, orientation: str, found: Findings) -> list[Pair]:
     """The pairs of a split that are whole."""
     try:
-        return list_pairs(root, split, found.refuse)
+        pairs = list_pairs(root, split, found.refuse)
+        return [pair._replace(depth_orientation=orientation) for pair in pairs]
     except DataError as error:
         found.refuse(str(error))
         return []
@@ -187,7 +203,8 @@ def in_runs(pairs: list[Pair], count: int) -> list[tuple[list[Pair], bool]]:
 @dataclass
 class Summary:
     """What is kept of a pair. Of its files: problem, why they are refused; digests of both; the
-    picture's size and thumb, in grey (24, 32) u8. Of its depth, where that was decoded: valid, the
+    upright picture's size and thumb, in grey (24, 32) u8; turn, by which orientation the depth is
+    turned, and turns, by which it may be where the picture is. Of its depth, where that was decoded: valid, the
     share of pixels with a depth; values, 1000 quantiles of those in file units; step, the least
     between two values where there are few, else 0; full, the share of 65535; bend, see `bent`. How
     it lies on the picture: see `compare`."""
@@ -195,6 +212,8 @@ class Summary:
     pair: Pair
     problem: str = ""
     size: tuple[int, int] = (0, 0)
+    turn: int = 1
+    turns: list[int] | None = None
     thumb: np.ndarray | None = None
     digests: tuple[bytes, ...] = ()
     valid: float = math.nan
@@ -215,6 +234,7 @@ def read_run(run: tuple[list[Pair], bool]) -> list[Summary]:
             grey = read_files(summary)
             if sampled:
                 _, depth = decode(summary.pair.depth, cv2.IMREAD_UNCHANGED)
+                depth = upright(depth, summary.turn)
                 summarize(summary, depth)
                 size = round(WIDTH * depth.shape[0] / depth.shape[1]), WIDTH
                 E = depth_edges(resize_depth(depth, size, "nearest"))
@@ -235,9 +255,10 @@ def read_files(summary: Summary) -> np.ndarray:
         content = read_bytes(path)
         headers.append(read_header(content, path))
         digests += (hashlib.sha256(content).digest(),)
-    summary.size = headers[0].size
-    check_headers(*headers, summary.pair)
-    _, grey = decode(summary.pair.rgb, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    summary.size, (rgb, depth) = headers[0].upright, headers
+    summary.turn = check_headers(rgb, depth, summary.pair)
+    summary.turns = depth_turns(depth.size, rgb) if rgb.orientation > 1 else None
+    _, grey = decode(summary.pair.rgb, cv2.IMREAD_GRAYSCALE)
     summary.thumb = cv2.resize(grey, (32, 24), interpolation=cv2.INTER_AREA)
     if 50 * len(content) > grey.size:  # the depth's: all maps of nothing are equal
         summary.digests = digests
@@ -323,6 +344,18 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
             s.problem = str(error)
         if s.problem:
             found.refuse(s.problem, s.pair)
+
+
+def check_shapes(summaries: list[Summary], found: Findings) -> None:
+    """Pictures that their EXIF turns, and what the crop to the default --image_size cuts away."""
+    read = [s for s in summaries if s.thumb is not None]
+    turned = {str(s.pair.rgb): s.pair for s in read if s.turns}
+    ways = [len(s.turns) - (s.turns[0] == 1) for s in read if s.turns]
+    counts = {"upright": ways.count(0), "stored": ways.count(1), "both": ways.count(2)}
+    found.add("turned", turned, of=len(read), **counts)
+    lost, _, cure = shape_flags([s.size for s in read], Source.image_size)
+    sizes = {f"{size_text(s.size)} (high x wide)": s.pair for s in read if lost}
+    found.add("cut", sizes, lost=lost, size=size_text(Source.image_size), cure=cure)
 
 
 def check_stuck(summaries: list[Summary], found: Findings) -> None:
@@ -487,8 +520,7 @@ def as_text(scenes: Scenes, scale: float, found: Findings) -> list[str]:
 def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar, each drawn as
     3:4. title: ASCII, for OpenCV has no other letters. Raises DataError."""
-    _, rgb = decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    _, depth = decode(pair.depth, cv2.IMREAD_ANYDEPTH)
+    rgb, depth = decode_pair(pair)
     view = resize_picture(rgb, (480, 640))
     depth = resize_depth(depth, (480, 640), "nearest")
     view[depth_edges(depth)] = (255, 60, 255)
@@ -549,21 +581,29 @@ def make_parser() -> argparse.ArgumentParser:
         help="pairs decoded of each split, in runs of 5 neighbours spread over all scenes; names, "
         "headers, ends and stuck depths are always looked at in every file (default 200; 0 = all)",
     )  # fmt: skip
+    p.add_argument(
+        "--depth_orientation", default="stored", choices=["stored", "upright"],
+        help="as train.py's: which way round a depth map is that fits its turned picture both ways "
+        "(default stored)",
+    )  # fmt: skip
     return p
 
 
-def examine(root: Path, splits: list[str], scale: float, samples: int) -> tuple[Findings, Scenes]:
+def examine(
+    root: Path, splits: list[str], scale: float, samples: int, orientation: str
+) -> tuple[Findings, Scenes]:  # fmt: skip
     """All checks. splits: training's, then validation's if there is one to be."""
     found, read = Findings(), {}
     cv2.setNumThreads(1)  # one picture a thread
     with ThreadPoolExecutor(usable_cores()) as pool:
         for split in splits:
-            pairs = find_pairs(root, split, found)
+            pairs = find_pairs(root, split, orientation, found)
             runs = in_runs(pairs, samples or len(pairs))
             bar = progress(pool.map(read_run, runs), len(runs), split)
             read[split] = [summary for run in bar for summary in run]
     for summaries in read.values():
         check_files(summaries, found)
+        check_shapes(summaries, found)
         check_stuck(summaries, found)
         check_depths(summaries, scale, found)
     check_leak(*[*read.values(), []][:2], found)
@@ -577,7 +617,7 @@ def report(args: argparse.Namespace) -> int:
     """The report on stdout, its files in --out; the exit code. Raises DataError, OSError."""
     root, scale = resolve(args.check), args.depth_scale
     splits = [split for split in (args.split, args.val_split) if split != "none"]
-    found, scenes = examine(root, splits, scale, args.samples)
+    found, scenes = examine(root, splits, scale, args.samples, args.depth_orientation)
     code = int("error" in {finding.severity for finding in found})
     verdict = "training on this would be a mistake"
     if not code:

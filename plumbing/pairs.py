@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,15 @@ import numpy as np
 from plumbing import scenes
 from plumbing.files import UserError, natural, notice
 from plumbing.flags import flag, parse_intrinsics, parse_size, positive
-from plumbing.pictures import cv2, is_cut, picture_header, resize_depth, resize_picture
+from plumbing.pictures import (
+    aspect_crop,
+    cv2,
+    is_cut,
+    picture_header,
+    resize_depth,
+    resize_picture,
+    upright,
+)
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
@@ -53,6 +63,11 @@ class Source:
         "the virtual normals of Eq. 9 need it (default: the Kinect's of the released code, "
         "518.86,519.47,320,240 at 480x640)", parse_intrinsics, metavar="FX,FY,CX,CY",
     )  # fmt: skip
+    depth_orientation: str = flag(
+        "stored", "of pictures that their EXIF turns, where the depth map would fit both as the "
+        "picture is stored and upright (turned by 180 degrees, mirrored, square): which of the two "
+        "it is (default stored)", choices=["stored", "upright"],
+    )  # fmt: skip
 
 
 class DataError(UserError):
@@ -66,6 +81,7 @@ class Pair(NamedTuple):
     depth: Path
     scene: str
     folder: Path
+    depth_orientation: str = "stored"  # or "upright", see `check_headers`
 
 
 def resolve(data: str) -> Path:
@@ -209,11 +225,18 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], complain: Complain) -> dic
 
 
 class Header(NamedTuple):
-    """What a picture's first bytes say: (H, W), bits per sample, channels."""
+    """What a picture's first bytes say: (H, W) as stored, bits per sample, channels, how it is to
+    be turned to be upright (EXIF, 1..8)."""
 
     size: tuple[int, int]
     bits: int
     channels: int
+    orientation: int = 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(H, W) when it is turned."""
+        return self.size[::-1] if self.orientation > 4 else self.size
 
 
 def header_of(path: Path) -> Header:
@@ -247,8 +270,10 @@ def read_header(data: bytes, path: Path) -> Header:
     return header
 
 
-def check_headers(rgb: Header, depth: Header, pair: Pair) -> None:
-    """Raises DataError where a pair cannot be one. Sizes may differ, if the aspect is one."""
+def check_headers(rgb: Header, depth: Header, pair: Pair) -> int:
+    """The EXIF orientation by which the pair's depth is turned: the picture is taken upright, and a
+    map that fits it as stored is turned with it, one that fits it upright is not; where both fit,
+    pair.depth_orientation decides. Sizes may differ. Raises DataError where the two are no pair."""
     if (rgb.bits, rgb.channels) == (16, 1):
         raise DataError(
             f"{pair.rgb}: the picture is 16-bit grayscale, a depth map; are the two swapped, or is "
@@ -267,25 +292,112 @@ def check_headers(rgb: Header, depth: Header, pair: Pair) -> None:
     (h, w), (H, W) = depth.size, rgb.size
     if min(h, w, H, W) < 32:
         raise DataError(f"{pair.rgb}: {H}x{W} with depth {h}x{w}: too small, 32 pixels at least")
-    if abs(h * W - w * H) > 0.01 * h * W:
+    if not (turns := depth_turns(depth.size, rgb)):
         raise DataError(
             f"{pair.depth}: depth is {h}x{w}, its picture {pair.rgb.name} {H}x{W}: another aspect, "
             "so they cannot be the same view; register the depth to the picture first"
         )
+    return turns[-1 if pair.depth_orientation == "upright" else 0]
 
 
-def check_files(pairs: list[Pair]) -> None:
+def depth_turns(size: tuple[int, int], rgb: Header) -> list[int]:
+    """The EXIF orientations by which a depth map (H, W) may be turned to lie on its upright picture:
+    the picture's own (it fits that as stored), then 1 (it fits it upright); both; or none."""
+    fits = {rgb.orientation: rgb.size, 1: rgb.upright}
+    return [turn for turn, of in fits.items() if same_aspect(size, of)]
+
+
+def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    (h, w), (H, W) = size, other
+    return abs(h * W - w * H) <= 0.01 * h * W
+
+
+def check_files(pairs: list[Pair], refuse: bool = True) -> list[tuple[Header, list[int]]]:
     """Reads header and end mark of every pair; of more than CHECKED_FILES, of a seeded
-    SAMPLED_FILES. For where no pack is made, which is the better check. Raises DataError."""
+    SAMPLED_FILES. Returns the pictures' headers, each with `depth_turns` where its EXIF turns it.
+    Raises DataError; refuse=False, where a pack is made, which is the better check: leaves out what
+    it cannot read, and looks at the depth of turned pictures only."""
     if len(pairs) > CHECKED_FILES:
         pick = np.random.default_rng(0).choice(len(pairs), SAMPLED_FILES, replace=False)
         pairs = [pairs[i] for i in sorted(pick)]
 
-    def check(pair: Pair) -> None:
-        check_headers(header_of(pair.rgb), header_of(pair.depth), pair)
+    def check(pair: Pair, header: Callable[[Path], Header] = header_of) -> tuple | None:
+        try:
+            rgb = header(pair.rgb)
+            if not refuse and rgb.orientation == 1:
+                return rgb, [1]
+            depth = header(pair.depth)
+            check_headers(rgb, depth, pair)
+            return rgb, depth_turns(depth.size, rgb)
+        except DataError:
+            if header is header_of:  # a PNG's EXIF may stand behind its pixels
+                return check(pair, lambda path: read_header(read_bytes(path), path))
+            if refuse:
+                raise
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(check, pairs))
+        return [found for found in pool.map(check, pairs) if found]
+
+
+def tell_shapes(
+    looked: list[tuple[Header, list[int]]], split: str, image_size: tuple[int, int]
+) -> None:  # fmt: skip
+    """Remarks on pictures that their EXIF turns, and on what image_size cuts away."""
+    if turned := [len(turns) - (turns[0] == 1) for rgb, turns in looked if rgb.orientation > 1]:
+        text = (
+            f"{split}: {len(turned)} of {len(looked)} pictures are turned upright as their EXIF "
+            f"says; {turned.count(1)} depth maps fit as stored and turn with them, "
+            f"{turned.count(0)} fit upright and do not"
+        )
+        if both := turned.count(2):
+            text += (
+                f", {both} fit both ways and are taken as --depth_orientation says, stored (they "
+                "turn too) or upright: look at --dry_run"
+            )
+        notice(text)
+    lost, _, cure = shape_flags([rgb.upright for rgb, _ in looked], image_size)
+    if lost:
+        size = size_text(image_size)
+        notice(f"{split}: --image_size {size} cuts {lost:.0%} of the pictures away (mean); {cure}")
+
+
+def size_text(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+def shape_flags(
+    sizes: list[tuple[int, int]], image_size: tuple[int, int]
+) -> tuple[float, str, str]:  # fmt: skip
+    """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, 0 where it is
+    under 3 %; train.py's flags for their commonest shape, where those lose under half of that; and
+    what to do, in words.
+
+    They keep the network's work and memory near that of the defaults, and --image_size whole
+    multiples of its map, which a quarter of --size is: so the exported last resize is cheapest.
+    """
+
+    def lost(to: tuple[int, int]) -> float:
+        kept = [math.prod(aspect_crop(size, to)[2:]) / math.prod(size) for size in sizes]
+        return 1 - float(np.mean(kept))
+
+    if not sizes or lost(image_size) < 0.03:
+        return 0.0, "", ""
+    (H, W), _ = Counter(sizes).most_common(1)[0]
+
+    # The network's map h x w, and by how much the picture is larger, y and x.
+    h, w, y, x = np.meshgrid(*[np.arange(16, 128, 8)] * 2, *[np.arange(8, 33)] * 2)
+    off = 20 * abs(np.log(H * x * w / (W * y * h))) + abs(np.log(y / x))
+    off += abs(np.log(y * x * h * w / (480 * 640))) + abs(np.log(h * w / (32 * 40)))
+    h, w, y, x = (int(axis.flat[off.argmin()]) for axis in (h, w, y, x))
+    to = y * h, x * w
+    if lost(to) > lost(image_size) / 2:
+        cure = "they are of several shapes: train on those of one, with flags of their own"
+        return lost(image_size), "", cure
+    shares = ((0.5, 0.6), (0.8, 0.8), (1, 1))  # Table 4's best row, as shares of 480x640
+    shares = [share if H <= W else share[::-1] for share in shares]
+    crops = ",".join(size_text((round(a * to[0]), round(b * to[1]))) for a, b in shares)
+    flags = f"--image_size {size_text(to)} --size {size_text((4 * h, 4 * w))} --crops {crops}"
+    return lost(image_size), flags, f"train with {flags} to lose next to nothing"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -297,16 +409,27 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(path: Path, flags: int) -> tuple[Header, np.ndarray]:
-    """A whole picture by OpenCV's imread flags, and what its header says. Raises DataError."""
+    """A whole picture by OpenCV's imread flags, turned upright, and what its header says. Depth maps
+    (IMREAD_UNCHANGED) stay as stored: see `check_headers`. Raises DataError."""
     data = read_bytes(path)
     header = read_header(data, path)
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        # OpenCV's versions differ in what they turn: never by it.
+        stored = flags if flags == cv2.IMREAD_UNCHANGED else flags | cv2.IMREAD_IGNORE_ORIENTATION
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), stored)
     except cv2.error as error:  # more pixels than OpenCV's limit
         raise DataError(f"{path}: cannot be decoded ({error.err})") from error
     if picture is None:
         raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
-    return header, picture
+    turned = flags != cv2.IMREAD_UNCHANGED and header.orientation > 1
+    return header, upright(picture, header.orientation) if turned else picture
+
+
+def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """BGR u8 (H, W, 3) and depth u16 (h, w), both upright. Raises DataError."""
+    rgb_header, rgb = decode(pair.rgb, cv2.IMREAD_COLOR)
+    depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
+    return rgb, upright(depth, check_headers(rgb_header, depth_header, pair))
 
 
 class Sample(NamedTuple):
@@ -328,12 +451,9 @@ def read_pair(
     intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json; None = the
     Kinect's. known: a cache of those files, shared by the calls. Raises DataError.
     """
-    # A viewer turns a picture as its EXIF says; its depth map would not be turned with it.
-    rgb_header, rgb = decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    check_headers(rgb_header, depth_header, pair)
+    rgb, depth = decode_pair(pair)
     K = stored_intrinsics(pair, rgb.shape[:2], known)
-    top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
+    top, left, h, w = aspect_crop(rgb.shape[:2], image_size)
     if K is None:
         K = np.array(intrinsics or kinect_intrinsics(image_size), np.float64)
     else:
@@ -342,16 +462,9 @@ def read_pair(
     return Sample(cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), _fit(depth, image_size), K)
 
 
-def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
-    (h, w), (H, W) = size, to
-    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
-    return (h - ch) // 2, (w - cw) // 2, ch, cw
-
-
 def _fit(depth: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Centre crop to the aspect, then the nearest pixel: no two depths are ever blended."""
-    top, left, h, w = _aspect_crop(depth.shape, image_size)
+    top, left, h, w = aspect_crop(depth.shape, image_size)
     fitted = resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
     return np.ascontiguousarray(fitted)
 
@@ -409,15 +522,16 @@ def _read_intrinsics(path: Path) -> dict:
     return entry
 
 
-def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -> list[Pair]:
+def open_split(root: Path, split: str, source: Source, check: bool = True) -> list[Pair]:
     """list_pairs, check_files, a look at all intrinsics and one at the depths' scale.
 
-    check: False leaves out check_files, where a pack is made of all pairs or bad ones are skipped.
-    Raises DataError; remarks on scenes without a focal length and an unlikely scale.
+    check: False leaves refusals to the pack that is made of all pairs, or to skip_bad. Raises
+    DataError; remarks on turned and cut pictures, on scenes without a focal length and an unlikely
+    scale.
     """
     pairs = list_pairs(root, split)
-    if check:
-        check_files(pairs)
+    pairs = [pair._replace(depth_orientation=source.depth_orientation) for pair in pairs]
+    tell_shapes(check_files(pairs, check), split, source.image_size)
     known: dict = {}
     # The picture's size decides how K is scaled, not whether the file is in order.
     without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
@@ -434,11 +548,11 @@ def open_split(root: Path, split: str, depth_scale: float, check: bool = True) -
                 break
     else:
         raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
-    far = np.percentile(depth[depth > 0], 99) / depth_scale
+    far = np.percentile(depth[depth > 0], 99) / source.depth_scale
     if not 0.05 < far < 500:
         notice(
-            f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale {depth_scale:g} "
-            "(units per metre) right?"
+            f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
+            f"{source.depth_scale:g} (units per metre) right?"
         )
     return pairs
 
@@ -486,15 +600,16 @@ def teacher_maps(pairs: list[Pair], folder: Path) -> list[Path | None]:
 
 
 def read_teacher(
-    path: Path, image_size: tuple[int, int], depth_scale: float,
-    picture: tuple[int, int] | None = None,
+    path: Path, image_size: tuple[int, int], depth_scale: float, rgb: Header | None = None,
+    truth: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
     """A teacher's map at image_size as u16 (H, W) in file units (depth_scale a metre), 0 = hole.
 
     .png: 16 bit, in those units; .npy: floats in metres, or uint16 in those units. What is not
     finite, not above 0 or beyond 16 bits is a hole. It is brought to image_size as read_pair does
-    with depth; picture: (H, W) of the picture as stored, which must have its aspect (None: that of
-    image_size). Raises DataError.
+    with depth, and turned with its picture where it fits that as stored; where it fits both ways
+    (as predict.py's maps are upright and other tools' may not be) as it is more like `truth`.
+    rgb: the picture's header, None: one of image_size, not turned. Raises DataError.
     """
     if path.suffix == ".npy":
         depth = _load_npy(path).squeeze()
@@ -511,18 +626,29 @@ def read_teacher(
             f"{path}: a teacher's depth of shape {depth.shape}: one depth map (H, W) a file (a "
             "coloured depth picture holds no metres)"
         )
-    (h, w), (H, W) = depth.shape, picture or image_size
-    if abs(h * W - w * H) > 0.01 * h * W:
+    rgb = rgb or Header(image_size, 8, 3)
+    if not (turns := depth_turns(depth.shape, rgb)):
         raise DataError(
-            f"{path}: a teacher's depth is {h}x{w}, its picture {H}x{W}: another aspect; bring the "
-            "map to the picture's size"
+            f"{path}: a teacher's depth is {size_text(depth.shape)}, its picture {size_text(rgb.size)}: "
+            "another aspect; bring the map to the picture's size"
         )
-    depth = _fit(depth, image_size)
+    ways = [_fit(upright(depth, turn), image_size) for turn in turns]
+    depth = ways[0] if len(ways) == 1 else max(ways, key=lambda way: likeness(way, truth))
     if metres:
         with np.errstate(over="ignore", invalid="ignore"):
             units = np.rint(depth.astype(np.float64) * depth_scale)
         depth = np.where((units > 0) & (units <= 65535), units, 0)  # False for NaN
     return np.ascontiguousarray(depth, np.uint16)
+
+
+def likeness(depth: np.ndarray, truth: np.ndarray) -> float:
+    """Spearman's rank correlation of two maps where both have a depth; -2 where few have."""
+    both = np.flatnonzero(np.isfinite(depth) & (depth > 0) & (truth > 0))
+    if len(both) < 30:
+        return -2.0
+    both = both[:: len(both) // 2000 + 1]
+    ranks = [values.flat[both].argsort().argsort() for values in (depth, truth)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 _npy_lock = threading.Lock()
@@ -557,11 +683,11 @@ def open_teacher(
     ratios = []
     for i in np.random.default_rng(0).permutation(there)[:16]:
         try:
-            picture = header_of(pairs[i].rgb).size
+            picture = header_of(pairs[i].rgb)
             truth = read_pair(pairs[i], image_size, None, {}).depth
         except DataError:
             continue  # whoever reads all pairs names it
-        teacher = read_teacher(maps[i], image_size, depth_scale, picture)
+        teacher = read_teacher(maps[i], image_size, depth_scale, picture, truth)
         both = (teacher > 0) & (truth > 0)
         if both.any():
             ratios.append(np.median(teacher[both] / truth[both]))

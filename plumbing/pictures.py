@@ -202,6 +202,13 @@ def batch_picture(
 # ------------------------------------------------------------------------------------------- sizes
 
 
+def aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
+    (h, w), (H, W) = size, to
+    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
+    return (h - ch) // 2, (w - cw) // 2, ch, cw
+
+
 def resize_picture(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(h, w, 3) u8 -> (*size, 3): area average when shrinking, bilinear otherwise; the picture
     itself where it has that size already."""
@@ -269,13 +276,59 @@ def read_picture(path: Path) -> np.ndarray:
         raise UserError("cut short (its end mark is missing); copy it anew")
     if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":
         raise UserError("16-bit grey PNG: a depth map, not a picture")
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # its versions differ in what they turn
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
     except cv2.error as error:
         raise UserError(f"OpenCV cannot read it: {error.err}") from error
     if bgr is None:
         raise UserError("not a picture that OpenCV can read")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(upright(bgr, orientation(data)), cv2.COLOR_BGR2RGB)
+
+
+def orientation(data: bytes) -> int:
+    """EXIF orientation, 1..8, of a JPEG, PNG or WebP file; 1, as it is, where it says none."""
+    if data[:2] == b"\xff\xd8":
+        found = (data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+                 for marker, at in _segments(data) if marker == 0xE1)  # fmt: skip
+        exif = next((body for body in found if body[:6] == b"Exif\0\0"), b"")
+    elif data[:4] == b"\x89PNG":
+        exif = _chunk(data, 8, b"eXIf", "big")
+    else:
+        exif = _chunk(data, 12, b"EXIF", "little") if data[:4] == b"RIFF" else b""
+    exif = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2], "")
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(exif[at : at + size], order)
+
+    first = number(4, 4) if order else len(exif)
+    for entry in range(first + 2, first + 2 + 12 * (number(first, 2) if order else 0), 12):
+        if number(entry, 2) == 0x0112:
+            value = number(entry + 8, {1: 1, 4: 4}.get(number(entry + 2, 2), 2))
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _chunk(data: bytes, at: int, wanted: bytes, order: str) -> bytes:
+    """What a PNG (big-endian) or WebP file's first chunk of a name holds; b"" where it has none."""
+    while at + 8 <= len(data):
+        one, two = data[at : at + 4], data[at + 4 : at + 8]
+        name, length = (two, one) if order == "big" else (one, two)
+        size = int.from_bytes(length, order)
+        if name == wanted:
+            return data[at + 8 : at + 8 + size]
+        at += 12 + size if order == "big" else 8 + size + size % 2
+    return b""
+
+
+FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # EXIF orientation -> axes, after a transpose
+
+
+def upright(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, ...) as stored -> turned as an EXIF orientation of 1..8 says; (W, H, ...) from 5 on."""
+    turned = picture.swapaxes(0, 1) if orientation > 4 else picture
+    return np.ascontiguousarray(np.flip(turned, FLIPS.get(orientation, ())))
 
 
 def is_cut(data: bytes) -> bool:
@@ -291,9 +344,10 @@ def is_cut(data: bytes) -> bool:
     return data[:2] == b"BM" and len(data) < int.from_bytes(data[2:6], "little")
 
 
-def picture_header(data: bytes) -> tuple[tuple[int, int], int, int]:
-    """(height, width), bits per channel, channels of a JPEG or PNG file, of which only the first
-    segments are looked at (see `is_cut` for its end). Raises UserError, without the file's name."""
+def picture_header(data: bytes) -> tuple[tuple[int, int], int, int, int]:
+    """(height, width) as stored, bits per channel, channels and EXIF orientation of a JPEG or PNG
+    file, of which only the first segments are looked at (see `is_cut` for its end). Raises
+    UserError, without the file's name."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 33:
         w, h, bits, kind = struct.unpack(">IIBB", data[16:26])
         channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 0)
@@ -308,7 +362,7 @@ def picture_header(data: bytes) -> tuple[tuple[int, int], int, int]:
         raise UserError(what)
     if min(h, w, channels) < 1:
         raise UserError(f"impossible header: {h}x{w} pixels")
-    return (h, w), bits, channels
+    return (h, w), bits, channels, orientation(data)
 
 
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG's markers that tell a picture's size

@@ -54,6 +54,11 @@ class Comparison:
         positive, metavar="M",
     )  # fmt: skip
 
+    depth_orientation: str | None = flag(
+        None, "which way round a depth map is that fits its turned picture both ways (default: the "
+        "run's, or stored)", choices=["stored", "upright"],
+    )  # fmt: skip
+
     def of(self, checkpoint: Path) -> Comparison:
         """With all filled in that the args.json beside the checkpoint says of its run. Raises
         DataError where --data cannot be compared on; the run's own is then left out."""
@@ -67,6 +72,7 @@ class Comparison:
             train_split=self.train_split or ran.get("split") or "train",
             depth_scale=self.depth_scale or ran.get("depth_scale") or 1000.0,
             max_depth=self.max_depth or ran.get("max_depth") or 40.0,
+            depth_orientation=self.depth_orientation or ran.get("depth_orientation"),
         )  # fmt: skip
         try:
             filled.pairs(filled.split, self.pictures)
@@ -82,6 +88,7 @@ class Comparison:
         if not self.data or number == 0:
             return []
         pairs = list_pairs(resolve(self.data), split)
+        pairs = [pair._replace(depth_orientation=self.depth_orientation or "stored") for pair in pairs]
         return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+from test_pairs import with_exif
 
 from plumbing import doctor
 from plumbing import scenes as synthetic
@@ -154,6 +155,39 @@ def test_wrong_flags_exit_2_in_one_line(flags, message, capsys):
     text = capsys.readouterr().err
     assert code == 2 and message in text and text.count("\n") == 1
 
+
+
+def test_turned_pictures_are_counted_and_their_depth_lies_right(make, check):
+    """Stored lying or upside down, with maps as stored: nothing is mirrored, and all is told."""
+
+    def change(k, rgb, depth):
+        turns = 2 if k % 2 else 1  # of a quarter, back from upright
+        return np.rot90(rgb, turns), np.rot90(depth, turns)
+
+    root = make(change)
+    for path in sorted(root.glob("*/rgb/*.jpg")):
+        with_exif(path, 3 if int(path.stem) % 2 else 6)
+    for home in root.glob("*/intrinsics.json"):
+        home.unlink()
+    told = check(root, tiles=4)
+    assert told.found == {("warning", "turned"), ("warning", "no intrinsics")}
+    assert "20 of 20 pictures are stored turned" in told.text and "144x192" in told.text
+    assert "10 of their depth maps fit as stored and turn with them, 0 fit upright" in told.text
+    assert "10 fit both ways and are taken as stored" in told.text
+    root = make(lambda k, rgb, depth: (np.rot90(rgb, 2), depth), name="over")
+    for path in root.glob("*/rgb/*.jpg"):
+        with_exif(path, 3)
+    (about,) = check(root, "--val_split", "none").findings["mirrored"]["about"]
+    assert about == "train/train: turned by 180 degrees"
+    told = check(root, "--val_split", "none", "--depth_orientation", "upright")
+    assert told.found == {("warning", "turned")}
+
+
+def test_what_the_crop_to_43_costs_is_told_with_the_flags(make, check):
+    told = check(make(lambda k, rgb, depth: (rgb[:, :108], depth[:, :108])))
+    assert told.found == {("warning", "cut")} and told.code == 0
+    assert "--image_size 480x640 cuts 44% of the pictures away" in told.text
+    assert "--image_size 640x480 --size 160x128 --crops 384x240,512x384,640x480" in told.text
 
 
 # --------------------------------------------------------------------- what training itself refuses

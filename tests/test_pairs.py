@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -16,8 +17,11 @@ from conftest import lines_of, rgbd_picture, write
 
 import plumbing.batches
 import plumbing.pairs
+import train
+from data import Crop, check_sizes
 from plumbing.batches import Reader, Reading, open_reader
 from plumbing.files import notice
+from plumbing.flags import take
 from plumbing.pairs import (
     CHECKED_FILES,
     SAMPLED_FILES,
@@ -35,6 +39,7 @@ from plumbing.pairs import (
     read_teacher,
     resolve,
     scale_K,
+    shape_flags,
     teacher_maps,
 )
 
@@ -81,8 +86,8 @@ def centre_of(weight: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("layout", ["folders", "scenes", "lists"])
 def test_sec41_layouts(tmp_path, make_rgbd, layout):
     root = make_rgbd(tmp_path, layout)
-    pairs = open_split(root, "train", 1000.0)
-    assert len(pairs) == 8 and len(open_split(root, "val", 1000.0)) == 3
+    pairs = open_split(root, "train", SOURCE)
+    assert len(pairs) == 8 and len(open_split(root, "val", SOURCE)) == 3
     if layout == "lists":
         assert [(p.rgb.stem, p.depth.stem) for p in pairs] == [
             (f"c{k}", str(100 - k)) for k in range(8)
@@ -201,12 +206,12 @@ def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys)
         path.write_text(json.dumps(entry))
         return read_pair(pair, SIZE, K0, {}).K.tolist()
 
-    open_split(root, "train", 1000.0)
+    open_split(root, "train", SOURCE)
     assert "train: no focal length given for train: --intrinsics is used" in capsys.readouterr().err
     assert read_pair(pair, SIZE, K0, {}).K.tolist() == list(K0)
     one = {"fx": 100, "fy": 120, "cx": 60, "cy": 40, "width": 128, "height": 96}
     assert K(one) == [100, 120, 60, 40]
-    open_split(root, "train", 1000.0)
+    open_split(root, "train", SOURCE)
     assert capsys.readouterr().err == ""
     assert K({k: one[k] for k in ("fx", "fy", "cx", "cy")}) == [100, 120, 60, 40]
     assert K({"scene": "a room", "width": 128}) == list(K0)  # nothing about a focal length
@@ -277,22 +282,169 @@ def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
     assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
 
 
-def test_sec41_exif_rotation_is_ignored(tmp_path):
-    """A viewer would turn this picture; its depth map would not be turned with it."""
-    bgr = np.zeros((96, 128, 3), np.uint8)
-    bgr[:, :64, 2] = 220
-    depth = np.where(bgr[..., 2] > 0, 1000, 4000).astype(np.uint16)
-    pair = pair_of(tmp_path, bgr, depth, ".jpg")
-    orientation = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
-    exif = b"Exif\0\0" + orientation
-    plain = pair.rgb.read_bytes()
-    pair.rgb.write_bytes(
-        plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:]
-    )
-    assert cv2.imread(str(pair.rgb)).shape == (128, 96, 3)
+# EXIF orientation -> how an upright picture was turned when it was stored, from the standard's words:
+# 6, say, is "row 0 is the right side, column 0 the top", so that a viewer turns it clockwise.
+STORED = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 7: lambda a: np.rot90(np.flipud(a)),
+    8: lambda a: np.rot90(a, -1),
+}  # fmt: skip
+
+
+def with_exif(path: Path, orientation: int, order: str = ">", late: bool = False) -> None:
+    """Gives a JPEG or PNG an EXIF orientation; late: behind a PNG's pixels."""
+    mark = b"MM" if order == ">" else b"II"
+    exif = struct.pack(f"{order}2sHIHHHIHHI", mark, 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    data = path.read_bytes()
+    if data[:2] == b"\xff\xd8":
+        exif = b"Exif\0\0" + exif
+        new = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+    else:
+        chunk = b"eXIf" + exif
+        chunk = struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        at = data.index(b"IEND") - 4 if late else 33
+        new = data[:at] + chunk + data[at:]
+    path.write_bytes(new)
+
+
+def turned_pair(root: Path, orientation: int, depth_as: str, suffix: str = ".jpg") -> Pair:
+    """A ball in a view of 96x128, red and 2 m away, whose picture is stored turned."""
+    y, x = np.mgrid[:96, :128]
+    ball = np.exp(-((x - 40) ** 2 + (y - 30) ** 2) / 50)
+    depth = np.where((x - 40) ** 2 + (y - 30) ** 2 < 64, 2000, 5000).astype(np.uint16)
+    bgr = (255 * ball[..., None] * [0.2, 0.4, 1.0]).astype(np.uint8)
+    turn = STORED[orientation]
+    pair = pair_of(root, turn(bgr), turn(depth) if depth_as == "stored" else depth, suffix)
+    with_exif(pair.rgb, orientation, "<" if orientation % 2 else ">")
+    return pair._replace(depth_orientation=depth_as)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("depth_as", ["stored", "upright"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_sec41_a_turned_picture_is_taken_upright(tmp_path, orientation, depth_as, suffix):
+    """All eight orientations; picture, depth and K show the ball at one place."""
+    pair = turned_pair(tmp_path, orientation, depth_as, suffix)
+    if suffix == ".jpg":  # OpenCV turns these itself
+        assert cv2.imread(str(pair.rgb)).shape == (96, 128, 3)
+    lying = orientation > 4
+    u, v = (STORED[orientation](a) for a in np.meshgrid(range(128), range(96)))
+    there = np.argwhere((u == 40) & (v == 30))[0][::-1]  # x, y in the picture as stored
+    if depth_as == "upright":
+        there, lying = np.array([40, 30]), False
+    size = {"width": 96, "height": 128} if lying else {"width": 128, "height": 96}
+    entry = dict(zip(("fx", "fy", "cx", "cy"), (100, 110, *map(int, there)))) | size
+    (tmp_path / "intrinsics.json").write_text(json.dumps(entry))
     check_files([pair])
     sample = read_pair(pair, SIZE, K0, {})
-    np.testing.assert_array_equal(sample.rgb[..., 0] > 110, sample.depth == 1000)
+    red = sample.rgb[..., 0].astype(float)
+    assert np.abs(centre_of(np.where(red > 40, red, 0)) - (40, 30)).max() < 0.15
+    assert np.abs(centre_of(sample.depth == 2000) - (40, 30)).max() < 0.15
+    f = (110, 100) if lying else (100, 110)
+    assert sample.K.tolist() == [*f, 40, 30]
+
+
+def test_sec41_turned_pictures_are_counted_and_told_once(tmp_path, capsys):
+    for i, (orientation, depth_as) in enumerate(
+        [(1, "stored"), (6, "stored"), (6, "stored"), (8, "upright"), (3, "stored")]
+    ):
+        pair = turned_pair(tmp_path / f"{i}", orientation, depth_as)
+        for source, kind, end in ((pair.rgb, "rgb", ".jpg"), (pair.depth, "depth", ".png")):
+            write(tmp_path / f"set/train/{kind}/{i}{end}", np.zeros((1, 1)))
+            (tmp_path / f"set/train/{kind}/{i}{end}").write_bytes(source.read_bytes())
+    for check in (True, False):
+        open_split(tmp_path / "set", "train", SOURCE, check)
+        (told,) = [line for line in lines_of(capsys.readouterr().err) if "EXIF" in line]
+        assert "4 of 5 pictures are turned" in told and "2 depth maps fit as stored" in told
+        assert "1 fit upright and do not, 1 fit both ways and" in told
+    upright = dataclasses.replace(SOURCE, depth_orientation="upright")
+    last = open_split(tmp_path / "set", "train", upright)[-1]
+    assert last.depth_orientation == "upright"
+
+
+def test_sec41_exif_behind_a_pngs_pixels_and_damaged_exif(tmp_path):
+    """A program may append the chunk: a look at the file's first bytes does not see it."""
+    pair = turned_pair(tmp_path, 1, "stored", ".png")
+    noise = np.random.default_rng(0).integers(0, 256, (128, 200, 3), np.uint8)
+    noise = np.pad(noise, ((0, 72), (0, 0), (0, 0)))
+    write(pair.rgb, noise)
+    write(pair.depth, np.full((200, 200), 2000, np.uint16))
+    with_exif(pair.rgb, 6, late=True)
+    assert len(pair.rgb.read_bytes()) > 70_000
+    sample = read_pair(pair, (96, 96), K0, {})
+    assert sample.rgb[:, :20].max() == 0 < sample.rgb[:, 60:].min()  # its lower part is left now
+    write(pair.depth, np.full((100, 200), 2000, np.uint16))
+    write(pair.rgb, noise[:, :100])
+    with_exif(pair.rgb, 6, late=True)
+    check_files([pair])  # 200x100 lying, with an upright depth
+    pair = turned_pair(tmp_path / "b", 1, "stored")
+    for orientation in (0, 9, 65535):
+        with_exif(pair.rgb, orientation)
+        assert header_of(pair.rgb).orientation == 1
+    pair = turned_pair(tmp_path / "c", 6, "stored")
+    data = pair.rgb.read_bytes()
+    for at in range(12, 38):  # inside the EXIF: whatever it says, it is a number
+        pair.rgb.write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+        assert header_of(pair.rgb).orientation in (1, 6)
+
+
+@pytest.mark.parametrize("orientation", (3, 6))
+def test_teacher_maps_follow_their_turned_pictures(tmp_path, orientation):
+    """predict.py's are upright, other tools' as the picture is stored."""
+    pair = turned_pair(tmp_path, orientation, "stored")
+    truth = read_pair(pair, SIZE, K0, {}).depth
+    y, x = np.mgrid[:96, :128]
+    seen = (1.5 + x / 100 + 2 * (truth == 5000)).astype(np.float32)
+    for map_of in (seen, STORED[orientation](seen)):
+        path = save(tmp_path / "m/a.npy", map_of)
+        read = read_teacher(path, SIZE, 1000.0, header_of(pair.rgb), truth)
+        np.testing.assert_array_equal(read, np.rint(1000.0 * seen))
+
+
+def test_pack_of_another_orientation_is_made_anew(tmp_path):
+    pair = turned_pair(tmp_path / "train", 3, "stored")
+    depths = []
+    for name in ("stored", "upright"):
+        source = dataclasses.replace(SOURCE, data=str(tmp_path), depth_orientation=name)
+        pairs = open_split(tmp_path, "train", source)
+        reader = open_reader(pairs, source, Reading(2, cache=str(tmp_path / "c")))
+        depths.append(reader.samples([0])[1][0].depth)
+        reader.close()
+    np.testing.assert_array_equal(depths[0], depths[1][::-1, ::-1])
+    assert pair.rgb.exists() and (depths[0] != depths[1]).any()
+
+
+SHAPES = {  # (H, W) -> share lost to 4:3
+    (960, 720): 0.4375, (720, 1280): 0.25, (427, 640): 0.11, (1024, 1024): 0.25, (375, 1242): 0.597,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_other_shapes_are_told_flags_that_lose_nothing(size):
+    """And that work: they are train.py's own, and give a network that its checks let pass."""
+    lost, flags, cure = shape_flags([size] * 3 + [(480, 640)], (480, 640))
+    assert lost == pytest.approx(0.75 * SHAPES[size], abs=0.002) and flags in cure
+    args = train.parse([*flags.split(), "--data", "x"])
+    check_sizes(take(args, Crop), args.image_size, args.size)
+    assert shape_flags([size], args.image_size)[0] == 0
+    (h, w), (H, W) = args.size, args.image_size
+    assert H % (h // 4) == W % (w // 4) == h % 32 == w % 32 == 0
+    assert 0.8 < H * W / (480 * 640) < 1.25 and 0.75 < h * w / (128 * 160) < 1.3
+
+
+def test_what_the_crop_costs_is_told_before_training(tmp_path, capsys):
+    write(tmp_path / "train/rgb/a.jpg", rgbd_picture(0, (240, 180))[0])
+    write(tmp_path / "train/depth/a.png", rgbd_picture(0, (240, 180))[1])
+    for check in (True, False):
+        open_split(tmp_path, "train", Source(), check)
+        assert "train: --image_size 480x640 cuts 44% of the pictures away (mean); train with " in (
+            capsys.readouterr().err
+        )
+    open_split(tmp_path, "train", Source(image_size=(640, 480)))
+    assert "cuts" not in capsys.readouterr().err
+    assert shape_flags([(480, 640)] * 9 + [(426, 640)], (480, 640))[0] == 0  # 1 % in the mean
+    lost, flags, cure = shape_flags([(480, 640)] * 5 + [(640, 480)] * 5, (480, 640))
+    assert lost == pytest.approx(0.21875) and not flags and "several shapes" in cure
 
 
 def jpeg(segments: bytes = b"", size: tuple[int, int] = SIZE) -> bytes:
@@ -350,7 +502,7 @@ def test_sec41_a_picture_damaged_inside_is_refused_when_read(tmp_path):
 
 @pytest.mark.parametrize("scale, far", [(1000.0, None), (1.0, "3.8"), (1e6, "0.038")])
 def test_sec41_an_unlikely_depth_scale_is_remarked(rgbd, capsys, scale, far):
-    open_split(rgbd, "train", scale)
+    open_split(rgbd, "train", dataclasses.replace(SOURCE, depth_scale=scale))
     notes = [n for n in lines_of(capsys.readouterr().err) if "--depth_scale" in n]
     assert len(notes) == (far is not None)
     assert all(f"reach {far}" in n for n in notes)
@@ -418,7 +570,7 @@ def refusal(root: Path, cache: str = "none") -> str:
     """The one line with which a training split is turned down."""
     source = Source(str(root), image_size=SIZE)
     with pytest.raises(DataError) as error:
-        pairs = open_split(resolve(source.data), "train", 1000.0, check=False)
+        pairs = open_split(resolve(source.data), "train", SOURCE, check=False)
         open_reader(pairs, source, Reading(2, cache)).close()
     text = str(error.value)
     assert "\n" not in text and len(text) < 600 and str(root) in text
@@ -489,7 +641,7 @@ def test_sec41_a_pair_that_goes_bad_ends_the_run_or_is_named_once_and_replaced(
 ):
     """Also where two threads meet it: one as its own, one in place of the pair before."""
     root = make_rgbd(tmp_path)
-    pairs = open_split(root, "train", 1000.0)
+    pairs = open_split(root, "train", SOURCE)
     capsys.readouterr()
     (root / "train/rgb/sample_4.png").unlink()
     cut(root / "train/depth/sample_7.png")
@@ -578,7 +730,7 @@ def test_teacher_maps_of_other_sizes_are_resized_as_truth_is(tmp_path):
     rng = np.random.default_rng(0)
     deep = rng.integers(1, 60000, (288, 450), dtype=np.uint16)
     for path in (write(tmp_path / "a.png", deep), save(tmp_path / "a.npy", deep / 1000)):
-        read = read_teacher(path, SIZE, 1000.0, (288, 450))
+        read = read_teacher(path, SIZE, 1000.0, Header((288, 450), 8, 3))
         np.testing.assert_array_equal(read, deep[1::3, 34:417:3])  # 384 of 450 columns
     # through the reader, at the picture's size, at a third and as a network may round it
     bgr = rng.integers(0, 256, (288, 450, 3), dtype=np.uint8)
