@@ -57,10 +57,9 @@ from plumbing.pictures import (
 )
 from plumbing.points import camera, parse_camera, ply, point_cloud
 from plumbing.runtime import Predictor, load_predictor, newest_model
-from plumbing.video import HEAD, Moving, predict_video
+from plumbing.video import HEAD, Moving, is_video, named, predict_video
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 MODELS = ("best.pt", "model.tflite")
 
 
@@ -125,12 +124,14 @@ def collect(inputs: Iterable[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGES and p.is_file()]
-            found = [p for p in found if not p.name.startswith(".")]
+            inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+            found = [p for p in inside if p.suffix.lower() in IMAGES]
             if not found:
                 kinds = " ".join(sorted(IMAGES))
                 raise UserError(f"{path}: no pictures at this folder's top level ({kinds})")
-            print(f"{path}: {len(found)} pictures")
+            left = len(inside) - len(found)
+            more = f", {left} other files left out (name videos themselves)" if left else ""
+            print(f"{path}: {len(found)} pictures{more}")
             files += sorted(found, key=lambda p: natural(p.name))
         elif path.is_file():
             files.append(path)
@@ -215,8 +216,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     g = p.add_argument_group("what is read").add_argument
     g("inputs", nargs="*", metavar="INPUT",
-        help="pictures, videos, or folders (their pictures, not those of sub-folders, in natural "
-        "order: img2 before img10). Inputs of one stem are named after their folders")
+        help="pictures, videos (a file's content tells which), or folders (their pictures, not "
+        "those of sub-folders, in natural order: img2 before img10). Inputs of one stem are named "
+        "after their folders")
     g("--camera", type=int, metavar="N",
         help="read camera N instead (0 is usually the first); ends with Ctrl-C, or q in the window")
     g = p.add_argument_group("the network").add_argument
@@ -277,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
         resize=o.resize or "nearest", device=args.device,
     )  # fmt: skip
     if args.benchmark:
-        if live or len(files) > 1 or any(p.suffix.lower() not in IMAGES for p in files):
+        if live or len(files) > 1 or any(map(is_video, files)):
             raise UserError("--benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
         return run_benchmark(args, model, lambda n: load(threads=n), picture)
@@ -296,9 +298,11 @@ def main(argv: list[str] | None = None) -> int:
         done = predict_camera(args.camera, predictor, o, moving)
     for path, name in progress(list(zip(files, names)), len(files), "pictures"):
         try:
-            if path.suffix.lower() in VIDEOS:
-                capture = cv2.VideoCapture(str(path))
-                done += predict_video(capture, name, predictor, o.out, o.range, moving, live=False)
+            if is_video(path):
+                with named(path) as link:
+                    done += predict_video(
+                        cv2.VideoCapture(link), name, predictor, o.out, o.range, moving, live=False
+                    )
             else:
                 empty += not predict_picture(path, name, predictor, o)
                 done += 1
@@ -313,7 +317,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # OpenCV's and FFmpeg's own warnings would stand beside our one line.
-    cv2.utils.logging.setLogLevel(0)
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     sys.exit(run_main(main, "predict.py"))

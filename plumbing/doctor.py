@@ -639,5 +639,4 @@ def report(args: argparse.Namespace) -> int:
 def run(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (see the top)."""
     args = make_parser().parse_args(argv)
-    cv2.utils.logging.setLogLevel(0)  # OpenCV's own warnings would stand beside our report
     return run_main(lambda: report(args), "data.py")

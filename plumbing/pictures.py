@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from plumbing.files import UserError, write_file
 
+# OpenCV's own warnings would stand beside our one line; later versions want another call each.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 try:
     import cv2
 except ImportError as error:
@@ -380,6 +384,20 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         if marker == 0xDA:
             return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
+def is_jpeg_stream(data: bytes) -> bool:
+    """Whether a file is JPEGs alike, one after the other (.mjpeg). A phone's, which may hold others
+    behind its own (MPF: preview, gain map, second eye), is one picture."""
+    scan = next((at for marker, at in _segments(data) if marker == 0xDA), len(data))
+    end = data.find(b"\xff\xd9", scan)
+    rest = data[end + 2 :].lstrip(b"\0") if end >= 0 else b""
+    if not data[:2] == rest[:2] == b"\xff\xd8" or b"MPF\0" in data[:scan]:
+        return False
+    with suppress(UserError):
+        a, b = ([m for m, _ in _segments(d) if 0xE0 <= m <= 0xEF] for d in (data, rest))
+        return a == b and picture_header(data) == picture_header(rest)
+    return False
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,9 +17,16 @@ import numpy as np
 
 from plumbing.files import UserError, notice, progress, replacing
 from plumbing.flags import between, flag
-from plumbing.pictures import auto_range, cv2, millimetres, panel, write_picture
+from plumbing.pictures import auto_range, cv2, is_jpeg_stream, millimetres, panel, write_picture
 
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
+RAW_CLOCK = 1_200_000  # ticks a second; some OpenCVs give it for the rate that a raw stream lacks
+
+# FFmpeg's and AVI's warnings would stand beside our one line. FFmpeg takes a raw stream to run at
+# 25 a second, a Raspberry Pi records 30; and a playlist is no reason to go to the net.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_VIDEOIO_PRIORITY_CV_MJPEG", "0")
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "framerate;30|protocol_whitelist;file")
 
 # The type of --smooth, whose number may be left out: INPUT would be taken for it.
 half_life = between(1e-3, 1e6, "a number of seconds; INPUT goes before --smooth")
@@ -66,6 +76,53 @@ class Smooth:
         return np.where(same, np.exp(self.average), depth)
 
 
+@contextmanager
+def named(path: Path, suffix: str = "") -> Iterator[str]:
+    """A name of `path`, a file or one to be made, for OpenCV: a link that ends in `suffix`. Its own
+    may be taken for a protocol (12:30.mp4), a sequence (%d) or one picture (.jpg), and bytes that
+    are no UTF-8 would end the process. Raises UserError, OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = os.path.join(folder, f"video{suffix}")
+        try:
+            os.symlink(path.absolute(), name)
+        except OSError:  # a file system or a Windows without links
+            name = str(path.absolute())
+        if "%" in name or name.encode(errors="replace").decode() != name:
+            raise UserError("OpenCV cannot take its name, nor is a link possible: rename it")
+        yield name
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is to be read frame by frame: its content says so, not its name.
+
+    That is all that OpenCV has no reader of pictures for, JPEGs in a row, animated GIF and PNG. Of
+    what FFmpeg does not play (animated WebP, AVIF, TIFF's pages) only the first is looked at, which
+    is told. Raises UserError.
+    """
+    try:
+        with named(path) as name, path.open("rb") as file:
+            head = file.read(12)
+            if not cv2.haveImageReader(name):
+                if re.match(rb"....ftyp(he|mif1|msf1|avi)", head, re.S):  # FFmpeg takes one tile
+                    raise UserError("HEIC or AVIF, which this OpenCV cannot read: save it as JPEG")
+                return True
+            head += file.read(1 << 26)
+            apng = head[1:4] == b"PNG" and b"acTL" in head[: head.find(b"IDAT")]
+            if apng or head[:4] == b"GIF8":
+                capture = cv2.VideoCapture(name)
+                return all(capture.read()[0] for _ in range(2))
+    except OSError as error:
+        raise UserError(str(error)) from error
+    more = head[4:12] == b"ftypavis" or head[12:16] == b"VP8X" and head[20] & 2
+    if order := {b"II*\0": "little", b"MM\0*": "big"}.get(head[:4]):  # TIFF: is there a next page?
+        at = int.from_bytes(head[4:8], order)
+        at += 2 + 12 * int.from_bytes(head[at : at + 2], order)
+        more = any(head[at : at + 4])
+    if more:
+        notice(f"{path} holds several pictures, only the first is looked at")
+    return is_jpeg_stream(head)
+
+
 def predict_video(
     capture: cv2.VideoCapture, name: str, predictor: Callable, out: Path,
     near_far: tuple[float, float] | None, o: Moving, live: bool,
@@ -77,19 +134,25 @@ def predict_video(
     while a file's video is written to its end or not at all. Raises UserError, OSError.
     """
     fps = capture.get(cv2.CAP_PROP_FPS)
-    fps = fps if 1 <= fps <= 240 else 30.0
+    known = 0 < fps < RAW_CLOCK  # False for NaN
+    fps = fps if known else 30.0
+    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    total = int(total) if not live and 0 < total < 1e9 else 0
     smooth = Smooth(o.smooth, o.smooth_reset) if o.smooth else None
     start = time.perf_counter()
     frames = _read(capture, predictor, smooth, None if live else 1 / fps)
     head = list(itertools.islice(frames, HEAD))
     if not head:
-        raise UserError("no frame can be read")
+        what = "no frame can be" if live else "neither a picture nor a video that OpenCV can"
+        raise UserError(f"{what} read")
     near, far = near_far or auto_range(depth for _, depth in head)
     why = "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
     print(f"{name}: colours from {near:g} to {far:g} m{why}")
     if live:  # a camera promises 30 and the network may be slower: measure
-        fps = min(max(1.0, len(head) / (time.perf_counter() - start)), 240.0)
-    total = 0 if live else int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        fps = len(head) / (time.perf_counter() - start)
+    elif not (known and total):
+        notice(f"{name} is taken to run at {fps:g} frames a second: it does not say (raw .h264, "
+               ".mjpeg?); ffmpeg -r RATE -i IN -c copy OUT.mp4 makes a file that does")  # fmt: skip
     folder, count = out / f"{name}_frames", 0
     if o.frames:
         folder.mkdir(exist_ok=True)
@@ -126,13 +189,16 @@ def _read(
 @contextmanager
 def _recording(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that adds a BGR picture to the .mp4, which is there whole at the end, or not."""
-    with replacing(path) as part:
+    kept = min(max(round(fps, 3), 0.002), 65535.0)  # as fine, slow and fast as mp4v can
+    if abs(kept / fps - 1) > 0.01:
+        notice(f"{path.name} runs at {kept:g} frames a second, for an .mp4 cannot at {fps:g}")
+    with replacing(path) as part, named(part, ".mp4") as link:
         writer = cv2.VideoWriter()
 
         def write(picture: np.ndarray) -> None:
             if not writer.isOpened():  # the first picture tells the size
                 code = cv2.VideoWriter_fourcc(*"mp4v")
-                if not writer.open(str(part), code, fps, picture.shape[1::-1]):
+                if not writer.open(link, code, kept, picture.shape[1::-1]):
                     raise UserError(f"OpenCV cannot write {path} here (mp4v)")
             writer.write(picture)
 

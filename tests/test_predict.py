@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -376,6 +377,200 @@ def test_video_keeps_frames_rate_and_colour_range(tmp_path, toy, monkeypatch, ca
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"clip_color.mp4", "clip_frames"}
 
 
+def grey(level: int) -> np.ndarray:
+    return np.full((48, 64, 3), level, np.uint8)
+
+
+def jpegs(*levels: int) -> list[bytes]:
+    return [cv2.imencode(".jpg", grey(level))[1].tobytes() for level in levels]
+
+
+def h264(levels: list[int]) -> bytes:
+    """A raw H.264 stream without a rate, bit by bit: grey pictures of 4 x 3 macroblocks, I_PCM."""
+
+    def ue(*values: int) -> str:  # Exp-Golomb
+        return "".join(bin(v + 1)[2:].zfill(2 * (v + 1).bit_length() - 1) for v in values)
+
+    def unit(kind: int, bits: str) -> bytes:
+        bits += "1" + "0" * (-(len(bits) + 1) % 8)
+        return b"\0\0\0\1" + bytes([kind]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+    sizes = ue(0, 0, 2, 0) + "0" + ue(3, 2) + "1000"
+    stream = unit(0x67, f"{66:08b}{0:08b}{10:08b}" + sizes)
+    stream += unit(0x68, ue(0, 0) + "00" + ue(0, 0, 0) + "000" + ue(0, 0, 0) + "000")
+    for i, level in enumerate(levels):
+        bits = ue(0, 7, 0) + "0000" + ue(i % 2) + "00" + ue(0)
+        for _ in range(12):
+            bits += ue(25)
+            bits += "0" * (-len(bits) % 8) + f"{level:08b}" * 256 + f"{128:08b}" * 128
+        stream += unit(0x65, bits)
+    return stream
+
+
+@pytest.mark.parametrize("name", [
+    b"K\xfcche.avi", b"12:30.avi", b"a%d.avi", b"b%03d.jpg", "K\u00fcche.avi".encode(), b"c\nd.avi",
+])  # fmt: skip
+def test_a_films_name_and_folder_may_be_any_bytes(tmp_path, toy, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    name = Path(os.fsdecode(name))
+    out = Path(os.fsdecode(b"out\xe9 %02d"))
+    os.rename(video(tmp_path / "plain.avi", 4), name)
+    assert toy_command(name, "--out", out) == 0
+    (made,) = out.iterdir()
+    assert made.name == f"{name.stem}_color.mp4"
+    assert read_video(made.rename(tmp_path / "plain.mp4")) == (4, pytest.approx(12))
+
+
+def test_films_without_links(tmp_path, toy, monkeypatch, capsys):
+    def refuses(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "symlink", refuses)
+    good, odd = video(tmp_path / "good.avi", 3), video(tmp_path / "a.avi", 3)
+    odd = odd.rename(tmp_path / "odd%d.avi")
+    assert toy_command(good, odd, "--out", tmp_path / "out") == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good_color.mp4"]
+    assert capsys.readouterr().err.count("rename it") == 1
+
+
+@pytest.mark.parametrize("name, code", [
+    ("a.wmv", "WMV2"), ("a.flv", "FLV1"), ("a.3gp", "mp4v"), ("a.ts", "MPG2"), ("a.AVI", "MJPG"),
+    ("a.h264", None), ("a.264", None), ("a.mjpeg", ""), ("MJPEG", ""), ("a.jpg", ""),
+    ("a.png", None), ("avi", "MJPG"), ("avi.jpg", "MJPG"),
+])  # fmt: skip
+def test_a_film_is_known_by_its_content(tmp_path, toy, capsys, name, code):
+    """code: what OpenCV writes; "" = JPEGs in a row, None = H.264."""
+    levels, source = [100, 110, 120, 130, 140], tmp_path / name
+    if code:
+        made = tmp_path / (name if "." in name and not name.endswith("jpg") else "b.avi")
+        writer = cv2.VideoWriter(str(made), cv2.VideoWriter_fourcc(*code), 25, (64, 48))
+        for level in levels:
+            writer.write(grey(level))
+        writer.release()
+        made.rename(source)
+    else:
+        source.write_bytes(h264(levels) if code is None else b"".join(jpegs(*levels)))
+    assert toy_command(source, "--out", tmp_path / "out", "--frames") == 0
+    assert [p.name for p in (tmp_path / "out").glob("*.png")] == []
+    pngs = sorted((tmp_path / "out" / f"{source.stem}_frames").iterdir())
+    assert [int(np.median(millimetres(p))) for p in pngs] == pytest.approx(
+        [20 * level for level in levels], abs=401 if code is None else 101
+    )
+    rate = read_video(tmp_path / "out" / f"{source.stem}_color.mp4")[1]
+    assert rate == pytest.approx(25 if code else 30)  # a raw stream has none: 30, and told
+    assert capsys.readouterr().err.count("note: ") == (0 if code else 1)
+
+
+def test_a_phones_jpeg_with_others_behind_it_is_one_picture(tmp_path, toy):
+    first, second = jpegs(100, 110)
+    small = cv2.imencode(".jpg", picture(24, 32))[1].tobytes()
+    exif, thumbnail = jpeg_with_exif(grey(100), 1), jpeg_with_exif(grey(100), 1, small)
+    mpf = first[:2] + b"\xff\xe2\0\x06MPF\0" + first[2:]
+    behind = [b"", small, FILM, first[:9], bytes(99), b"\xff\xd8"]
+    one = [mpf + mpf, mpf + second, exif + second, thumbnail + small, *(first + b for b in behind)]
+    for i, content in enumerate(one):
+        (tmp_path / f"one{i}.mp4").write_bytes(content)
+        assert not plumbing.video.is_video(tmp_path / f"one{i}.mp4"), i
+    for i, content in enumerate([first + second, first + b"\0\0" + second, exif + exif]):
+        (tmp_path / f"film{i}.jpg").write_bytes(content)
+        assert plumbing.video.is_video(tmp_path / f"film{i}.jpg"), i
+    assert toy_command(tmp_path / "one1.mp4", "--out", tmp_path / "out") == 0
+    np.testing.assert_allclose(millimetres(tmp_path / "out/one1_depth.png"), 2000, atol=20)
+
+
+@pytest.mark.parametrize("name, plays", [("a.gif", True), ("a.png", True), ("a.webp", False)])
+def test_animated_pictures(tmp_path, toy, capsys, name, plays):
+    animation = cv2.Animation()
+    animation.frames, animation.durations = [grey(100), grey(120), grey(140)], [500] * 3
+    assert cv2.imwriteanimation(str(tmp_path / name), animation)
+    assert toy_command(tmp_path / name, "--out", tmp_path / "out") == 0
+    assert "only the first" in capsys.readouterr().err or plays
+    made = [p.name for p in sorted((tmp_path / "out").iterdir())]
+    assert made == (["a_color.mp4"] if plays else ["a_color.png", "a_depth.png"])
+    if plays:
+        assert read_video(tmp_path / "out/a_color.mp4") == (3, pytest.approx(2))
+    write(tmp_path / name, grey(100))  # of one frame: a picture
+    assert not plumbing.video.is_video(tmp_path / name)
+    assert not capsys.readouterr().err
+
+
+def test_pages_of_a_tiff_are_told(tmp_path, capsys):
+    for pages in (1, 3):
+        assert cv2.imwritemulti(str(tmp_path / "a.tif"), [grey(100)] * pages)
+        assert not plumbing.video.is_video(tmp_path / "a.tif")
+        assert ("only the first" in capsys.readouterr().err) == (pages > 1)
+
+
+def test_neither_picture_nor_film(tmp_path, toy, capsys):
+    rest = video(tmp_path / "a.avi", 3).read_bytes()
+    files = {
+        "text.jpg": b"some notes", "text.mp4": b"some notes", "none.h264": b"", "nul": bytes(999),
+        "list.mp4": b"ffconcat version 1.0\nfile a.avi\n", "head.avi": rest[:40],
+        "phone.heic": b"\0\0\0\x18ftypheic" + bytes(99),
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert toy_command(*(tmp_path / name for name in files), "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(files) and "HEIC" in told.pop()
+    assert all(line.endswith("neither a picture nor a video that OpenCV can read") for line in told)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_benchmark_takes_a_picture_by_its_content(tmp_path, toy, capsys):
+    film = video(tmp_path / "a.avi", 3).rename(tmp_path / "film.jpg")
+    still = write(tmp_path / "a.png", picture()).rename(tmp_path / "still.mp4")
+    few = ["--benchmark", "--runs", 1, "--warmup", 0, "--threads", 1]
+    assert toy_command(film, *few) == 2 and "takes one picture" in capsys.readouterr().err
+    assert toy_command(still, *few) == 0 and "48x64 picture" in capsys.readouterr().out
+
+
+class Film:
+    """Two frames of levels 100 and 110, at a rate."""
+
+    def __init__(self, rate: float):
+        self.rate, self.levels = rate, [110, 100]
+
+    def get(self, what):
+        return self.rate if what == cv2.CAP_PROP_FPS else 2.0
+
+    def read(self):
+        return (True, grey(self.levels.pop())) if self.levels else (False, None)
+
+
+def rated(tmp_path, toy, rate: float) -> tuple[float, float]:
+    """What the .mp4 of a film at a rate says, and how much --smooth 2 moves the second frame from
+    the first to the second's depth, in log depth."""
+    moving = plumbing.video.Moving(frames=True, smooth=2)
+    assert predict.predict_video(Film(rate), "f", toy, tmp_path, (1, 4), moving, live=False) == 2
+    depth = millimetres(tmp_path / "f_frames/000001_depth.png")[0, 0]
+    moved = np.log(depth / 2000) / np.log(2200 / 2000)
+    return read_video(tmp_path / "f_color.mp4")[1], moved
+
+
+@pytest.mark.parametrize("rate, moved", [
+    (0.5, 1 / 2), (1 / 4, 3 / 4), (12.4, None), (30000 / 1001, None), (240.5, None), (1000, None),
+])  # fmt: skip
+def test_any_rate_is_kept(tmp_path, toy, capsys, rate, moved):
+    """Frames 2 seconds apart at a half-life of 2: the older weighs 1 / 2; 4 seconds: 1 / 4."""
+    moved = 1 - 0.5 ** (1 / rate / 2) if moved is None else moved
+    assert rated(tmp_path, toy, rate) == (pytest.approx(rate, 1e-4), pytest.approx(moved, abs=0.01))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [0, -1, np.nan, np.inf, 1.2e6])
+def test_a_missing_rate_is_30_and_told(tmp_path, toy, capsys, rate):
+    moved = pytest.approx(1 - 0.5 ** (1 / 60), abs=0.01)
+    assert rated(tmp_path, toy, rate) == (pytest.approx(30), moved)
+    assert capsys.readouterr().err.count("taken to run at 30 frames a second") == 1
+
+
+@pytest.mark.parametrize("rate, said", [(1 / 3600, 0.002), (90000, 65535)])
+def test_a_rate_that_an_mp4_cannot_say_is_told(tmp_path, toy, capsys, rate, said):
+    assert rated(tmp_path, toy, rate)[0] == pytest.approx(said, 1e-3)
+    assert f"cannot at {rate:g}" in capsys.readouterr().err
+
+
 class Camera:
     """Promises 30 frames a second, gives 20 frames at less than 50 a second, then Ctrl-C."""
 
@@ -409,6 +604,19 @@ def test_ctrl_c_ends_a_camera_and_keeps_the_recording(tmp_path, toy, monkeypatch
     frames, rate = read_video(recording)
     assert recording.name.startswith("camera3_") and frames == 20
     assert rate <= 50 and rate != pytest.approx(30)  # measured, not promised
+
+
+def test_a_slow_camera_is_recorded_at_its_rate(tmp_path, toy, monkeypatch):
+    class Slow(Camera):
+        def read(self):
+            clock[0] += 4
+            return super().read()
+
+    clock = [0.0]
+    monkeypatch.setattr(plumbing.video.time, "perf_counter", lambda: clock[0])
+    moving = plumbing.video.Moving()
+    assert predict.predict_video(Slow(), "c", toy, tmp_path, (1, 4), moving, live=True) == 20
+    assert read_video(tmp_path / "c_color.mp4") == (20, pytest.approx(0.25))
 
 
 def test_a_window_in_place_of_a_recording(tmp_path, toy, monkeypatch, capsys):
@@ -478,6 +686,22 @@ def test_a_checkpoints_own_image_size_and_all_cores(tmp_path, monkeypatch):
     assert load_predictor(tmp_path / "a.pt", opener).about == "auto, threads None, 96x128"
     given = load_predictor(tmp_path / "a.pt", opener, image_size=(64, 96), threads=0, device="cpu")
     assert given.size == (64, 96) and given.about == "cpu, threads 3, 64x96"
+
+
+def test_no_call_of_one_opencv_alone(networks, tmp_path):
+    """cv2.utils.logging is there from 4.13 on, cv2.setLogLevel up to 4.12: neither is wanted, and
+    OpenCV is silent all the same."""
+    write(tmp_path / "a.png", picture())
+    (tmp_path / "b.png").write_bytes(video(tmp_path / "b.avi", 3).read_bytes()[:900])
+    without = "import runpy, plumbing.pictures as p\nfor n in 'utils', 'setLogLevel':\n"
+    without += " vars(p.cv2).pop(n, None)\nrunpy.run_path('predict.py', run_name='__main__')"
+    files = tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path, "--model"
+    done = subprocess.run(
+        [sys.executable, "-c", without, *map(str, files), str(networks / "model.tflite")],
+        cwd=FIXTURES.parent.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    told = [line for line in done.stderr.splitlines() if not line.startswith("INFO: ")]
+    assert done.returncode == 1 and [line[:7] for line in told] == ["skipped"], told
 
 
 def test_a_tflite_runs_on_the_cpu(networks, capsys):

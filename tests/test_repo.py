@@ -99,7 +99,7 @@ def test_documents_name_what_there_is(document):
             found = re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b.* =|\b{part}\(", code, re.M)
             assert found, (name, symbol)
     known = {flag for p in parsers().values() for a in p._actions for flag in a.option_strings}
-    known |= {"--nproc_per_node", "--upgrade", "--help"}  # torchrun's, pip's
+    known |= {"--nproc_per_node", "--upgrade", "--help", "--system"}  # torchrun's, pip's, venv's
     known |= {"--graph", "--num_threads", "--num_runs", "--warmup_runs", "--use_gpu"}  # TFLite's
     for bench in (ROOT / "tests/bench").glob("*.py"):
         known |= set(re.findall(r'"(--\w+)"', bench.read_text()))
