@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plumbing.cameras import Cameras
 from plumbing.device import benchmark, benchmark_table
 from plumbing.files import (
     UserError,
@@ -194,10 +195,10 @@ class Output:
         "pictures: also write <stem>.ply, a coloured point cloud in metres (x right, y up, z "
         "towards the viewer) for MeshLab, CloudCompare, Open3D; points outside a given --range are "
         "left out")
-    intrinsics: dict | None = flag(None,
+    intrinsics: Cameras | None = flag(None,
         "--ply: the camera in pixels, of pictures W wide and H high (default: the size of each), "
-        "or an intrinsics.json with fx fy cx cy width height, or frames by stem (default: a guess, "
-        "63 degrees along the longer side, the Kinect's)",
+        "or a JSON file: fx fy cx cy width height, a matrix (Open3D, RealSense, ROS, OpenCV ...), or "
+        "frames by stem (default: a guess, 63 degrees along the longer side, the Kinect's)",
         parse_camera, metavar="FILE|FX,FY,CX,CY[,W,H]")
     ply_edge: float = flag(1.1,
         "--ply: points that differ by more from the network's own depth there are left out: they "

@@ -40,6 +40,7 @@ from plumbing.pairs import (
     read_header,
     resolve,
     stored_intrinsics,
+    without_focal,
 )
 from plumbing.pictures import (
     auto_range,
@@ -56,7 +57,8 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
     "no intrinsics": (
         NEVER, "scenes without a focal length: the Kinect's is taken, and the virtual normals of "
         "Eq. 9 are as wrong as that is",
-        "train with --intrinsics FX,FY,CX,CY, or put an intrinsics.json beside rgb/",
+        "train with --intrinsics FX,FY,CX,CY, or put an intrinsics.json with fx, fy, cx, cy or K "
+        "beside rgb/",
     ),
     "stuck depth": (
         0.05, "{n} of {of} pictures have the depth of another picture, to the last pixel: the "
@@ -318,7 +320,7 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
     for s in summaries:
         try:
             if s.thumb is not None and stored_intrinsics(s.pair, s.size, known) is None:
-                found.add("no intrinsics", {s.pair.scene: s.pair})
+                found.add("no intrinsics", {without_focal(s.pair, known): s.pair})
         except DataError as error:
             s.problem = str(error)
         if s.problem:
