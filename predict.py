@@ -197,7 +197,7 @@ class Output:
         "left out")
     intrinsics: Cameras | None = flag(None,
         "--ply: the camera in pixels, of pictures W wide and H high (default: the size of each), "
-        "or a JSON file: fx fy cx cy width height, a matrix (Open3D, RealSense, ROS, OpenCV ...), or "
+        "or a JSON file: fx fy cx cy width height, a matrix (Open3D, RealSense, ROS, OpenCV), or "
         "frames by stem (default: a guess, 63 degrees along the longer side, the Kinect's)",
         parse_camera, metavar="FILE|FX,FY,CX,CY[,W,H]")
     ply_edge: float = flag(1.1,

@@ -138,14 +138,17 @@ def _cameras(node: object, outer: dict, where: str) -> Iterator[Found]:
     matrix = _from_matrix(named.get("matrix"))
     if matrix is None:
         matrix = _from_matrix(named.get("projection"))
+    told = []
     if all(len(k) == 1 for k in K):
-        yield _checked(f"{where or 'top'}: fx", np.concatenate(K), outer)
+        told = [_checked(f"{where or 'top'}: fx", np.concatenate(K), outer)]
     elif named.keys() & {"fx", "fy", "f"} and matrix is None:
-        yield f"expected numbers fx, fy, cx, cy, and found {', '.join(node):.200}", None, None
+        text = f"expected numbers fx, fy, cx, cy, and found {', '.join(node):.200}"
+        told = [(text, None, None)]
     if matrix is not None:
-        yield _checked(f"{where or 'top'}: matrix", matrix, outer)
-    for key, value in node.items():
-        if not PASSED.search(key):
+        told.append(_checked(f"{where or 'top'}: matrix", matrix, outer))
+    yield from told
+    for key, value in node.items():  # what lies beneath a camera is none for this picture
+        if not PASSED.search(key) and all(K is None for _, K, _ in told):
             yield from _cameras(value, outer, f"{where}.{key:.40}".lstrip("."))
 
 

@@ -9,15 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plumbing.cameras import (
-    Cameras,
-    camera_of,
-    cameras_in,
-    fit_K,
-    keys_of,
-    read_cameras,
-    scale_K,
-)
+from plumbing import cameras
+from plumbing.cameras import Cameras, fit_K, scale_K
 from plumbing.files import UserError
 from plumbing.pictures import resize_depth
 
@@ -28,9 +21,9 @@ def parse_camera(text: str) -> Cameras:
     if len(numbers) in (4, 6):
         with suppress(ValueError):
             names = ("fx", "fy", "cx", "cy", "width", "height")
-            return cameras_in(dict(zip(names, map(float, numbers))))
+            return cameras.cameras_in(dict(zip(names, map(float, numbers))))
     try:
-        return read_cameras(Path(text))
+        return cameras.read_cameras(Path(text))
     except UserError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a JSON file of cameras ({error})"
@@ -52,14 +45,14 @@ def camera(
     if known is None:
         return tuple(scale_K([f, f, (W - 1) / 2, (H - 1) / 2], size, to).tolist())
     try:
-        K, at = camera_of(known, stem)
+        K, at = cameras.camera_of(known, stem)
         if K is None:
             raise UserError(
-                f"no focal length for {stem!r}, but {keys_of(known)}: wanted fx fy cx cy (width "
-                'height) in pixels, a matrix K, or "frames" with such an entry for each stem'
+                f"no focal length for {stem!r}, but {cameras.keys_of(known)}: wanted fx fy cx cy "
+                '(width height) in pixels, a matrix K, or "frames" with such an entry for each stem'
             )
-        stored = at or (size[::-1] if orientation > 4 else size)
-        (h, w), (fx, fy, cx, cy) = stored, K.tolist()
+        h, w = at or (size[::-1] if orientation > 4 else size)
+        fx, fy, cx, cy = K.tolist()
         # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169
         # degrees: rather a camera in other units.
         if not (-w <= cx <= 2 * w and -h <= cy <= 2 * h and min(fx / w, fy / h) > 0.05):

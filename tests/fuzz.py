@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -278,7 +279,8 @@ def make_kinds() -> dict[str, Kind]:
     fixtures = ROOT / "tests" / "fixtures"
     tflite = gzip.decompress((fixtures / "model.int8-dynamic.tflite.gz").read_bytes())
     lines = b"rgb.png depth.png\nrgb2.png depth2.png\n"
-    publics = [old.getvalue(), backbone.getvalue()]
+    safe = safetensors.torch.save(NETWORK.encoder.state_dict())
+    publics = [old.getvalue(), backbone.getvalue(), safe]
     fit = (fixtures / "calibration.json").read_bytes()
     pair, weights, usable = (DataError,), (CheckpointError,), (UserError,)
     coloured = pngs + jpegs

@@ -23,6 +23,8 @@ FISHEYE = {"k": [0.1, 0.2, 0.3, 0.4], "p": [0, 0]}
 
 LAYOUTS = {
     "plain": SIZE | NAMED,
+    "above others": SIZE | NAMED | {"left": OTHER, "lens": {"focal_length": 4.2}},
+    "beside millimetres": SIZE | {"focal_length": 4.2, "intrinsics": NAMED},
     "open3d": SIZE | {"intrinsic_matrix": COLUMNS},
     "open3d trajectory": {"class_name": "PinholeCameraParameters", "extrinsic": sum(POSE, []),
                           "intrinsic": SIZE | {"intrinsic_matrix": COLUMNS}},
@@ -41,7 +43,7 @@ LAYOUTS = {
     "opencv bare": NESTED,
     "bare columns": COLUMNS,
     "nerfstudio": {"camera_model": "OPENCV", "fl_x": FX, "fl_y": FY, "cx": CX, "cy": CY,
-                   "w": W, "h": H, "frames": [{"file_path": "images/a.jpg", "transform_matrix": POSE}]},
+                   "w": W, "h": H, "frames": [{"file_path": "images/a.jpg", "matrix": POSE}]},
     "nerfstudio each": {"w": W, "h": H, "frames": [
         {"file_path": f"./images\\{stem}.png", "fl_x": FX + i, "fl_y": FY, "cx": CX, "cy": CY,
          "transform_matrix": POSE} for i, stem in enumerate("ab")]},
