@@ -27,6 +27,7 @@ from plumbing import checkpoints
 from plumbing.checkpoints import (
     CHECKPOINT_FORMAT,
     CheckpointError,
+    is_ours,
     load_weights,
     read_checkpoint,
     read_weights,
@@ -34,7 +35,7 @@ from plumbing.checkpoints import (
 from plumbing.flags import any_number, below_1, between, flag, parse_size, positive, several
 from plumbing.run import pick_device
 from plumbing.swin import SWIN, SWIN_URL, Swin, swin_weights
-from plumbing.weights import backbone_weights, mobilenet_weights, weights_file
+from plumbing.weights import all_tensors, backbone_weights, mobilenet_weights, weights_file
 
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
@@ -434,19 +435,22 @@ def load_pretrained(network: DepthNetwork, source: str) -> str:
     source: "auto" (the public file of `network.published` if it is cached or comes in time, else
     from scratch, which the line says loudly), "imagenet" (the same with more patience, but its
     absence is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file
-    may be a public backbone (encoder only; its classifier is ignored) or one of our checkpoints
-    (whole network). Raises CheckpointError.
+    may be a public backbone (encoder only; wrappers, prefixes, a classifier are ignored) or one of
+    our checkpoints (whole network). Raises CheckpointError.
     """
     path, why = weights_file(source, *network.published)
     if path is None:
         return why
-    content = read_weights(path)
-    if isinstance(content, dict) and content.get("format") == CHECKPOINT_FORMAT:
-        load_weights(network, content.get("model"), path)
+    content, _ = read_weights(path)
+    if is_ours(content):
+        load_weights(network, read_checkpoint(path).get("model"), path)
         network.model_args |= {"mean": network.mean.tolist(), "std": network.std.tolist()}
         return f"whole network from {path.name}"
-    weights = backbone_weights(content, path)
-    load_weights(network.encoder, network.public_weights(weights, network.encoder), path)
+    if not (held := all_tensors(content)):
+        inside = list(content) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path}: holds no dictionary of weights, but {inside!s:.200}")
+    weights = backbone_weights(held, network.encoder.state_dict())
+    load_weights(network.encoder, network.public_weights(weights, network.encoder), path, held)
     return f"encoder from {path.name}"
 
 
@@ -482,8 +486,8 @@ class Network:
     pretrained: str = flag(
         "auto", "encoder weights: auto = public ImageNet weights if they are cached or download "
         "within 10 s (a teacher's: 600 s), else from scratch (said loudly); imagenet = insist; "
-        "none = never ask; a FILE of timm, of Swin's authors or of ours; a URL is downloaded once "
-        "and then read from torch.hub's cache: delete it there to have it anew",
+        "none = never ask; a FILE (.pth, .safetensors) of timm, of Swin's authors or of ours; a "
+        "URL is downloaded once, then read from torch.hub's cache: delete it there to have it anew",
         metavar="auto|imagenet|none|FILE|URL",
     )  # fmt: skip
 

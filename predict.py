@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plumbing.cameras import Cameras
 from plumbing.device import benchmark, benchmark_table
 from plumbing.files import (
     UserError,
@@ -49,6 +50,7 @@ from plumbing.pictures import (
     auto_range,
     cv2,
     millimetres,
+    orientation,
     panel,
     read_picture,
     resize_depth,
@@ -73,7 +75,8 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> b
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
     cloud_size = min(size, predictor.size, key=math.prod)
-    K = camera(o.intrinsics, path.stem, size, cloud_size) if o.ply else None
+    turn = orientation(path.read_bytes())
+    K = camera(o.intrinsics, path.stem, size, cloud_size, turn) if o.ply else None
     native = predictor.native(rgb)  # metres, as the network gives them
     depth = resize_depth(native, size, predictor.resize)
     near, far = o.range or auto_range([depth])
@@ -195,10 +198,10 @@ class Output:
         "pictures: also write <stem>.ply, a coloured point cloud in metres (x right, y up, z "
         "towards the viewer) for MeshLab, CloudCompare, Open3D; points outside a given --range are "
         "left out")
-    intrinsics: dict | None = flag(None,
+    intrinsics: Cameras | None = flag(None,
         "--ply: the camera in pixels, of pictures W wide and H high (default: the size of each), "
-        "or an intrinsics.json with fx fy cx cy width height, or frames by stem (default: a guess, "
-        "63 degrees along the longer side, the Kinect's)",
+        "or a JSON file: fx fy cx cy width height, a matrix (Open3D, RealSense, ROS, OpenCV), or "
+        "frames by stem (default: a guess, 63 degrees along the longer side, the Kinect's)",
         parse_camera, metavar="FILE|FX,FY,CX,CY[,W,H]")
     ply_edge: float = flag(1.1,
         "--ply: points that differ by more from the network's own depth there are left out: they "

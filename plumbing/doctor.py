@@ -45,6 +45,7 @@ from plumbing.pairs import (
     shape_flags,
     size_text,
     stored_intrinsics,
+    without_focal,
 )
 from plumbing.pictures import (
     auto_range,
@@ -62,7 +63,8 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
     "no intrinsics": (
         NEVER, "scenes without a focal length: the Kinect's is taken, and the virtual normals of "
         "Eq. 9 are as wrong as that is",
-        "train with --intrinsics FX,FY,CX,CY, or put an intrinsics.json beside rgb/",
+        "train with --intrinsics FX,FY,CX,CY, or put an intrinsics.json with fx, fy, cx, cy or K "
+        "beside rgb/",
     ),
     "stuck depth": (
         0.05, "{n} of {of} pictures have the depth of another picture, to the last pixel: the "
@@ -203,16 +205,17 @@ def in_runs(pairs: list[Pair], count: int) -> list[tuple[list[Pair], bool]]:
 @dataclass
 class Summary:
     """What is kept of a pair. Of its files: problem, why they are refused; digests of both; the
-    upright picture's size and thumb, in grey (24, 32) u8; turn, by which orientation the depth is
-    turned, and turns, by which it may be where the picture is. Of its depth, where that was decoded: valid, the
-    share of pixels with a depth; values, 1000 quantiles of those in file units; step, the least
-    between two values where there are few, else 0; full, the share of 65535; bend, see `bent`. How
-    it lies on the picture: see `compare`."""
+    upright picture's size and thumb, in grey (24, 32) u8; its EXIF orientation; turn, that by which
+    the depth is turned, and turns, by which it might be where the picture is. Of its depth, where
+    that was decoded: valid, the share of pixels with a depth; values, 1000 quantiles of those in
+    file units; step, the least between two values where there are few, else 0; full, the share of
+    65535; bend, see `bent`. How it lies on the picture: see `compare`."""
 
     pair: Pair
     problem: str = ""
     size: tuple[int, int] = (0, 0)
     turn: int = 1
+    orientation: int = 1
     turns: list[int] | None = None
     thumb: np.ndarray | None = None
     digests: tuple[bytes, ...] = ()
@@ -257,6 +260,7 @@ def read_files(summary: Summary) -> np.ndarray:
         digests += (hashlib.sha256(content).digest(),)
     summary.size, (rgb, depth) = headers[0].upright, headers
     summary.turn = check_headers(rgb, depth, summary.pair)
+    summary.orientation = rgb.orientation
     summary.turns = depth_turns(depth.size, rgb) if rgb.orientation > 1 else None
     _, grey = decode(summary.pair.rgb, cv2.IMREAD_GRAYSCALE)
     summary.thumb = cv2.resize(grey, (32, 24), interpolation=cv2.INTER_AREA)
@@ -338,8 +342,9 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
     known = {}
     for s in summaries:
         try:
-            if s.thumb is not None and stored_intrinsics(s.pair, s.size, known) is None:
-                found.add("no intrinsics", {s.pair.scene: s.pair})
+            turns = s.turn, s.orientation
+            if s.thumb is not None and stored_intrinsics(s.pair, s.size, known, turns) is None:
+                found.add("no intrinsics", {without_focal(s.pair, known): s.pair})
         except DataError as error:
             s.problem = str(error)
         if s.problem:
@@ -520,7 +525,7 @@ def as_text(scenes: Scenes, scale: float, found: Findings) -> list[str]:
 def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar, each drawn as
     3:4. title: ASCII, for OpenCV has no other letters. Raises DataError."""
-    rgb, depth = decode_pair(pair)
+    rgb, depth, _ = decode_pair(pair)
     view = resize_picture(rgb, (480, 640))
     depth = resize_depth(depth, (480, 640), "nearest")
     view[depth_edges(depth)] = (255, 60, 255)

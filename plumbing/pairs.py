@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plumbing import scenes
+from plumbing.cameras import camera_of, fit_K, keys_of, read_cameras, scale_K
 from plumbing.files import UserError, natural, notice
 from plumbing.flags import flag, parse_intrinsics, parse_size, positive
 from plumbing.pictures import (
@@ -425,11 +425,13 @@ def decode(path: Path, flags: int) -> tuple[Header, np.ndarray]:
     return header, upright(picture, header.orientation) if turned else picture
 
 
-def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """BGR u8 (H, W, 3) and depth u16 (h, w), both upright. Raises DataError."""
+def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """BGR u8 (H, W, 3) and depth u16 (h, w), both upright, and by which orientations the two were
+    turned, the depth's first. Raises DataError."""
     rgb_header, rgb = decode(pair.rgb, cv2.IMREAD_COLOR)
     depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    return rgb, upright(depth, check_headers(rgb_header, depth_header, pair))
+    turn = check_headers(rgb_header, depth_header, pair)
+    return rgb, upright(depth, turn), (turn, rgb_header.orientation)
 
 
 class Sample(NamedTuple):
@@ -451,8 +453,8 @@ def read_pair(
     intrinsics: fx, fy, cx, cy at image_size, for pairs without an intrinsics.json; None = the
     Kinect's. known: a cache of those files, shared by the calls. Raises DataError.
     """
-    rgb, depth = decode_pair(pair)
-    K = stored_intrinsics(pair, rgb.shape[:2], known)
+    rgb, depth, turns = decode_pair(pair)
+    K = stored_intrinsics(pair, rgb.shape[:2], known, turns)
     top, left, h, w = aspect_crop(rgb.shape[:2], image_size)
     if K is None:
         K = np.array(intrinsics or kinect_intrinsics(image_size), np.float64)
@@ -475,51 +477,29 @@ def kinect_intrinsics(image_size: tuple[int, int]) -> tuple[float, float, float,
     return 518.85790117450188 * W / 640, 519.46961112127485 * H / 480, W / 2, H / 2
 
 
-def scale_K(K: np.ndarray, size: tuple[int, int], to: tuple[int, int]) -> np.ndarray:
-    """fx, fy, cx, cy (..., 4) in pixels of a picture of `size` (H, W) -> of it resized to `to`.
-    Pixel centres are at whole numbers, so that the picture's corner is at -0.5."""
-    half = np.array([0, 0, 0.5, 0.5])
-    return (np.asarray(K, np.float64) + half) * (2 * [to[1] / size[1], to[0] / size[0]]) - half
-
-
-def stored_intrinsics(pair: Pair, size: tuple[int, int], known: dict) -> np.ndarray | None:
-    """fx, fy, cx, cy (4,) of the picture as stored (H, W) = size, from the scene's intrinsics.json.
-
-    The file holds {"fx", "fy", "cx", "cy", "width", "height"} or {"frames": {stem: {...}}}; None
-    where there is no file or it gives no focal length. Raises DataError.
-    """
+def stored_intrinsics(
+    pair: Pair, size: tuple[int, int] | None, known: dict, turns: tuple[int, ...] = ()
+) -> np.ndarray | None:
+    """fx, fy, cx, cy (4,) of the upright picture (H, W) = size, from the scene's intrinsics.json;
+    None where there is no file or it gives no focal length. size None: as the file has it.
+    turns: see `decode_pair`. Raises DataError."""
     path = pair.folder / "intrinsics.json"
-    if pair.folder not in known:
-        known[pair.folder] = _read_intrinsics(path)
-    entry = known[pair.folder]
-    if "frames" in entry:
-        entry = entry["frames"].get(pair.rgb.stem)
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: no frame {pair.rgb.stem!r}, which {pair.rgb} needs")
-    if "fx" not in entry:
-        return None
     try:
-        given = [float(entry[k]) for k in ("fx", "fy", "cx", "cy")]
-        at = float(entry.get("height", size[0])), float(entry.get("width", size[1]))
-        K = scale_K(given, at, size)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise DataError(
-            f"{path}: expected numbers fx, fy, cx, cy, width, height ({error!r:.200})"
-        ) from error
-    # Rather far from float32's own ends, for Eq. 9 divides by focal lengths and squares the rest.
-    if not (np.abs(K) < 1e9).all() or K[:2].min() < 1e-3:  # False for NaN, so refused
-        raise DataError(f"{path}: impossible intrinsics fx, fy, cx, cy = {given}")
-    return K
+        if pair.folder not in known:
+            known[pair.folder] = read_cameras(path) if path.is_file() else None
+        cameras = known[pair.folder]
+        K, at = camera_of(cameras, pair.rgb.stem) if cameras else (None, None)
+        return K if K is None or size is None else fit_K(K, at, size, *turns)
+    except UserError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
-def _read_intrinsics(path: Path) -> dict:
-    try:
-        entry = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not readable as JSON ({f'{error}'[:200]})") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("frames", {}), dict):
-        raise DataError(f"{path}: expected an object with fx, fy, cx, cy or with frames")
-    return entry
+def without_focal(pair: Pair, known: dict) -> str:
+    """Its scene; where there is an intrinsics.json, what that holds instead of a focal length."""
+    if (cameras := known.get(pair.folder)) is None:
+        return pair.scene
+    file = f"{pair.folder.name}/intrinsics.json"
+    return f"{pair.scene} ({file} has no focal length: keys {keys_of(cameras)})"
 
 
 def open_split(root: Path, split: str, source: Source, check: bool = True) -> list[Pair]:
@@ -533,10 +513,9 @@ def open_split(root: Path, split: str, source: Source, check: bool = True) -> li
     pairs = [pair._replace(depth_orientation=source.depth_orientation) for pair in pairs]
     tell_shapes(check_files(pairs, check), split, source.image_size)
     known: dict = {}
-    # The picture's size decides how K is scaled, not whether the file is in order.
-    without = {p.scene for p in pairs if stored_intrinsics(p, (480, 640), known) is None}
-    if without:
-        names = sorted(without, key=natural)
+    bare = {without_focal(p, known) for p in pairs if stored_intrinsics(p, None, known) is None}
+    if bare:
+        names = sorted(bare, key=natural)
         notice(
             f"{split}: no focal length given for {', '.join(names[:4])}"
             f"{', ...' if names[4:] else ''}: --intrinsics is used there (Eq. 9)"

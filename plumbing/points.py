@@ -3,68 +3,66 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from plumbing import cameras
+from plumbing.cameras import Cameras, fit_K, scale_K
 from plumbing.files import UserError
 from plumbing.pictures import resize_depth
 
 
-def parse_camera(text: str) -> dict:
-    """An argparse type: "518,519,319.5,239.5,640,480", or the name of a JSON file -> the `known` of
-    `camera`."""
+def parse_camera(text: str) -> Cameras:
+    """An argparse type: "518,519,319.5,239.5,640,480", or the name of a JSON file."""
     numbers = text.split(",")
     if len(numbers) in (4, 6):
         with suppress(ValueError):
-            return dict(zip(("fx", "fy", "cx", "cy", "width", "height"), map(float, numbers)))
+            names = ("fx", "fy", "cx", "cy", "width", "height")
+            return cameras.cameras_in(dict(zip(names, map(float, numbers))))
     try:
-        return json.loads(Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return cameras.read_cameras(Path(text))
+    except UserError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a readable JSON file ({error})"
+            f"{text!r} is neither FX,FY,CX,CY[,W,H] nor a JSON file of cameras ({error})"
         ) from error
 
 
 def camera(
-    known: dict | None, stem: str, size: tuple[int, int], to: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of the picture `stem` of size (H, W) when it is resized to `to`.
+    known: Cameras | None, stem: str, size: tuple[int, int], to: tuple[int, int],
+    orientation: int = 1,
+) -> tuple[float, float, float, float]:  # fmt: skip
+    """fx, fy, cx, cy in pixels of the upright picture `stem` of size (H, W) when it is resized to
+    `to`. orientation: its EXIF's, which the camera follows (`fit_K`).
 
-    known: fx, fy, cx, cy and perhaps width, height of the pictures they are for, or "frames" with
-    one such entry per stem; None: a guess, the Kinect's 63 degrees along the longer side. A pixel's
-    centre is at whole numbers. Raises UserError.
+    known None: a guess, the Kinect's 63 degrees along the longer side. A pixel's centre is at whole
+    numbers. Raises UserError.
     """
     H, W = size
     f = 518.858 * max(H, W) / 640
-    entry = {"fx": f, "fy": f, "cx": (W - 1) / 2, "cy": (H - 1) / 2} if known is None else known
+    if known is None:
+        return tuple(scale_K([f, f, (W - 1) / 2, (H - 1) / 2], size, to).tolist())
     try:
-        entry = entry["frames"][stem] if "frames" in entry else entry
-        fx, fy, cx, cy = (float(entry[k]) for k in ("fx", "fy", "cx", "cy"))
-        h, w = float(entry.get("height", H)), float(entry.get("width", W))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            f"--intrinsics has no camera for {stem!r}: wanted fx fy cx cy (width height), in "
-            'pixels, or "frames" with such an entry for each stem'
-        ) from None
-    # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169 degrees:
-    # rather a camera in other units.
-    near = -w <= cx <= 2 * w and -h <= cy <= 2 * h
-    if not (near and min(w, h) > 0 and min(fx / w, fy / h) > 0.05):  # False for NaN too
-        raise UserError(
-            f"--intrinsics {fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and "
-            f"{h:g} high: focal lengths and centre are in pixels"
-        )
-    if abs(math.log(W * h / (H * w))) > 0.02:
-        raise UserError(
-            f"--intrinsics is for pictures {w:g} wide and {h:g} high, this one has {W} and {H}: "
-            "another camera, cropped or turned"
-        )
-    sy, sx = to[0] / h, to[1] / w
-    return fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+        K, at = cameras.camera_of(known, stem)
+        if K is None:
+            raise UserError(
+                f"no focal length for {stem!r}, but {cameras.keys_of(known)}: wanted fx fy cx cy "
+                '(width height) in pixels, a matrix K, or "frames" with such an entry for each stem'
+            )
+        h, w = at or (size[::-1] if orientation > 4 else size)
+        fx, fy, cx, cy = K.tolist()
+        # A crop's centre may lie beside it. A focal length of a twentieth of the side is 169
+        # degrees: rather a camera in other units.
+        if not (-w <= cx <= 2 * w and -h <= cy <= 2 * h and min(fx / w, fy / h) > 0.05):
+            raise UserError(
+                f"{fx:g},{fy:g},{cx:g},{cy:g} cannot be those of pictures {w:g} wide and {h:g} "
+                "high: focal lengths and centre are in pixels"
+            )
+        return tuple(scale_K(fit_K(K, at, size, orientation), size, to).tolist())
+    except UserError as error:
+        raise UserError(f"--intrinsics {error}") from None
 
 
 def point_cloud(

@@ -6,14 +6,18 @@ import hashlib
 import re
 import threading
 import urllib.request
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
-from plumbing.checkpoints import CheckpointError
-from plumbing.files import sha256, write_file
+from plumbing.checkpoints import CheckpointError, StandIn
+from plumbing.files import notice, sha256, write_file
+
+MODULE = ("_parameters", "_buffers", "_modules")  # where a module that was saved whole has them
 
 
 def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | None, str]:
@@ -95,17 +99,35 @@ def _download(url: str, seconds: float, cache: Path) -> bytes:
 # ----------------------------------------------------------------------- what the files hold
 
 
-def backbone_weights(content: object, path: Path) -> dict[str, Tensor]:
-    """{name: tensor} of a public file's content, out of the usual wrappers. Raises
-    CheckpointError."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(
-        type(k) is str and isinstance(v, Tensor) for k, v in content.items()
-    ):
-        raise CheckpointError(f"{path}: holds no dictionary of weights")
-    return {k.removeprefix("module."): v for k, v in content.items()}
+def all_tensors(content: object) -> dict[str, Tensor]:
+    """Every tensor in dictionaries, lists and modules that were saved whole, by its dotted name."""
+    found, seen, left = {}, set(), [("", content)]
+    while left:
+        name, node = left.pop()
+        whole = isinstance(node, StandIn)
+        node = node.state if whole else node
+        if isinstance(node, Tensor) and name:
+            found[name.removesuffix(".")] = node
+        elif isinstance(node, dict | list | tuple) and id(node) not in seen:  # may hold itself
+            seen.add(id(node))
+            items = [*(node.items() if isinstance(node, dict) else enumerate(node))]
+            left += [(name if whole and k in MODULE else f"{name}{k}.", v) for k, v in items[::-1]]
+    return found
+
+
+def backbone_weights(held: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Out of the tensors of a public file the ones of the backbone, without what stands before
+    their names ("state_dict.", "module.", "backbone." ...): the branch in which most of the names
+    wanted are; of several alike an average of weights (EMA, a teacher), else the first."""
+    wanted, votes = set(wanted), Counter()
+    for name in held:
+        starts = [0, *(m.end() for m in re.finditer(r"\.", name))]
+        votes.update(name[:at] for at in starts if name[at:] in wanted)
+    averaged = re.compile("(?i)ema|teacher")
+    best = max(votes, key=lambda p: (votes[p], bool(averaged.search(p))), default="")
+    if (alike := [*votes.values()].count(votes[best])) > 1:
+        notice(f"{alike} branches fit alike, of which {best}* is taken")
+    return {k.removeprefix(best): v for k, v in held.items() if k.startswith(best)}
 
 
 def mobilenet_weights(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:

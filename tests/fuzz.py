@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,7 +266,8 @@ def make_kinds() -> dict[str, Kind]:
     others = [encode(suffix, bgr) for suffix in (".bmp", ".webp", ".tif", ".ppm")]
     depths = [encode(".png", depth, cv2.IMWRITE_PNG_COMPRESSION, level) for level in (0, 9)]
     camera = {"fx": 70.0, "fy": 71.0, "cx": 47.5, "cy": 31.5, "width": 96, "height": 64}
-    cameras = [json.dumps(c).encode() for c in (camera, {"frames": {"rgb": camera}})]
+    matrix = {"color": {"w": 96, "h": 64, "K": [70.0, 0, 0, 0, 71.0, 0, 47.5, 31.5, 1]}}
+    cameras = [json.dumps(c).encode() for c in (camera, {"frames": {"rgb": camera}}, matrix)]
     metres = io.BytesIO()
     np.save(metres, depth.astype(np.float32) / 1000)
     state = {"format": model.CHECKPOINT_FORMAT, "model_args": NETWORK.model_args, "epoch": 1}
@@ -277,7 +279,8 @@ def make_kinds() -> dict[str, Kind]:
     fixtures = ROOT / "tests" / "fixtures"
     tflite = gzip.decompress((fixtures / "model.int8-dynamic.tflite.gz").read_bytes())
     lines = b"rgb.png depth.png\nrgb2.png depth2.png\n"
-    publics = [old.getvalue(), backbone.getvalue()]
+    safe = safetensors.torch.save(NETWORK.encoder.state_dict())
+    publics = [old.getvalue(), backbone.getvalue(), safe]
     fit = (fixtures / "calibration.json").read_bytes()
     pair, weights, usable = (DataError,), (CheckpointError,), (UserError,)
     coloured = pngs + jpegs

@@ -21,6 +21,7 @@ from test_predict import command, picture
 import plumbing.device
 import plumbing.video
 import predict
+from plumbing.cameras import cameras_in
 from plumbing.device import benchmark, benchmark_table, machine, run_times
 from plumbing.files import UserError, usable_cores
 from plumbing.pictures import block_values, resize_depth
@@ -519,12 +520,12 @@ def test_no_point_flies_between_the_sides_of_an_edge():
 def test_camera_is_scaled_with_the_picture():
     """By hand: half-pixel centres, so that (c + 0.5) scales, not c."""
     known = {"fx": 500, "fy": 510, "cx": 319.5, "cy": 240.5, "width": 640, "height": 480}
-    assert camera(known, "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
-    assert camera(known, "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
+    assert camera(cameras_in(known), "a", (480, 640), (480, 640)) == (500, 510, 319.5, 240.5)
+    assert camera(cameras_in(known), "a", (960, 1280), (240, 320)) == (250, 255, 159.5, 120)
     plain = {k: known[k] for k in ("fx", "fy", "cx", "cy")}  # of each picture as it is
-    assert camera(plain, "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
+    assert camera(cameras_in(plain), "a", (240, 320), (240, 320)) == (500, 510, 319.5, 240.5)
     frames = {"frames": {"a": known, "b": known | {"fx": 600}}}
-    assert camera(frames, "b", (960, 1280), (960, 1280)) == (1200, 1020, 639.5, 481.5)
+    assert camera(cameras_in(frames), "b", (960, 1280), (960, 1280)) == (1200, 1020, 639.5, 481.5)
     fx, fy, cx, cy = camera(None, "a", (480, 640), (480, 640))  # a guess: the Kinect's
     assert fx == fy == pytest.approx(518.858) and (cx, cy) == (319.5, 239.5)
     assert camera(None, "a", (640, 480), (640, 480)) == pytest.approx((fx, fx, cy, cx))
@@ -532,14 +533,14 @@ def test_camera_is_scaled_with_the_picture():
 
 @pytest.mark.parametrize("known, told", [
     ({"fx": 500, "fy": 500, "cx": 1, "cy": 1, "width": 480, "height": 640}, "turned"),
-    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "cannot be"),
-    ({"frames": {}}, "'a'"), ([], "'a'"),
+    ({"fx": 500, "fy": 500, "cx": 1}, "cy"), ({"fx": 0, "fy": 1, "cx": 1, "cy": 1}, "impossible"),
+    ({"frames": {}}, "'a'"), ([], "expected an object"), ({"depth_scale": 1}, "but depth_scale"),
     ({"fx": 519, "fy": 519, "cx": 3195, "cy": 240}, "cannot be"),  # a point forgotten
     ({"fx": 0.8, "fy": 1.1, "cx": 0.5, "cy": 0.5}, "in pixels"),  # in shares of the sides
 ])  # fmt: skip
 def test_useless_intrinsics_are_named(known, told):
     with pytest.raises(UserError, match=f"--intrinsics .*{told}"):
-        camera(known, "a", (480, 640), (480, 640))
+        camera(cameras_in(known), "a", (480, 640), (480, 640))
 
 
 def test_ply_command(device_file, tmp_path, capsys):
@@ -575,7 +576,8 @@ def test_ply_command(device_file, tmp_path, capsys):
 # --------------------------------------------------------------------------------- the Pi's install
 
 
-DEVICE = ["files", "flags", "pictures", "runtime", "device", "video", "points"]  # of plumbing/
+DEVICE = ["files", "flags", "pictures", "runtime", "device", "video", "points",
+          "cameras"]  # of plumbing/
 # What `pip install -r requirements-device.txt` brings: its three packages, and what those need.
 INSTALLED = ["numpy", "cv2", "ai_edge_litert", "backports", "flatbuffers", "google", "tqdm",
              "typing_extensions"]  # fmt: skip

@@ -272,7 +272,10 @@ def test_unreadable_files_are_all_named(make, check):
 def test_cameras(make, check, content, expected):
     root = make()
     (root / "train/intrinsics.json").write_text(content)
-    assert check(root).found == {expected}
+    told = check(root)
+    assert told.found == {expected}
+    if expected[1] == "no intrinsics":  # not to be put there: it is there
+        assert "has no focal length: keys none" in told.findings["no intrinsics"]["about"][0]
 
 
 # -------------------------------------------------------------------------------- unit and content

@@ -4,10 +4,12 @@ plumbing/checkpoints.py, weights.py)."""
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import gzip
 import hashlib
 import http.server
+import json
 import math
 import os
 import pickle
@@ -16,9 +18,12 @@ import resource
 import shutil
 import signal
 import socket
+import struct
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -31,12 +36,7 @@ from torch import nn
 import model as M
 from model import LiteDepth
 from plumbing import flags, weights
-from plumbing.checkpoints import (
-    CHECKPOINT_FORMAT,
-    CheckpointError,
-    read_checkpoint,
-    read_weights,
-)
+from plumbing.checkpoints import CHECKPOINT_FORMAT, CheckpointError, read_checkpoint
 from plumbing.files import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -608,7 +608,7 @@ def test_checkpoint_that_could_not_be_read_is_not_written(tmp_path, saved, state
     assert path.read_bytes() == saved.read_bytes()
     torch.save(state, path)
     with pytest.raises(CheckpointError):  # so it is
-        read_weights(path)
+        read_checkpoint(path)
 
 
 def test_checkpoint_flipped_byte_anywhere(tmp_path, saved):
@@ -659,11 +659,11 @@ def test_checkpoint_missing_file(tmp_path):
 
 
 class Payload:
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, command: object, call: Callable = os.system) -> None:
+        self.made = call, (command,)
 
     def __reduce__(self):
-        return os.system, (self.command,)
+        return self.made
 
 
 @pytest.mark.parametrize("kind", ["archive", "old", "pickle"])
@@ -768,7 +768,9 @@ def holds(net: LiteDepth, seed: int) -> bool:
 
 @pytest.mark.parametrize(
     "wrapper, prefix, old_format",
-    [(None, "", True), ("state_dict", "module.", False), ("model", "", False)],
+    [(None, "", True), ("state_dict", "module.", False), ("model", "", False),
+     ("state_dict", "_orig_mod.module.", True), (None, "model.encoder.", False),
+     ("ema_weights", "backbone.", False)],
 )
 def test_pretrained_timm_file(tmp_path, wrapper, prefix, old_format):
     weights = {prefix + k: v for k, v in timm_layout(5).items()}
@@ -779,6 +781,120 @@ def test_pretrained_timm_file(tmp_path, wrapper, prefix, old_format):
     assert M.load_pretrained(net, str(path)) == "encoder from timm.pth"
     assert holds(net, 5)
     assert same_tensors(net.decoder.state_dict(), network(1).decoder.state_dict())
+
+
+def test_pretrained_safetensors(tmp_path, server, monkeypatch):
+    """By its content; from a server as well. Made by hand: a length, a header, the tensors."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for k, v in timm_layout(5).items():
+        kind, raw = {8: "I64", 4: "F32"}[v.element_size()], v.numpy().tobytes()
+        header["model." + k] = {"dtype": kind, "shape": [*v.shape], "data_offsets": [
+            len(data), len(data) + len(raw)]}  # fmt: skip
+        data += raw
+    head = json.dumps(header).encode()
+    whole = struct.pack("<Q", len(head)) + head + data
+    for name in ("model.safetensors", "model.pth"):
+        (tmp_path / name).write_bytes(whole)
+        for source in (str(tmp_path / name), f"{server}/{name}?download=true"):
+            net = network(1)
+            assert M.load_pretrained(net, source).endswith(name) and holds(net, 5)
+    with pytest.raises(CheckpointError, match=r"model\.pth: not a LiteDepth.*--pretrained"):
+        M.load(tmp_path / "model.pth")
+    for size in (9, 200, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"cut\.safetensors: not a readable.*damaged"):
+            M.load_pretrained(LiteDepth(), str(tmp_path / "cut.safetensors"))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(CheckpointError, match=r"model\.pth: to read it, pip install safetensors"):
+        M.load_pretrained(LiteDepth(), str(tmp_path / "model.pth"))
+
+
+class Config(dict):
+    """As configurations of many projects: a dictionary, with a state of its own."""
+
+    def __init__(self, **items: object) -> None:
+        super().__init__(**items)
+        self.frozen = True
+
+
+class Names(list):
+    pass
+
+
+FOREIGN = {
+    "arguments": lambda mark: argparse.Namespace(lr=0.1, out=Path("runs")),
+    "numpy": lambda mark: [np.float64(0.3), np.zeros(3), np.random.default_rng(0)],
+    "config": lambda mark: Config(a=Config(b=Names([1, 2]))),
+    "library": lambda mark: [slice(1, 2), collections.defaultdict(list, a=[1]), range(3),
+                             collections.deque([1]), functools.partial(print, 1), F.relu],
+    "code": lambda mark: [Payload(f"__import__('os').mkdir({str(mark)!r})", eval),
+                          Payload(["mkdir", str(mark)], subprocess.call)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_pretrained_beside_foreign_objects(tmp_path, kind, old_format):
+    """The weights are read, what else there is does nothing; in a checkpoint of ours it is none."""
+    mark, path = tmp_path / "executed", tmp_path / "foreign.pth"
+    content = {"args": FOREIGN[kind](mark), "state_dict": timm_layout(5)}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    net, allowed = network(1), set(torch.serialization.get_safe_globals())
+    assert M.load_pretrained(net, str(path)) == "encoder from foreign.pth"
+    assert holds(net, 5) and not mark.exists()
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    with pytest.raises(CheckpointError, match=r"foreign\.pth: not a LiteDepth checkpoint"):
+        read_checkpoint(path)
+    M.save(path, network(1))
+    torch.save(torch.load(path) | content, path)
+    for read in (read_checkpoint, lambda p: M.load_pretrained(LiteDepth(), str(p))):
+        with pytest.raises(CheckpointError, match=r"foreign\.pth: holds code .*never run"):
+            read(path)
+    assert not mark.exists()
+
+
+def test_pretrained_branches_of_a_file(tmp_path, capsys):
+    """A detector's backbone, averaged weights beside the others, a module that was saved whole."""
+    path, ours, other = tmp_path / "big.pth", timm_layout(5), timm_layout(6)
+    whole = torch.nn.DataParallel(network(5).encoder)
+    looped = {"net": ours}
+    looped["self"] = looped
+    for content in (
+        {"model": {f"backbone.{k}": v for k, v in ours.items()} | {"head.bias": torch.zeros(2)}},
+        {"state_dict": other, "state_dict_ema": ours, "optimizer": {"state": {0: torch.zeros(3)}}},
+        {"student": {f"module.{k}": v for k, v in other.items()}, "teacher": ours},
+        {"epoch": 3, "model": whole}, whole, ("resnet", ours), looped,
+    ):  # fmt: skip
+        torch.save(content, path)
+        net = network(1)
+        assert M.load_pretrained(net, str(path)) == "encoder from big.pth" and holds(net, 5)
+    told = capsys.readouterr().err.splitlines()
+    assert ["alike, of which state_dict_ema.*" in told[0], "teacher.*" in told[1]] == [True, True]
+    assert len(told) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pretrained_of_another_architecture_or_kind(tmp_path):
+    """What is in the file is named."""
+    path = tmp_path / "resnet50.pth"
+
+    def refused() -> str:
+        with pytest.raises(CheckpointError, match=r"resnet50\.pth: ") as caught:
+            M.load_pretrained(LiteDepth(), str(path))
+        assert len(str(caught.value)) < 800 and "\n" not in str(caught.value)
+        return str(caught.value)
+
+    names = ["conv1.weight", "bn1.weight", "bn1.bias", *(f"layer1.{i}.bn1.bias" for i in range(3))]
+    torch.save({k: torch.zeros(64, 3) for k in names}, path)
+    told = r"6 tensors: conv1\.weight \(64, 3\), bn1.*another architecture.*Missing.*conv_stem"
+    assert re.search(told, refused())
+    program = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))
+    torch.jit.save(program, path)
+    assert "a TorchScript program" in refused() and "state_dict()" in refused()
+    torch.save(torch.nn.ReLU(), path, _use_new_zipfile_serialization=False)
+    assert "state_dict()" in refused() and "damaged" not in refused()
+    torch.save(timm_layout(5), path, pickle_protocol=4)
+    assert "state_dict()" in refused() and "damaged" not in refused()
 
 
 def test_pretrained_file_without_counters(tmp_path):

@@ -215,12 +215,19 @@ def test_sec41_intrinsics_file_single_frames_absent(tmp_path, make_rgbd, capsys)
     assert capsys.readouterr().err == ""
     assert K({k: one[k] for k in ("fx", "fy", "cx", "cy")}) == [100, 120, 60, 40]
     assert K({"scene": "a room", "width": 128}) == list(K0)  # nothing about a focal length
+    open_split(root, "train", SOURCE)
+    told = "train/intrinsics.json has no focal length: keys scene, width"
+    assert told in capsys.readouterr().err
     assert K({"frames": {"sample_2": one, "sample_3": one | {"fx": 7}}}) == [100, 120, 60, 40]
     # the principal point may lie outside the picture
     assert K(one | {"cx": -50, "cy": 500.5}) == [100, 120, -50, 500.5]
     # given for a picture twice as wide and high: half-pixel centres
     twice = one | {"width": 256, "height": 192, "cx": 127.5, "cy": 95.5}
     assert K(twice) == [50, 60, 63.5, 47.5]
+    columns = [100, 0, 0, 0, 120, 0, 127.5, 95.5, 1]  # as Open3D writes them
+    assert K({"width": 256, "height": 192, "intrinsic_matrix": columns}) == [50, 60, 63.5, 47.5]
+    with pytest.raises(DataError, match="intrinsics.json: is for pictures 96 wide and 128 high"):
+        K(one | {"width": 96, "height": 128})
 
 
 def test_sec41_K_scales_about_the_corner_of_the_first_pixel():
@@ -602,12 +609,12 @@ def test_sec41_folders_that_are_none(tmp_path):
     "content, message",
     [
         ("{", "not readable as JSON"), ("[1]", "expected an object"),
-        ('{"fx": 1, "cx": 1, "cy": 1}', "expected numbers fx, fy.*'fy'"),
-        ('{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "width": 0}', "expected numbers.*width"),
+        ('{"fx": 1, "cx": 1, "cy": 1}', "expected numbers fx, fy.* fx, cx, cy"),
+        ('{"fx": 9, "fy": 9, "cx": 1, "cy": 1, "width": 0, "height": 9}', "width.* cannot be"),
         ('{"fx": -1, "fy": 1, "cx": 1, "cy": 1}', r"impossible intrinsics .*\[-1\.0, 1"),
         ('{"fx": 1, "fy": NaN, "cx": 1, "cy": 1}', "impossible intrinsics"),
         ('{"frames": 5}', "expected an object"),
-        ('{"frames": {"sample_0": {"fx": 1, "fy": 1, "cx": 1, "cy": 1}}}', "frame 'sample_1'"),
+        ('{"frames": {"sample_0": {"fx": 9, "fy": 9, "cx": 1, "cy": 1}}}', "frame 'sample_1'"),
     ],
 )  # fmt: skip
 def test_sec41_bad_intrinsics_files_are_refused(tmp_path, make_rgbd, content, message):
