@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import math
 import os
-import shlex
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from plumbing.files import progress, run_main, usable_cores, write_json
+from plumbing.files import progress, quoted, run_main, usable_cores, write_json
 from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
     DataError,
@@ -48,6 +47,7 @@ from plumbing.pictures import (
     resize_picture,
     with_colorbar,
     write_picture,
+    write_text,
 )
 
 ALWAYS, NEVER = 0, math.inf
@@ -486,7 +486,7 @@ def as_text(scenes: Scenes, scale: float, found: Findings) -> list[str]:
 
 def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar, each drawn as
-    3:4. title: ASCII, for OpenCV has no other letters. Raises DataError."""
+    3:4. Raises DataError."""
     _, rgb = decode(pair.rgb, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     _, depth = decode(pair.depth, cv2.IMREAD_ANYDEPTH)
     view = resize_picture(rgb, (480, 640))
@@ -496,7 +496,7 @@ def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     near, far = auto_range([depth / scale])
     both = np.hstack([view, colorize(depth / scale, near, far)])
     canvas = np.pad(both, ((40, 0), (0, 0), (0, 0)), constant_values=255)
-    cv2.putText(canvas, title, (6, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0))
+    write_text(canvas, title, 6, 21, 18)
     return with_colorbar(canvas, near, far, holes=True)
 
 
@@ -515,7 +515,7 @@ def write_sheet(path: Path, scenes: Scenes, found: Findings, scale: float) -> No
     for pair, problem in wanted.items():
         with contextlib.suppress(DataError):
             if len(tiles) < TILES:
-                tiles.append(tile(pair, f"{problem}{pair.scene!a} {pair.rgb.name!a}", scale))
+                tiles.append(tile(pair, f"{problem}{pair.scene}/{pair.rgb.name}", scale))
     if tiles:
         write_picture(path, np.vstack(tiles))
 
@@ -582,12 +582,12 @@ def report(args: argparse.Namespace) -> int:
     verdict = "training on this would be a mistake"
     if not code:
         verdict = (
-            f"fine to train: python train.py --data {shlex.quote(args.check)} --split {args.split} "
-            f"--val_split {args.val_split} --depth_scale {scale:g} "
-            f"--max_depth {farthest(scenes, scale)}"
+            f"fine to train: python train.py --data {quoted([args.check])} --split "
+            f"{quoted([args.split])} --val_split {quoted([args.val_split])} --depth_scale "
+            f"{scale:g} --max_depth {farthest(scenes, scale):d}"
         )
-    lines = [*as_text(scenes, scale, found), "", f"verdict: {verdict}"]
-    print("\n".join(lines).replace(f"{root}{os.sep}", ""))
+    text = "\n".join(as_text(scenes, scale, found)).replace(f"{root}{os.sep}", "")
+    print(f"{text}\n\nverdict: {verdict}")
     out = Path(args.out)
     told = [finding._asdict() | {"about": [*about]} for finding, about in sorted(found.items())]
     write_json(out / "report.json", {"verdict": verdict, "findings": told})
@@ -598,6 +598,5 @@ def report(args: argparse.Namespace) -> int:
 
 def run(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (see the top)."""
-    args = make_parser().parse_args(argv)
     cv2.utils.logging.setLogLevel(0)  # OpenCV's own warnings would stand beside our report
-    return run_main(lambda: report(args), "data.py")
+    return run_main(lambda: report(make_parser().parse_args(argv)), "data.py")

@@ -127,11 +127,12 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
 
 
 def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        complain(f"{listing}: not a readable text file ({error})")
+    content = listing.read_bytes()
+    if b"\0" in content:
+        complain(f"{listing}: holds zero bytes, as UTF-16 does: save it as UTF-8")
         return []
+    # Bytes that are no UTF-8 are names all the same: of the very files that have these bytes.
+    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
     pairs = []
     files_in = functools.cache(_files_in)
     for number, line in enumerate(map(str.strip, lines), 1):

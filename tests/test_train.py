@@ -462,7 +462,7 @@ def test_resume_names_other_flags_and_refuses_another_network(root, tmp_path, ca
     train.main(few)
     with pytest.raises(UserError, match="another network.*--decoder mix"):
         train.main([*few, "--resume", "--decoder", "1x1"])
-    with pytest.raises(UserError, match="another loss or network"):
+    with pytest.raises(UserError, match="another loss, network or optimizer"):
         train.main([*few, "--resume", "--epochs", "2", "--dynamic_weights"])
     capsys.readouterr()
     assert train.main([*few, "--resume", "--epochs", "2", "--lr", "1e-3"]) == 0
