@@ -320,6 +320,8 @@ def fit_calibration(
     def best_scale(r: float) -> float:
         """The weighted median of the scales that the pixels ask for."""
         M = x + r > 1e-3 * x.max()  # others are cut to 1 mm whatever a is
+        if not M.any():
+            return 0.0
         ratio = y[M] / (x[M] + r)
         order = np.argsort(ratio)
         below = np.cumsum(w[M][order])

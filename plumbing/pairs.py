@@ -153,7 +153,8 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
             if path.name not in files_in(path.parent) and not os.path.isfile(path)
         ]  # fmt: skip
         for path in missing:
-            complain(f"{where}: no such file: {f'{path}'[:200]}")
+            cure = " (save the list as UTF-8?)" * bool(re.search("[\udc80-\udcff]", line))
+            complain(f"{where}: no such file: {f'{path}'[:200]}{cure}")
         if not missing:
             folder = rgb.parent
             if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg

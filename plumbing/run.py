@@ -166,8 +166,8 @@ class Progress:
         if (then or self.per_epoch) != self.per_epoch or self.batch > self.per_epoch:
             if self.out is not None:
                 notice(
-                    f"--resume: an epoch has {self.per_epoch} steps now: going on from the "
-                    f"{self.epoch} epochs done" + ", the one under way anew" * (self.batch > 0)
+                    f"--resume: another number of steps an epoch, {self.per_epoch}: going on after "
+                    f"epoch {self.epoch}" + ", the one under way anew" * (self.batch > 0)
                 )
             self.step, self.batch, self._meter = self.epoch * self.per_epoch, 0, {}
         if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
@@ -485,12 +485,13 @@ def read_resume(flags: Run, args: dict) -> dict | None:
         raise
     then, now = checkpoint["flags"], lasting_flags(args)
     changed = [
-        f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
+        f"--{k} {quoted([v]) if type(v := then[k]) is str else v}"
+        for k in now if k in then and now[k] not in (then[k], "auto", None)
     ]  # fmt: skip
     if checkpoint["epoch"] > args["epochs"]:
         raise UserError(
             f"--resume: {path} has {checkpoint['epoch']} epochs done, more than --epochs "
-            f"{args['epochs']}: give --epochs {checkpoint['epoch']} or more"
+            f"{args['epochs']}: give --epochs {checkpoint['epoch']:d} or more"
         )
     network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
     if network:
@@ -505,11 +506,11 @@ def forget_best(resume: dict | None, now: dict) -> None:
     otherwise, and says so. now: what this run's checkpoints will say of themselves."""
     if resume is None or resume["best"] == math.inf:
         return
-    said = ("validated_on",)
+    then, said = resume, ("validated_on",)
     if not resume.get("validated_on"):  # an older file
-        resume, now = ({**state, **state["flags"]} for state in (resume, now))
+        then, now = resume["flags"], now["flags"]
         said = "data", "image_size", "depth_scale", "max_depth"
-    if any(resume.get(name) != now[name] for name in said):
+    if any(then.get(name) != now[name] for name in said):
         notice(
             f"--resume: the si-RMSE of best.pt, {resume['best']:.3f}, is of other validation "
             "pictures, --image_size, --depth_scale or --max_depth: it is chosen anew from here on"
