@@ -75,8 +75,7 @@ def load(path: Path, threads: int, resize: str) -> Predictor:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    content = path.read_bytes()  # its own reader takes no name that is not UTF-8
-    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["litedepth.json"])
     feed, metre = {}, np.float32({"m": 1, "mm": 1000}[about["output"]["unit"]])
 

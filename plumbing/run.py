@@ -54,7 +54,8 @@ class Run:
     )  # fmt: skip
     resume: str | None = flag(
         None, "go on from FILE, or bare: from the run folder's last.pt if there is one. Give the "
-        "run's other flags again", nargs="?", const="auto", metavar="FILE",
+        "run's other flags again; with other pairs, --batch_size or more --epochs it goes on from "
+        "the epochs done", nargs="?", const="auto", metavar="FILE",
     )  # fmt: skip
     seed: int = flag(0, "decides everything random", whole)
     device: str = flag("auto", "auto = CUDA when there is one", choices=["auto", "cpu", "cuda"])
@@ -219,8 +220,7 @@ class Progress:
         self._save(
             self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
             epoch=self.epoch, batch=self.batch, step=self.step, steps_per_epoch=self.per_epoch,
-            best=self.best,
-            sums=self._sums(), rng=torch.get_rng_state(),
+            best=self.best, sums=self._sums(), rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         )  # fmt: skip
 
@@ -513,7 +513,7 @@ def forget_best(resume: dict | None, now: dict) -> None:
     if any(then.get(name) != now[name] for name in said):
         notice(
             f"--resume: the si-RMSE of best.pt, {resume['best']:.3f}, is of other validation "
-            "pictures, --image_size, --depth_scale or --max_depth: it is chosen anew from here on"
+            "pictures, or of other --image_size, --depth_scale, --max_depth: best.pt starts anew"
         )
         resume["best"] = math.inf
 

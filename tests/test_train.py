@@ -562,7 +562,7 @@ def test_a_best_of_other_pictures_is_no_best(
         capsys.readouterr()
         assert train.main([*few, *more, "--epochs", "2", "--resume"]) == 0
         assert ((out / "best.pt").read_bytes() == best) == stays
-        assert ("chosen anew" in capsys.readouterr().err) != stays
+        assert ("best.pt starts anew" in capsys.readouterr().err) != stays
 
 
 def test_resume_of_another_folders_run_leaves_that_folder_alone(root, tmp_path):
