@@ -27,7 +27,7 @@ import losses
 import model
 import train
 from plumbing import flags, run
-from plumbing.files import UserError, notice, run_main
+from plumbing.files import UserError, notice, quoted, run_main
 from plumbing.flags import flag, nonnegative, positive
 
 LEVELS = ("DeFeat2", "DeFeat3", "DeFeat4")
@@ -199,8 +199,8 @@ def student_flags(path: str, root: str) -> dict:
     """Network flags of a stage-1 student's checkpoint; root: --data, for the message."""
     if not Path(path).is_file():
         raise UserError(
-            f"--student {path}: no such file. Train stage 1 first (python train.py --data {root}),"
-            " name another student, or start from scratch with --student none"
+            f"--student {path}: no such file. Train stage 1 first (python train.py --data "
+            f"{quoted([root])}), name another student, or start from scratch with --student none"
         )
     student = model.load(path)
     if not isinstance(student, model.LiteDepth):

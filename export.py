@@ -33,6 +33,7 @@ from plumbing.files import (
     UserError,
     git_state,
     progress,
+    quoted,
     run_main,
     say,
     sha256,
@@ -505,7 +506,7 @@ def open_student(
         if fitted.get("model_sha256", digest) != digest:
             raise UserError(
                 f"{calibration} was fitted for another model file ({fitted.get('model')}): "
-                f"python evaluate.py --model {checkpoint} --calibrate SPLIT"
+                f"python evaluate.py --model {quoted([checkpoint])} --calibrate SPLIT"
             )
         model = calibrate(model, fitted["scale"], fitted["shift_m"])
         names = ("scale", "shift_m", "split", "pairs")

@@ -34,7 +34,7 @@ import losses
 import model
 from plumbing import run
 from plumbing.batches import Reading, open_reader, upload
-from plumbing.files import UserError, notice, quoted, run_main, write_json
+from plumbing.files import UserError, notice, quoted, run_main, say, write_json
 from plumbing.flags import (
     Parser,
     add,
@@ -176,13 +176,12 @@ def fit(
     objective: maps a batch to (loss, terms); a DDP wrapper is fine. validate: (epoch) -> metrics
     with "si_rmse". Raises UserError (prediction dead, loss not finite, loader failed) and Stopped.
     """
-    total = o.epochs * len(loader)
     with progress:
         while progress.epoch < o.epochs:
             objective.train()
             for batch in progress.batches(loader):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(progress.step, total, o)
+                    group["lr"] = learning_rate(progress.step, progress.total, o)
                 image = batch["image"].contiguous(memory_format=torch.channels_last)
                 with torch.autocast(image.device.type, torch.bfloat16, enabled=o.amp):
                     loss, terms = objective(batch | {"image": image})
@@ -407,29 +406,34 @@ def train(
         ids = [loader.device.index] if loader.device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
     state = {"image_size": list(args.image_size), "flags": run.lasting_flags(vars(args))}
+    state["validated_on"] = (resume or {}).get("validated_on")
+    if validate:
+        state["validated_on"] = validate.key
+        run.forget_best(resume, state)
 
     def save(path: Path, **more: object) -> None:
         model.save(path, network, **state, **more)
 
-    total = schedule.epochs * len(loader)
-    progress = run.Progress(take(args, Run), save, objective, optimizer, total, resume)
+    progress = run.Progress(
+        take(args, Run), save, objective, optimizer, schedule.epochs, len(loader), resume
+    )  # fmt: skip
     try:
         fit(objective, optimizer, loader, progress, schedule, validate)
     except Stopped as stopped:
         if run.rank() == 0:
-            again = quoted(a for a in sys.argv if not a.startswith("--resume"))
-            print(f"saved {args.out / 'last.pt'}; to go on: python {again} --resume",
-                  file=sys.stderr)  # fmt: skip
+            bare = ["--resume"] * (args.resume != "auto")  # the last one counts
+            again = quoted(["python", *sys.argv, *bare])
+            say(f"saved {args.out / 'last.pt'}; to go on: {again}")
         return stopped.code
     if run.rank() == 0:
         if loader.reader.failed:
             notice(f"{len(loader.reader.failed)} pair(s) could not be read and were skipped")
         made = args.out / ("best.pt" if (args.out / "best.pt").exists() else "last.pt")
-        then = f"python export.py --checkpoint {quoted([made])}"
+        then = ["export.py", "--checkpoint", made]
         if args.model != "student":
-            then = f"python distill.py --data {quoted([args.data])} --teacher {quoted([made])}"
-        print(f"done: {made}; next: python evaluate.py --data {quoted([args.data])} --model "
-              f"{quoted([made])}, {then}")  # fmt: skip
+            then = ["distill.py", "--data", args.data, "--teacher", made]
+        score = quoted(["python", "evaluate.py", "--data", args.data, "--model", made])
+        print(f"done: {made}; next: {score}, {quoted(['python', *then])}")
     return 0
 
 

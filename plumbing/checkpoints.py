@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from plumbing.files import UserError, replacing
+from plumbing.files import UserError, quoted, replacing
 
 CHECKPOINT_FORMAT = "litedepth-1"  # in every checkpoint; raised when an old file could be misread
 CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
@@ -197,7 +197,7 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
     if training and (lacking := {"optimizer", "objective", "epoch", "flags"} - content.keys()):
         raise CheckpointError(
             f"{path}: holds weights but no training state ({', '.join(sorted(lacking))} missing); "
-            f"start a run from them with --pretrained {path}"
+            f"start a run from them with --pretrained {quoted([path])}"
         )
     return content
 

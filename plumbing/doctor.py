@@ -18,7 +18,6 @@ import hashlib
 import itertools
 import math
 import os
-import shlex
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from plumbing.files import progress, run_main, usable_cores, write_json
+from plumbing.files import progress, quoted, run_main, usable_cores, write_json
 from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
     DataError,
@@ -55,6 +54,7 @@ from plumbing.pictures import (
     upright,
     with_colorbar,
     write_picture,
+    write_text,
 )
 
 ALWAYS, NEVER = 0, math.inf
@@ -524,7 +524,7 @@ def as_text(scenes: Scenes, scale: float, found: Findings) -> list[str]:
 
 def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     """BGR u8: the picture with the depth's edges in magenta | the depth with its bar, each drawn as
-    3:4. title: ASCII, for OpenCV has no other letters. Raises DataError."""
+    3:4. Raises DataError."""
     rgb, depth, _ = decode_pair(pair)
     view = resize_picture(rgb, (480, 640))
     depth = resize_depth(depth, (480, 640), "nearest")
@@ -533,7 +533,7 @@ def tile(pair: Pair, title: str, scale: float) -> np.ndarray:
     near, far = auto_range([depth / scale])
     both = np.hstack([view, colorize(depth / scale, near, far)])
     canvas = np.pad(both, ((40, 0), (0, 0), (0, 0)), constant_values=255)
-    cv2.putText(canvas, title, (6, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (0, 0, 0))
+    write_text(canvas, title, 6, 21, 18)
     return with_colorbar(canvas, near, far, holes=True)
 
 
@@ -552,7 +552,7 @@ def write_sheet(path: Path, scenes: Scenes, found: Findings, scale: float) -> No
     for pair, problem in wanted.items():
         with contextlib.suppress(DataError):
             if len(tiles) < TILES:
-                tiles.append(tile(pair, f"{problem}{pair.scene!a} {pair.rgb.name!a}", scale))
+                tiles.append(tile(pair, f"{problem}{pair.scene}/{pair.rgb.name}", scale))
     if tiles:
         write_picture(path, np.vstack(tiles))
 
@@ -627,12 +627,12 @@ def report(args: argparse.Namespace) -> int:
     verdict = "training on this would be a mistake"
     if not code:
         verdict = (
-            f"fine to train: python train.py --data {shlex.quote(args.check)} --split {args.split} "
-            f"--val_split {args.val_split} --depth_scale {scale:g} "
-            f"--max_depth {farthest(scenes, scale)}"
+            f"fine to train: python train.py --data {quoted([args.check])} --split "
+            f"{quoted([args.split])} --val_split {quoted([args.val_split])} --depth_scale "
+            f"{scale:g} --max_depth {farthest(scenes, scale):d}"
         )
-    lines = [*as_text(scenes, scale, found), "", f"verdict: {verdict}"]
-    print("\n".join(lines).replace(f"{root}{os.sep}", ""))
+    text = "\n".join(as_text(scenes, scale, found)).replace(f"{root}{os.sep}", "")
+    print(f"{text}\n\nverdict: {verdict}")
     out = Path(args.out)
     told = [finding._asdict() | {"about": [*about]} for finding, about in sorted(found.items())]
     write_json(out / "report.json", {"verdict": verdict, "findings": told})
@@ -643,5 +643,4 @@ def report(args: argparse.Namespace) -> int:
 
 def run(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (see the top)."""
-    args = make_parser().parse_args(argv)
-    return run_main(lambda: report(args), "data.py")
+    return run_main(lambda: report(make_parser().parse_args(argv)), "data.py")

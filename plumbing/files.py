@@ -26,11 +26,14 @@ class UserError(ValueError):
 
 
 def run_main(main: Callable[[], int], prog: str) -> int:
-    """main()'s exit code; what the user can mend becomes one line on stderr and 2."""
+    """main()'s exit code; what the user can mend becomes one line on stderr and 2. What
+    stdout has no letters for, such as a name's bytes that are no text, is printed as \\udcfc."""
+    with suppress(AttributeError):  # pythonw has no stdout, a notebook's is no file
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
     try:
         return main()
     except (UserError, OSError) as error:
-        say(f"{prog}: error: {' '.join(str(error).split())}")
+        say(f"{prog}: error: {error}")
         return 2
     except KeyboardInterrupt:
         say("stopped")
@@ -43,7 +46,7 @@ def run_main(main: Callable[[], int], prog: str) -> int:
 def say(text: str) -> None:
     """One line on stderr, beside a progress bar that may stand there."""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-    print(clear + text, file=sys.stderr, flush=True)
+    print(clear + re.sub(r"\s*[\r\n]\s*", " ", text), file=sys.stderr, flush=True)
 
 
 def notice(text: str) -> None:
@@ -61,8 +64,15 @@ def progress(items: Iterable, total: int, name: str) -> Iterable:
 
 
 def quoted(words: Iterable[object]) -> str:
-    """A line to be pasted into a shell."""
-    return shlex.join(map(str, words))
+    """A line to be pasted into a shell; what is no text, or more than a line, as bash writes it."""
+
+    def quote(word: str) -> str:
+        if word.isprintable():
+            return shlex.quote(word)
+        as_octal = re.sub(rb"[^ -&(-[\]-~]", lambda m: b"\\%03o" % m[0][0], os.fsencode(word))
+        return f"$'{as_octal.decode()}'"
+
+    return " ".join(quote(str(word)) for word in words)
 
 
 def natural(name: object) -> tuple:
@@ -181,7 +191,7 @@ def git_state() -> dict[str, str | bool | None]:
     try:
         done = subprocess.run(
             [*command, "--untracked-files=no"], capture_output=True, text=True, timeout=10,
-            check=True,
+            check=True, errors="replace",
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}

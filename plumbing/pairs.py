@@ -143,11 +143,12 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
 
 
 def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        complain(f"{listing}: not a readable text file ({error})")
+    content = listing.read_bytes()
+    if b"\0" in content:
+        complain(f"{listing}: holds zero bytes, as UTF-16 does: save it as UTF-8")
         return []
+    # Bytes that are no UTF-8 are names all the same: of the very files that have these bytes.
+    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
     pairs = []
     files_in = functools.cache(_files_in)
     for number, line in enumerate(map(str.strip, lines), 1):
@@ -168,7 +169,8 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
             if path.name not in files_in(path.parent) and not os.path.isfile(path)
         ]  # fmt: skip
         for path in missing:
-            complain(f"{where}: no such file: {f'{path}'[:200]}")
+            cure = " (save the list as UTF-8?)" * bool(re.search("[\udc80-\udcff]", line))
+            complain(f"{where}: no such file: {f'{path}'[:200]}{cure}")
         if not missing:
             folder = rgb.parent
             if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg

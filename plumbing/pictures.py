@@ -6,8 +6,10 @@ import functools
 import itertools
 import math
 import os
+import re
 import struct
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,8 @@ except ImportError as error:
 
 
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
+# What Python makes of a name's bytes that are no UTF-8, read as the older code they mostly are.
+LATIN_1 = {0xDC00 + byte: byte for byte in range(128, 256)}
 WHITE, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
 
 
@@ -93,7 +97,12 @@ def letter_height(picture_height: int) -> int:
 
 
 def write_text(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
-    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall."""
+    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall.
+
+    OpenCV's letters are ASCII: a name's ü is drawn as u, and what is like none of them as ?.
+    """
+    bare = unicodedata.normalize("NFKD", text.translate(LATIN_1))
+    text = re.sub("[^ -~]", "?", "".join(c for c in bare if not unicodedata.combining(c)))
     where, thick = (int(x), round(middle + 0.4 * height)), max(1, round(height / 12))
     cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, height / 22, INK, thick, cv2.LINE_AA)
 

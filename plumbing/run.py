@@ -30,6 +30,7 @@ from plumbing.files import (
     locked,
     notice,
     plain,
+    quoted,
     replacing,
     usable_cores,
     why_not_writable,
@@ -53,7 +54,8 @@ class Run:
     )  # fmt: skip
     resume: str | None = flag(
         None, "go on from FILE, or bare: from the run folder's last.pt if there is one. Give the "
-        "run's other flags again", nargs="?", const="auto", metavar="FILE",
+        "run's other flags again; with other pairs, --batch_size or more --epochs it goes on from "
+        "the epochs done", nargs="?", const="auto", metavar="FILE",
     )  # fmt: skip
     seed: int = flag(0, "decides everything random", whole)
     device: str = flag("auto", "auto = CUDA when there is one", choices=["auto", "cpu", "cuda"])
@@ -104,8 +106,10 @@ class Progress:
     """Where a training run stands: epoch, batch within it, step, best si-RMSE, log.
 
     save: (file, **state) writes a checkpoint with the network in it. objective: maps a batch to
-    (loss, terms); a DDP wrapper is fine, its parameters named "loss." are saved. resume: a
-    dictionary from read_resume. The first process writes into flags.out, all others nowhere.
+    (loss, terms); a DDP wrapper is fine, its parameters named "loss." are saved. epochs, per_epoch:
+    of the run, and steps in each. resume: a dictionary from read_resume; where it counts other
+    steps an epoch, the run goes on from the epochs done. The first process writes into flags.out,
+    all others nowhere.
 
     A step whose loss or gradient is not finite on any process changes nothing on all of them, and
     is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
@@ -118,12 +122,12 @@ class Progress:
 
     def __init__(
         self, flags: Run, save: Callable[..., None], objective: nn.Module,
-        optimizer: torch.optim.Optimizer, total: int, resume: dict | None,
+        optimizer: torch.optim.Optimizer, epochs: int, per_epoch: int, resume: dict | None,
     ) -> None:  # fmt: skip
         self.flags, self._save, self.objective, self.optimizer = flags, save, objective, optimizer
         self.plain = getattr(objective, "module", objective)
         self.out = flags.out if rank() == 0 else None
-        self.total = total  # steps of the whole run
+        self.per_epoch, self.total = per_epoch, epochs * per_epoch  # steps
         self.epoch = self.batch = self.step = 0
         self.best, self.log = math.inf, []
         self.device = next(objective.parameters()).device
@@ -148,7 +152,8 @@ class Progress:
             self.plain.load_state_dict(saved["objective"], strict=False)
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"--resume: these flags make another loss or network than the run's ({error})"
+                "--resume: these flags make another loss, network or optimizer than the run's: "
+                f"give its own ({error})"
             ) from error
         torch.set_rng_state(saved["rng"])
         if self.device.type == "cuda" and saved["cuda_rng"] is not None:
@@ -156,6 +161,16 @@ class Progress:
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.best = saved["best"]
         self._meter = {k: torch.tensor(v, device=self.device) for k, v in saved["sums"].items()}
+        then = saved.get("steps_per_epoch")
+        if then is None and self.epoch:  # of an older file
+            then = (self.step - self.batch) / self.epoch
+        if (then or self.per_epoch) != self.per_epoch or self.batch > self.per_epoch:
+            if self.out is not None:
+                notice(
+                    f"--resume: another number of steps an epoch, {self.per_epoch}: going on after "
+                    f"epoch {self.epoch}" + ", the one under way anew" * (self.batch > 0)
+                )
+            self.step, self.batch, self._meter = self.epoch * self.per_epoch, 0, {}
         if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
             self.best = math.inf
         self.log = [row for row in read_log(self.out) if row["epoch"] <= self.epoch]
@@ -204,8 +219,8 @@ class Progress:
         loss = {k: v for k, v in self.plain.state_dict().items() if k.startswith("loss.")}
         self._save(
             self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
-            epoch=self.epoch, batch=self.batch, step=self.step, best=self.best,
-            sums=self._sums(), rng=torch.get_rng_state(),
+            epoch=self.epoch, batch=self.batch, step=self.step, steps_per_epoch=self.per_epoch,
+            best=self.best, sums=self._sums(), rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         )  # fmt: skip
 
@@ -213,11 +228,6 @@ class Progress:
 
     def batches(self, loader) -> Iterator[dict[str, Tensor]]:
         """What is left of the epoch under way. Raises UserError where the loader fails."""
-        if self.batch > len(loader):
-            raise UserError(
-                f"--resume: stopped after step {self.batch} of an epoch that now has {len(loader)}:"
-                " give the run's own --data and --batch_size"
-            )
         self._loader, self._started, self._seen = loader, time.perf_counter(), 0
         self._meter.setdefault("skipped_steps", torch.zeros((), device=self.device))
         try:
@@ -430,7 +440,7 @@ def describe(args: dict, **facts: object) -> dict:
         with suppress(importlib.metadata.PackageNotFoundError):  # opencv's may have another name
             versions[package] = importlib.metadata.version(package)
     return {
-        **args, "command": " ".join(sys.argv), "git_commit": git["commit"],
+        **args, "command": quoted(sys.argv), "git_commit": git["commit"],
         "git_dirty": git["dirty"], "versions": versions, **facts,
     }  # fmt: skip
 
@@ -470,19 +480,42 @@ def read_resume(flags: Run, args: dict) -> dict | None:
         with suppress(CheckpointError):
             epoch = read_checkpoint(best, training=True)["epoch"]
             raise UserError(
-                f"{error}. {best} is whole, of epoch {epoch}: --resume {best}"
+                f"{error}. {best} is whole, of epoch {epoch}: --resume {quoted([best])}"
             ) from error
         raise
     then, now = checkpoint["flags"], lasting_flags(args)
     changed = [
-        f"--{k} {then[k]}" for k in now if k in then and now[k] not in (then[k], "auto", None)
+        f"--{k} {quoted([v]) if type(v := then[k]) is str else v}"
+        for k in now if k in then and now[k] not in (then[k], "auto", None)
     ]  # fmt: skip
+    if checkpoint["epoch"] > args["epochs"]:
+        raise UserError(
+            f"--resume: {path} has {checkpoint['epoch']} epochs done, more than --epochs "
+            f"{args['epochs']}: give --epochs {checkpoint['epoch']:d} or more"
+        )
     network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
     if network:
         raise UserError(f"--resume: {path} is another network ({', '.join(network)}); give that")
     if changed:
         notice(f"resuming with other flags than the run had: {', '.join(changed)}")
     return {**checkpoint, "path": path, "written": written}
+
+
+def forget_best(resume: dict | None, now: dict) -> None:
+    """Lets best.pt start anew where its si-RMSE is of other pictures, or of the same read or cut
+    otherwise, and says so. now: what this run's checkpoints will say of themselves."""
+    if resume is None or resume["best"] == math.inf:
+        return
+    then, said = resume, ("validated_on",)
+    if not resume.get("validated_on"):  # an older file
+        then, now = resume["flags"], now["flags"]
+        said = "data", "image_size", "depth_scale", "max_depth"
+    if any(then.get(name) != now[name] for name in said):
+        notice(
+            f"--resume: the si-RMSE of best.pt, {resume['best']:.3f}, is of other validation "
+            "pictures, or of other --image_size, --depth_scale, --max_depth: best.pt starts anew"
+        )
+        resume["best"] = math.inf
 
 
 # ----------------------------------------------------------------------- devices, other processes

@@ -52,6 +52,13 @@ def test_recovers_scale_and_shift(a, b):
     assert found == pytest.approx((a, b), rel=1e-6, abs=1e-6)
 
 
+def test_predictions_that_hardly_differ():
+    """A wall: at many shifts of the search nothing would be above 0."""
+    d_hat = np.linspace(2, 2.1, 200)[None]
+    found = evaluate.fit_calibration(pixels([(d_hat, 1.5 * d_hat + 0.1)]), max_depth=40)
+    assert found == pytest.approx((1.5, 0.1), rel=1e-4)
+
+
 @pytest.mark.parametrize("seed, max_depth", [(0, 40), (1, 6.0), (2, 40)])
 def test_fit_is_no_worse_than_a_grid_search(seed, max_depth):
     """Noise with far outliers, pictures of unlike size, dead pixels, predictions that are cut."""

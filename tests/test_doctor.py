@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,13 @@ def test_a_clean_set_passes_without_a_word(make, check):
     verdict = "fine to train: python train.py --data .*set --split train --val_split val "
     assert re.search(verdict + r"--depth_scale 1000 --max_depth \d+\n", told.text)
     assert re.search(rf"train/train +{TRAIN} +144x192 ", told.text)
+
+
+def test_the_verdict_can_be_pasted(make, check):
+    """Also where the shell's completion has put a / behind the folder."""
+    root = f"{make(name='My Drive')}/"
+    command = re.search("fine to train: python train.py (.*)", check(root).text)[1]
+    assert shlex.split(command)[:2] == ["--data", root]
 
 
 def test_numbers_of_the_table_are_those_of_the_files(tmp_path, check):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import struct
 import time
@@ -192,6 +193,24 @@ def test_sec41_lists_take_comments_blanks_tabs_and_spaces(tmp_path):
     (tmp_path / "train.txt").write_text("z/rgb/e.png z/x.png\n")
     with pytest.raises(DataError, match=r"train.txt:1: no such file: .*x\.png"):
         list_pairs(tmp_path, "train")
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_sec41_a_list_names_files_whose_names_are_no_text(tmp_path, make_rgbd, bom):
+    """Latin-1 names, in a list with the same bytes; one line of UTF-8 beside them."""
+    root = make_rgbd(tmp_path / "set", train=2, val=0)
+    names = b"K\xfcche.png", "K\u00fcche.png".encode()
+    lines = bom
+    for k, name in enumerate(names):
+        for kind in ("rgb", "depth"):
+            (root / f"train/{kind}/sample_{k}.png").rename(
+                root / f"train/{kind}" / os.fsdecode(name)
+            )
+        lines += b"train/rgb/" + name + b" train/depth/" + name + b"\n"
+    (root / "train.txt").write_bytes(lines)
+    pairs = list_pairs(root, "train")
+    assert tuple(os.fsencode(p.rgb.name) for p in pairs) == names
+    assert all(p.rgb.is_file() and p.depth.is_file() for p in pairs)
 
 
 # Sec. 4.1: intrinsics ---------------------------------------------------------------------------
@@ -565,7 +584,15 @@ BAD_FILES = {
     ),
     "list of nothing": (lambda r: (r / "train.txt").write_text("#\n\n"), "'train' holds no pair"),
     "binary list": (
-        lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\xfa"), "train.txt: not a readable text",
+        lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\xfa"), r"train.txt:1: expected .*dcff",
+    ),
+    "UTF-16 list": (
+        lambda r: (r / "train.txt").write_text(f"{RGB} {DEPTH}\n", "utf-16"),
+        "train.txt: .*as UTF-16 .*save it as UTF-8",
+    ),
+    "Latin-1 list of a name that is UTF-8": (
+        lambda r: (r / "train.txt").write_bytes(b"K\xfcche.png " + DEPTH.encode()),
+        "train.txt:1: no such file: .*che.png .save the list as UTF-8",
     ),
     "list of one column": (
         lambda r: (r / "train.txt").write_text(RGB), "train.txt:1: expected 'rgb depth'",

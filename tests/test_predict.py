@@ -29,6 +29,7 @@ from plumbing.pictures import (
     resize_depth,
     ticks,
     with_colorbar,
+    write_text,
 )
 from plumbing.runtime import Predictor, load_predictor, newest_model
 
@@ -305,6 +306,24 @@ def test_auto_range():
     near, far = auto_range([depth])
     assert 1 <= near <= 1.06 and 2.9 <= far <= 3
     assert auto_range([np.zeros((4, 4))]) == (0.1, 10)
+
+
+@pytest.mark.parametrize(
+    "name, seen",
+    [
+        (os.fsdecode(b"K\xfcche"), "Kuche"), ("Ku\u0308che", "Kuche"), ("K\u00fcche", "Kuche"),
+        ("a\0b\nc\ud800", "a?b?c?"), ("\u53a8\u623f\U0001f373 7 \ufb01", "??? 7 fi"), ("", ""),
+    ],
+)  # fmt: skip
+def test_any_name_is_drawn(name, seen):
+    """As the ASCII letters that are like it."""
+    drawn, expected = np.full((2, 40, 300, 3), 255, np.uint8)
+    write_text(drawn, name, 4, 20, 18)
+    cv2.putText(
+        expected, seen, (4, 27), cv2.FONT_HERSHEY_SIMPLEX, 18 / 22, (40, 40, 40), 2, cv2.LINE_AA
+    )
+    np.testing.assert_array_equal(drawn, expected)
+    assert (drawn < 128).any() == bool(seen)
 
 
 def test_panel_of_different_sizes():

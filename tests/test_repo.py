@@ -89,6 +89,24 @@ def test_every_flag_has_a_help_that_says_something():
         parser.format_help()  # a stray % in a help text raises here
 
 
+def test_commands_are_quoted_for_the_shell():
+    """In an f-string every value behind "python NAME.py", and one that is told to be given as a
+    flag, goes through files.quoted or is formatted as a number."""
+    found = 0
+    for path in (*FLAT, *PLUMBING):
+        for string in ast.walk(ast.parse(path.read_text())):
+            before = ""
+            for part in string.values if isinstance(string, ast.JoinedStr) else ():
+                if isinstance(part, ast.Constant):
+                    before += part.value
+                elif re.search(r"python \w+\.py|(?:give|with|:) --(?!\w*size)\w+ $", before):
+                    call = getattr(getattr(part.value, "func", None), "id", "")
+                    number = part.format_spec and part.format_spec.values[0].value[-1:] in "dfg"
+                    assert call == "quoted" or number, (path.name, part.lineno, before)
+                    found += 1
+    assert found > 8
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_documents_name_what_there_is(document):
     """`file.py:name` is a definition there, `tests/...` a file; flags exist and commands parse;

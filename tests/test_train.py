@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -424,7 +427,9 @@ def test_signals_save_in_mid_epoch_and_resume_bit_exact(root, tmp_path, number, 
     process.send_signal(number)  # in the second epoch or soon after
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert "Traceback" not in err and "--resume" in err
+    assert "Traceback" not in err
+    again = re.search("to go on: python (.*)", err)[1]
+    assert shlex.split(again) == ["train.py", *few, "--resume"]
     state = read_checkpoint(tmp_path / "run/last.pt")
     assert state["epoch"] < 9
     assert train.main([*few, "--resume"]) == 0
@@ -434,8 +439,9 @@ def test_signals_save_in_mid_epoch_and_resume_bit_exact(root, tmp_path, number, 
     assert rows(tmp_path / "run")[-1]["loss"] == rows(tmp_path / "whole")[-1]["loss"]
 
 
-def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch):
-    """The signal falls between the last step and the end of the epoch; still the same bits."""
+def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch, capsys):
+    """The signal falls between the last step and the end of the epoch; still the same bits. The
+    line to go on with resumes this run, not the one that it went on from itself."""
     few = flags(root, tmp_path / "run", "--epochs", "3", "--val_split", "none")
     real, calls = losses.DepthLoss.forward, []
 
@@ -447,7 +453,11 @@ def test_resume_after_a_stop_on_an_epochs_last_step(root, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(losses.DepthLoss, "forward", stop)
+        patch.setattr(sys, "argv", ["train.py", *few, "--resume", "an earlier/last.pt"])
         assert train.main(few) == 130
+    again = re.search("to go on: python (.*)", capsys.readouterr().err)[1]
+    args = train.make_parser().parse_args(shlex.split(again)[1:])
+    assert (args.resume, args.data, args.out) == ("auto", str(root), tmp_path / "run")
     state = read_checkpoint(tmp_path / "run/last.pt")
     assert (state["epoch"], state["batch"]) == (0, 2)
     assert train.main([*few, "--resume"]) == 0
@@ -462,12 +472,97 @@ def test_resume_names_other_flags_and_refuses_another_network(root, tmp_path, ca
     train.main(few)
     with pytest.raises(UserError, match="another network.*--decoder mix"):
         train.main([*few, "--resume", "--decoder", "1x1"])
-    with pytest.raises(UserError, match="another loss or network"):
+    with pytest.raises(UserError, match="another loss, network or optimizer"):
         train.main([*few, "--resume", "--epochs", "2", "--dynamic_weights"])
     capsys.readouterr()
     assert train.main([*few, "--resume", "--epochs", "2", "--lr", "1e-3"]) == 0
     assert "--epochs 1, --lr 0.004" in capsys.readouterr().err
     assert rows(tmp_path / "run")[-1]["lr"] < 1e-3
+
+
+def change(file: Path, **values: object) -> None:
+    """Of a checkpoint; None takes a value away, as an older file lacks it."""
+    content = read_checkpoint(file) | values
+    torch.save({k: v for k, v in content.items() if v is not None}, file)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("pairs, batch_size, steps", [(8, 8, 1), (8, 2, 4), (4, 4, 1), (3, 4, 1)])
+def test_a_resumed_run_counts_todays_steps(root, tmp_path, capsys, old, pairs, batch_size, steps):
+    """Two epochs of two steps are done, and go on with other pairs or batches."""
+    few, out = flags(root, tmp_path / "run", "--val_split", "none"), tmp_path / "run"
+    train.main([*few, "--epochs", "2"])
+    if old:
+        change(out / "last.pt", steps_per_epoch=None)
+    write_pairs(tmp_path / "pairs", "train", pairs)
+    again = ["--data", str(tmp_path / "pairs"), "--batch_size", str(batch_size), "--resume"]
+    before = (out / "args.json").read_bytes()
+    with pytest.raises(UserError, match="2 epochs done.* give --epochs 2 or more"):
+        train.main([*few, *again, "--epochs", "1"])
+    assert (out / "args.json").read_bytes() == before
+    capsys.readouterr()
+    assert train.main([*few, *again, "--epochs", "4"]) == 0
+    assert f"steps an epoch, {steps}: going on after epoch 2\n" in capsys.readouterr().err
+    schedule = train.Schedule(epochs=4)
+    for epoch, row in zip((3, 4), rows(out)[2:], strict=True):
+        assert (row["epoch"], row["step"]) == (epoch, epoch * steps)
+        assert row["lr"] == train.learning_rate(row["step"] - 1, 4 * steps, schedule)
+    assert train.main([*few, *again, "--epochs", "4"]) == 0  # nothing is left to do
+    assert len(rows(out)) == 4
+
+
+def test_an_epoch_under_way_with_other_batches_is_done_anew(root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    few = flags(root, out, "--epochs", "3", "--val_split", "none")
+    real, calls = losses.DepthLoss.forward, []
+
+    def stop(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses.DepthLoss, "forward", stop)
+        assert train.main(few) == 130
+    state = read_checkpoint(out / "last.pt")
+    assert [state[k] for k in ("epoch", "batch", "step", "steps_per_epoch")] == [1, 1, 3, 2]
+    assert train.main([*few, "--resume", "--batch_size", "8"]) == 0
+    assert "1: going on after epoch 1, the one under way anew" in capsys.readouterr().err
+    assert [(r["epoch"], r["step"]) for r in rows(out)] == [(1, 2), (2, 2), (3, 3)]
+    assert rows(out)[1]["loss"] < rows(out)[0]["loss"]  # the mean of one step, not the sum of two
+
+
+@pytest.mark.parametrize(
+    "more, kept, kept_of_old",
+    [
+        ([], True, True), (["--batch_size", "8"], True, True), (["--data", "copy"], True, False),
+        (["--data", "fewer"], False, False), (["--val_split", "train"], False, True),
+        (["--max_depth", "80"], False, False), (["--depth_scale", "500"], False, False),
+        (["--image_size", "64x96", "--crops", "64x96"], False, False),
+    ],
+)  # fmt: skip
+def test_a_best_of_other_pictures_is_no_best(
+    root, tmp_path, monkeypatch, capsys, more, kept, kept_of_old
+):  # fmt: skip
+    """A si-RMSE that nothing reaches stays the best while the validation stays the same. Of older
+    files only flags can be compared."""
+    few, out = flags(root, tmp_path / "run"), tmp_path / "run"
+    train.main([*few, "--epochs", "1"])
+    shutil.copytree(out, tmp_path / "first")
+    for name in ("copy", "fewer"):
+        shutil.copytree(root, tmp_path / name)
+    for kind in ("rgb", "depth"):
+        (tmp_path / f"fewer/val/{kind}/0.png").unlink()
+    monkeypatch.chdir(tmp_path)
+    best = (out / "best.pt").read_bytes()
+    for lacks, stays in (({}, kept), ({"validated_on": None}, kept_of_old)):
+        shutil.copytree(tmp_path / "first", out, dirs_exist_ok=True)
+        change(out / "last.pt", best=1e-3, **lacks)
+        capsys.readouterr()
+        assert train.main([*few, *more, "--epochs", "2", "--resume"]) == 0
+        assert ((out / "best.pt").read_bytes() == best) == stays
+        assert ("best.pt starts anew" in capsys.readouterr().err) != stays
 
 
 def test_resume_of_another_folders_run_leaves_that_folder_alone(root, tmp_path):
@@ -496,6 +591,31 @@ def test_a_validation_picture_that_breaks_costs_no_epoch(root, tmp_path, monkeyp
 def test_checkpoints_remember_the_picture_size(root, tmp_path):
     train.main(flags(root, tmp_path, "--epochs", "1"))
     assert read_checkpoint(tmp_path / "best.pt")["image_size"] == [96, 128]
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Latin-1 bytes, blanks and line ends in all names: a real process with a strict stdout trains
+    and is resumed, and what it prints to be pasted names these very files in a shell."""
+    plain = tmp_path / "plain"
+    write_pairs(plain, "train", 2)
+    write_pairs(plain, "val", 1)
+    for picture in plain.glob("*/*/*.png"):
+        picture.rename(picture.with_name(os.fsdecode(b"K\xfcche\n %d " + picture.name.encode())))
+    root, out = (tmp_path / os.fsdecode(name) for name in (b"My S\xe9t", b"'R\xfcn'\n"))
+    plain.rename(root)
+    for more in (["--epochs", "1"], ["--epochs", "2", "--resume"]):
+        done = subprocess.run(
+            [sys.executable, "train.py", *flags(root, out, *more)], cwd=ROOT, capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    told = done.stdout.decode()
+    assert f"pairs of {tmp_path}/My S\\udce9t" in told
+    score = told.partition("next: python ")[2].partition(", python ")[0]
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {score}"]).split(b"\0")
+    files = bytes(root), bytes(out / "best.pt")
+    assert words[:-1] == [b"evaluate.py", b"--data", files[0], b"--model", files[1]]
+    assert read_checkpoint(out / "last.pt")["flags"]["data"] == str(root)
 
 
 def test_flags_that_do_not_go_together_are_one_line(root, tmp_path):
