@@ -521,6 +521,8 @@ def main(argv: list[str] | None = None) -> int:
 
     size = predictor.size
     tally = score_split(predictor, "evaluate")
+    if tally.empty == len(tally.rows):
+        raise DataError(f"{root}: no depth above 1 mm in split {args.split!r}: --depth_scale?")
     report = tally.report() | {"unreadable": len(pairs) - len(tally.rows)}
     timing = time_network(predictor, args.warmup, args.runs)
     ms = args.runtime_ms or timing["p50"]

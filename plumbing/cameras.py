@@ -214,9 +214,10 @@ def turn_K(K: np.ndarray, size: Size, orientation: int) -> np.ndarray:
 
 
 def fit_K(K: np.ndarray, at: Size | None, size: Size, *turns: int) -> np.ndarray:
-    """K for pictures of `at` (H, W) -> of the upright picture of `size`. turns: EXIF orientations by
-    which the picture K is of may be turned, the likeliest first; by the first that fits `at` (None:
-    any) K is turned with it, else it is of the upright picture. Raises UserError: another aspect."""
+    """K for pictures of `at` (H, W) -> of the upright picture of `size`. turns: EXIF orientations
+    by which the picture that K is of may be turned, the likeliest first; by the first that fits
+    `at` (None: any) K is turned. Else it is of the upright picture. Raises UserError: another
+    aspect."""
     for turn in (*turns, 1):
         whole = size[::-1] if turn > 4 else size
         h, w = at or whole

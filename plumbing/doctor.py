@@ -97,6 +97,11 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
         "convert it: metres = focal length in pixels * baseline in metres / disparity, then 1000 * "
         "metres as 16 bit; a relative inverse depth has no metres",
     ),
+    "bits": (
+        ALWAYS, "swapped bytes or rotated bits: in another order neighbouring pixels are alike",
+        "depth = {code}, of the uint16 values d; then check the unit (SUN RGB-D's d << 3 | d >> 13 "
+        "then holds millimetres)",
+    ),
     "unit": (
         9, "--depth_scale {scale:g} does not fit (metres: 1st percentile, median, 99th)",
         "{cure}; to be sure measure one known distance: units per metre = value / metres. Where "
@@ -132,8 +137,10 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
     ),
 }  # fmt: skip
 SCALES = {  # units per metre -> who writes such files
-    1000.0: "millimetres", 10000.0: "0.1 mm", 5000.0: "1/5000 m, TUM", 256.0: "1/256 m, KITTI",
-    100.0: "centimetres", 1.0: "whole metres: better export it anew",
+    10000.0: "0.1 mm", 8000.0: "1/8000 m, Kinect v1 with player bits or SUN RGB-D (rotated beyond "
+    "8.19 m: depth = (d >> 3) | (d << 13) is mm)", 5000.0: "1/5000 m, TUM", 4000.0: "0.25 mm, "
+    "RealSense L515", 1000.0: "millimetres", 256.0: "1/256 m, KITTI", 100.0: "centimetres",
+    1.0: "whole metres: better export it anew",
 }  # fmt: skip
 RUN = 5  # neighbouring frames decoded together: a depth that lags by a frame or two shows
 ENOUGH = 8  # pictures of a scene from which on what they say together is believed
@@ -208,8 +215,9 @@ class Summary:
     upright picture's size and thumb, in grey (24, 32) u8; its EXIF orientation; turn, that by which
     the depth is turned, and turns, by which it might be where the picture is. Of its depth, where
     that was decoded: valid, the share of pixels with a depth; values, 1000 quantiles of those in
-    file units; step, the least between two values where there are few, else 0; full, the share of
-    65535; bend, see `bent`. How it lies on the picture: see `compare`."""
+    file units; step, the least between two values where they are few and even, else 0; full, the
+    share of 65535; bend, see `bent`; rough, see `roughness`. How it lies on the picture: see
+    `compare`."""
 
     pair: Pair
     problem: str = ""
@@ -224,6 +232,7 @@ class Summary:
     step: int = 0
     full: float = 0.0
     bend: float = math.nan
+    rough: np.ndarray | None = None
     scores: dict[Any, float] | None = None
 
 
@@ -279,8 +288,11 @@ def summarize(summary: Summary, depth: np.ndarray) -> None:
     levels = np.unique(known[:n])
     if len(levels) > 1:
         summary.values = known[np.linspace(0, n - 1, 1000).astype(int)]
-        summary.step = np.diff(levels).min() if len(levels) <= min(256, n / 10) else 0
-        summary.bend = bent(depth)
+        step = np.diff(levels).min()
+        gaps = np.diff(levels) / step  # whole numbers, where 8 bits were blown up
+        even = len(levels) <= min(256, n / 10) and (abs(gaps - np.rint(gaps)) < 0.1).mean() > 0.8
+        summary.step = step if even else 0
+        summary.bend, summary.rough = bent(depth), roughness(depth)
 
 
 def bent(depth: np.ndarray) -> float:
@@ -298,6 +310,19 @@ def bent(depth: np.ndarray) -> float:
     t = (b - harmonic) / np.maximum(slant, 1e-9)
     t = t[(slant > 3 + 0.005 * mean) & (abs(t - 0.5) < 1)]  # beyond lies an edge
     return np.median(t) if len(t) >= 100 else math.nan
+
+
+def roughness(depth: np.ndarray) -> np.ndarray:
+    """How far neighbouring known pixels are apart, |ln a - ln b| cut to 1, mean of some 20,000:
+    (16,), of the values with their bits rotated right by 0 .. 15; 8 swaps the bytes. 1 where that
+    makes them larger: a flag that lands in the top bits makes all alike. Below 8 are no depths, but
+    the Kinect's player bits in holes."""
+    v = depth[depth > 7]
+    pairs = np.stack([v[:-1], v[1:]])[:, :: max(1, len(v) // 20000)]
+    turned = np.stack([pairs >> r | pairs << 16 - r for r in range(16)])
+    apart = abs(np.diff(np.log(np.maximum(turned, 1, dtype=np.float32)), axis=1))
+    total = turned.sum((1, 2))
+    return np.where(total > total[0], 1, np.minimum(apart, 1).sum((1, 2)) / max(1, pairs.shape[1]))
 
 
 def depth_edges(depth: np.ndarray) -> np.ndarray:
@@ -434,44 +459,67 @@ def farthest(scenes: Scenes, scale: float) -> int:
     return max(math.ceil(quantiles(some, 99.5)[0] / scale) for some in scenes.values())
 
 
-def misfit(summaries: list[Summary], scale: float) -> float:
-    """How badly depths at `scale` units a metre fit what sensors see: 0 = well, 9 = hardly.
+def misfit(summaries: list[Summary], scales: np.ndarray) -> tuple[np.ndarray, int]:
+    """How badly depths at each of `scales` units a metre fit what sensors see, 0 = well, 9 =
+    hardly; and the number, at most 64, of which 90 % of the values are multiples.
 
     Each of 1st percentile, median and 99th is free within a range and costs ((decades outside) /
-    sigma)^2 beyond; a mild pull goes to the usual median. Values that are all multiples of 5 or 10
-    speak of 1/5000 m or 0.1 mm written from millimetres.
+    sigma)^2 beyond; mild pulls go to the usual median and from a rare unit. Multiples of g speak of
+    1 / (1000 g) m written from millimetres.
     """
-    low, high, sigma, usual = (0.2, 0.4, 0.8), (4, 10, 45), 0.15, 2.0
+    low, high, sigma, usual, rare = (0.2, 0.4, 0.8), (4, 10, 45), 0.15, 2.0, 256
     if np.mean([s.valid for s in summaries]) < SPARSE:  # LiDAR
-        low, high, sigma, usual = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0
+        low, high, sigma, usual, rare = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0, 100
     values = np.concatenate([s.values for s in summaries])
-    q = np.percentile(values, (1, 50, 99)) / scale
+    q = np.percentile(values, (1, 50, 99)) / scales[:, None]
     outside = np.log10(np.maximum(1, np.maximum(low / q, q / high))) / sigma
-    cost = min(25.0, (outside**2).sum() + 4 * math.log10(q[1] / usual) ** 2)
-    for factor, unit in ((10, 10000.0), (5, 5000.0)):
-        if (values % factor == 0).mean() > 0.98:
-            return cost + 8 * (scale != unit)
-    return cost
+    cost = np.minimum(25.0, (outside**2).sum(1) + 4 * np.log10(q[:, 1] / usual) ** 2)
+    g = max(g for g in range(1, 65) if (values % g == 0).mean() > 0.9)
+    return cost + 0.5 * (scales == rare) + 8 * ((scales != 1000 * g) & (g > 1)), g
+
+
+def check_bits(scenes: Scenes, found: Findings) -> Scenes:
+    """Swapped bytes, and rotated bits where that tears depths apart (short of it they are another
+    unit); returns the scenes without, for of the others nothing else is true."""
+    fine = {}
+    for name, some in scenes.items():
+        rough = np.mean([s.rough for s in some], 0)
+        # Of orders that are as good, such as d and 2 d, the one with the least values.
+        r = int(np.flatnonzero(rough <= 1.1 * rough.min()).max())
+        if rough[0] <= 1.1 * rough.min():
+            fine[name] = some
+        else:
+            code = "d.byteswap()" if r == 8 else f"(d >> {r}) | (d << {16 - r})"
+            found.add("bits", {name: some[0].pair}, code=code)
+    return fine
 
 
 def check_unit(scenes: Scenes, scale: float, found: Findings) -> None:
-    """What a unit of the files is. Disparity first: no scale mends that."""
+    """What a unit of the files is, a usual one where it is near. Disparity first: no scale mends
+    that."""
+    scales = np.array([scale, *SCALES, *np.geomspace(0.1, 1e5, 301), *range(2000, 64001, 1000)])
     for name, some in scenes.items():
         bends = [s.bend for s in some if s.bend == s.bend and s.step < STEP]
         if len(bends) >= ENOUGH and np.median(bends) > 0.5:
             found.add("disparity", {name: some[0].pair})
             continue
-        costs = {unit: misfit(some, unit) for unit in (scale, *SCALES)}
-        margin = costs[scale] - min(costs.values())
+        costs, g = misfit(some, scales)
+        margin = costs[0] - costs.min()
         if margin < 4 or min(s.step for s in some) >= STEP:
             continue
-        close = [unit for unit in costs if costs[unit] < min(costs.values()) + 2]
-        flags = [f"--depth_scale {unit:g} --max_depth {farthest(scenes, unit)}" for unit in close]
+        unit, why = scales[costs.argmin()], f"nearly all are multiples of {g}"
+        if g == 1 or unit != 1000 * g:
+            fit, near = scales[costs < costs.min() + 2], 1 + costs[1 : 1 + len(SCALES)].argmin()
+            low, high, best = (float(f"{u:.2g}") for u in (fit.min(), fit.max(), unit))
+            unit = scales[near] if costs[near] < costs.min() + 1 else best
+            why = f"a guess: {low:g} to {high:g} a metre would do"
         text = name
-        for unit in (scale, *close):
-            metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / unit)
-            text += f"; {metres} m as {SCALES.get(unit, 'given')}"
-        found.add("unit", {text: some[0].pair}, margin, scale=scale, cure=" or ".join(flags))
+        for u in (scale, unit):
+            metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / u)
+            text += f"; {metres} m as {SCALES.get(u, f'{u:g} a metre')}"
+        why += ", or 65535 - d?" if quantiles(some, 1)[0] > 32768 else ""
+        flags = f"--depth_scale {unit:g} --max_depth {farthest(scenes, unit)}"
+        found.add("unit", {f"{text} ({why})": some[0].pair}, margin, scale=scale, cure=flags)
 
 
 def check_alignment(scenes: Scenes, found: Findings) -> None:
@@ -613,8 +661,9 @@ def examine(
         check_depths(summaries, scale, found)
     check_leak(*[*read.values(), []][:2], found)
     scenes = by_scene(read)
-    check_alignment(scenes, found)
-    check_unit(scenes, scale, found)
+    fine = check_bits(scenes, found)
+    check_alignment(fine, found)
+    check_unit(fine, scale, found)
     return found, scenes
 
 
@@ -626,11 +675,16 @@ def report(args: argparse.Namespace) -> int:
     code = int("error" in {finding.severity for finding in found})
     verdict = "training on this would be a mistake"
     if not code:
-        verdict = (
-            f"fine to train: python train.py --data {quoted([args.check])} --split "
-            f"{quoted([args.split])} --val_split {quoted([args.val_split])} --depth_scale "
-            f"{scale:g} --max_depth {farthest(scenes, scale):d}"
-        )
+        unit = f"--depth_scale {scale:g} --max_depth {farthest(scenes, scale)}"
+        sizes = [s.size for some in scenes.values() for s in some]
+        shape = shape_flags(sizes, Source.image_size)[1]
+        doubts = [f.cure.partition(";")[0] for f in found if f.kind == "unit" for _ in found[f]]
+        if doubts and 2 * len(doubts) >= len(scenes):
+            unit = doubts[0]
+        words = ["python", "train.py", "--data", args.check, "--split", args.split, "--val_split"]
+        words += [args.val_split, *unit.split(), *shape.split()]
+        ready = "settle the unit first (see above), then" if doubts else "fine to train"
+        verdict = f"{ready}: {quoted(words)}"
     text = "\n".join(as_text(scenes, scale, found)).replace(f"{root}{os.sep}", "")
     print(f"{text}\n\nverdict: {verdict}")
     out = Path(args.out)

@@ -303,8 +303,8 @@ def check_headers(rgb: Header, depth: Header, pair: Pair) -> int:
 
 
 def depth_turns(size: tuple[int, int], rgb: Header) -> list[int]:
-    """The EXIF orientations by which a depth map (H, W) may be turned to lie on its upright picture:
-    the picture's own (it fits that as stored), then 1 (it fits it upright); both; or none."""
+    """The EXIF orientations by which a depth map (H, W) may be turned to lie on its upright
+    picture: the picture's own (it fits that as stored), then 1 (it fits it upright); or none."""
     fits = {rgb.orientation: rgb.size, 1: rgb.upright}
     return [turn for turn, of in fits.items() if same_aspect(size, of)]
 
@@ -370,8 +370,8 @@ def size_text(size: tuple[int, int]) -> str:
 def shape_flags(
     sizes: list[tuple[int, int]], image_size: tuple[int, int]
 ) -> tuple[float, str, str]:  # fmt: skip
-    """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, 0 where it is
-    under 3 %; train.py's flags for their commonest shape, where those lose under half of that; and
+    """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, 0 where it
+    is under 3 %; train.py's flags for their commonest shape, where those lose under half of that; and
     what to do, in words.
 
     They keep the network's work and memory near that of the defaults, and --image_size whole
@@ -411,8 +411,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(path: Path, flags: int) -> tuple[Header, np.ndarray]:
-    """A whole picture by OpenCV's imread flags, turned upright, and what its header says. Depth maps
-    (IMREAD_UNCHANGED) stay as stored: see `check_headers`. Raises DataError."""
+    """A whole picture by OpenCV's imread flags, turned upright, and what its header says. Depth
+    maps (IMREAD_UNCHANGED) stay as stored: see `check_headers`. Raises DataError."""
     data = read_bytes(path)
     header = read_header(data, path)
     try:
@@ -522,14 +522,20 @@ def open_split(root: Path, split: str, source: Source, check: bool = True) -> li
             f"{split}: no focal length given for {', '.join(names[:4])}"
             f"{', ...' if names[4:] else ''}: --intrinsics is used there (Eq. 9)"
         )
-    for i in np.random.default_rng(0).permutation(len(pairs)):
+    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
+    for i in order:
         with contextlib.suppress(DataError):  # whoever reads all pairs names it
             _, depth = decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
-            if depth.any():
+            depth = depth[(depth > 0) & (depth < 65535)]  # 65535: no return, or cut off
+            if depth.size:
                 break
     else:
-        raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
-    far = np.percentile(depth[depth > 0], 99) / source.depth_scale
+        raise DataError(
+            f"{root}: no picture of split {split!r} has a valid depth (all are 0 or 65535)"
+        )
+    if (n := order.index(i)) > 2:
+        notice(f"{split}: {n} of {n + 1} depth maps looked at are empty or cannot be read")
+    far = np.percentile(depth, 99) / source.depth_scale
     if not 0.05 < far < 500:
         notice(
             f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
@@ -610,8 +616,8 @@ def read_teacher(
     rgb = rgb or Header(image_size, 8, 3)
     if not (turns := depth_turns(depth.shape, rgb)):
         raise DataError(
-            f"{path}: a teacher's depth is {size_text(depth.shape)}, its picture {size_text(rgb.size)}: "
-            "another aspect; bring the map to the picture's size"
+            f"{path}: a teacher's depth is {size_text(depth.shape)}, its picture "
+            f"{size_text(rgb.size)}: another aspect; bring the map to the picture's size"
         )
     ways = [_fit(upright(depth, turn), image_size) for turn in turns]
     depth = ways[0] if len(ways) == 1 else max(ways, key=lambda way: likeness(way, truth))
@@ -627,8 +633,10 @@ def likeness(depth: np.ndarray, truth: np.ndarray) -> float:
     both = np.flatnonzero(np.isfinite(depth) & (depth > 0) & (truth > 0))
     if len(both) < 30:
         return -2.0
-    both = both[:: len(both) // 2000 + 1]
-    ranks = [values.flat[both].argsort().argsort() for values in (depth, truth)]
+    both, rng = both[:: len(both) // 2000 + 1], np.random.default_rng(0)
+    ranks = []
+    for values in (depth.flat[both], truth.flat[both]):  # equal ones by lot, not by their place
+        ranks.append(np.lexsort((rng.random(len(both)), values)).argsort())
     return float(np.corrcoef(*ranks)[0, 1])
 
 
@@ -657,24 +665,56 @@ def spread(items: Sequence, number: int) -> list:
 def open_teacher(
     pairs: list[Pair], folder: Path, image_size: tuple[int, int], depth_scale: float
 ) -> list[Path | None]:
-    """teacher_maps + a look into 16 of them beside their truth. Raises DataError, and remarks on
-    maps that cannot be metres in file units."""
+    """teacher_maps + a look into 16 of them beside their truth. Raises DataError: they hold next to
+    no depths, or fall where the truth rises. Remarks on other units, on no likeness to the truth
+    and on maps that cannot be compared with it."""
     maps = teacher_maps(pairs, folder)
     there = [i for i, path in enumerate(maps) if path]
-    ratios = []
+    looked, void, ratios, ranks = 0, [], [], []
     for i in np.random.default_rng(0).permutation(there)[:16]:
         try:
             picture = header_of(pairs[i].rgb)
             truth = read_pair(pairs[i], image_size, None, {}).depth
         except DataError:
             continue  # whoever reads all pairs names it
-        teacher = read_teacher(maps[i], image_size, depth_scale, picture, truth)
+        looked += 1
+        teacher, wide = (  # the second has room for millimetres in a float .npy
+            read_teacher(maps[i], image_size, s, picture, truth)
+            for s in (depth_scale, depth_scale / 1000)
+        )
         both = (teacher > 0) & (truth > 0)
-        if both.any():
+        least = max(0.001 * teacher.size, np.count_nonzero(wide) / 2)
+        if np.count_nonzero(teacher) < least and both.sum() <= np.count_nonzero(truth) / 10:
+            q = np.percentile(wide[wide > 0], (1, 50, 99)) if wide.any() else ()
+            q = " to ".join(f"{x * 1000 / depth_scale:.5g}" for x in q) or "nothing above 0"
+            void.append(f"{maps[i]} holds {q}")
+        elif (rank := likeness(teacher, truth)) >= -1:
             ratios.append(np.median(teacher[both] / truth[both]))
-    if ratios and not 0.5 < (ratio := float(np.median(ratios))) < 2:
+            ranks.append(rank)
+    about = f"teacher_depth: the maps in {folder}"
+    if void:
+        (refuse if 2 * len(void) > looked else notice)(
+            f"{about} hold next to no depth that fits, {len(void)} of {looked} looked at: {void[0]}"
+            f"; a .npy holds metres, up to {65535 / depth_scale:.3g}: divide millimetres by 1000, "
+            "convert disparity or inverse depth"
+        )
+    elif not ranks:
+        notice(f"{about} have no depth where the truth has: nothing says that they are metres")
+    ratio, rank = (float(np.median(x)) if x else 1.0 for x in (ratios, ranks))
+    if rank < -0.2:
+        refuse(
+            f"{about} fall where the truth rises (rank correlation {rank:.2f}): inverse depth or "
+            "disparity? convert it, metres = 1 / inverse metres, or focal length in pixels * "
+            "baseline / disparity; a relative one has no metres. Upside down? turn them"
+        )
+    if not 0.5 < ratio < 2:
         notice(
-            f"teacher_depth: the maps in {folder} are {ratio:.3g} times the ground truth; a .npy "
-            f"holds metres, a .png --depth_scale ({depth_scale:g}) units per metre"
+            f"{about} are {ratio:.3g} times the ground truth; a .npy holds metres, a .png "
+            f"--depth_scale ({depth_scale:g}) units per metre"
+        )
+    if rank < 0.3:
+        notice(
+            f"{about} hardly rise and fall with the truth (rank correlation {rank:.2f}, good ones "
+            "have 0.8 and more): are they of these pictures, and the right way up?"
         )
     return maps

@@ -335,11 +335,12 @@ def _chunk(data: bytes, at: int, wanted: bytes, order: str) -> bytes:
     return b""
 
 
-FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}  # EXIF orientation -> axes, after a transpose
+# EXIF orientation -> axes that are flipped, of 5 and up after a transpose.
+FLIPS = {2: 1, 3: (0, 1), 4: 0, 6: 1, 7: (0, 1), 8: 0}
 
 
 def upright(picture: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) as stored -> turned as an EXIF orientation of 1..8 says; (W, H, ...) from 5 on."""
+    """(H, W, ...) as stored -> turned as an EXIF orientation, 1..8, says; from 5 on (W, H, ...)."""
     turned = picture.swapaxes(0, 1) if orientation > 4 else picture
     return np.ascontiguousarray(np.flip(turned, FLIPS.get(orientation, ())))
 

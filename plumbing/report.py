@@ -88,7 +88,8 @@ class Comparison:
         if not self.data or number == 0:
             return []
         pairs = list_pairs(resolve(self.data), split)
-        pairs = [pair._replace(depth_orientation=self.depth_orientation or "stored") for pair in pairs]
+        way = self.depth_orientation or "stored"
+        pairs = [pair._replace(depth_orientation=way) for pair in pairs]
         return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:

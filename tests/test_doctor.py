@@ -192,8 +192,11 @@ def test_turned_pictures_are_counted_and_their_depth_lies_right(make, check):
 
 
 def test_what_the_crop_to_43_costs_is_told_with_the_flags(make, check):
-    told = check(make(lambda k, rgb, depth: (rgb[:, :108], depth[:, :108])))
-    assert told.found == {("warning", "cut")} and told.code == 0
+    root = make(lambda k, rgb, depth: (rgb[:, :108], depth[:, :108]))
+    for home in root.glob("*/intrinsics.json"):
+        home.unlink()
+    told = check(root)
+    assert told.found == {("warning", "cut"), ("warning", "no intrinsics")} and told.code == 0
     assert "--image_size 480x640 cuts 44% of the pictures away" in told.text
     assert "--image_size 640x480 --size 160x128 --crops 384x240,512x384,640x480" in told.text
 
@@ -289,20 +292,59 @@ def test_cameras(make, check, content, expected):
 # -------------------------------------------------------------------------------- unit and content
 
 
-@pytest.mark.parametrize("scale", [10000.0, 5000.0, 100.0, 1.0])
+@pytest.mark.parametrize("scale", [10000.0, 8000.0, 7000.0, 5000.0, 4000.0, 2000.0, 100.0, 1.0])
 def test_another_unit_is_told_with_its_flags(make, check, scale):
     """Of a sensor that measures to the millimetre, not beyond 6 m. Centimetres read as millimetres
     could be a close-up: not sure enough for an error."""
     root = make(lambda k, rgb, depth: (
         rgb, np.rint(np.where(depth < 6000, depth, 0) * scale / 1000).astype(np.uint16)))
     told = check(root)
-    assert ("warning" if scale == 100 else "error", "unit") in told.found  # training's
+    assert ("warning" if scale in (100, 2000) else "error", "unit") in told.found  # training's
     assert {kind for _, kind in told.found} == {"unit"}
     assert f"--depth_scale {scale:g} --max_depth 6" in told.findings["unit"]["cure"]
-    if scale > 1000:  # multiples of 10 and 5 leave one choice
-        assert " or --depth_scale" not in told.findings["unit"]["cure"]
+    if scale == 100:  # the verdict does not contradict the warning
+        assert "fine to train" not in told.text
+        verdict = rf"verdict: settle the unit first .* --depth_scale {scale:g} --max_depth 6\n"
+        assert re.search(verdict, told.text)
     told = check(root, "--depth_scale", f"{scale:g}")  # told so, there is nothing to say
     assert told.found == set()
+
+
+def test_uneven_levels_are_not_8_bits(make, check):
+    """As a Kinect's, some 200 that lie apart by the square of the depth, times 16 in the file."""
+
+    def kinect(k, rgb, depth):
+        z = 1.2e5 / np.rint(1.2e5 / (500 + depth / 12))
+        return rgb, np.where(depth > 0, 16 * np.rint(z), 0).astype(np.uint16)
+
+    told = check(make(kinect))
+    assert {kind for _, kind in told.found} <= {"unit", "strangers"}
+    assert "--depth_scale 16000 " in told.findings["unit"]["cure"]
+
+
+ORDERS = {  # what is in the files -> the expression that a user is told
+    "SUN RGB-D": (lambda d: d << 3 | d >> 13, "(d >> 3) | (d << 13)"),
+    "swapped": (lambda d: d.byteswap(), "d.byteswap()"),
+    "rotated": (lambda d: d >> 5 | d << 11, "(d >> 11) | (d << 5)"),
+    "swapped 0.25 mm": (lambda d: (d // 4 * 4).byteswap(), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rotated_bits_and_swapped_bytes(make, check, order, sparse):
+    """Nothing else is said of them, and the cure gives the depths back."""
+    change, expected = ORDERS[order]
+    root = make(lambda k, rgb, depth: (rgb, change(lidar()(k, rgb, depth)[1] if sparse else depth)))
+    told = check(root)
+    assert told.found == {("error", "bits")}
+    code = re.search(r"depth = (.*), of the uint16", told.findings["bits"]["cure"])[1]
+    assert code == expected or not expected
+    d = cv2.imread(str(root / "train/depth/000003.png"), -1)
+    given, depth = d.astype(np.float64), eval(code, {"d": d}).astype(np.float64)
+    assert np.percentile(depth[given > 0], 50) < 30000
+    if expected:
+        assert (change(depth.astype(np.uint16)) == d).all()
 
 
 def test_sparse_lidar(make, check):
@@ -476,13 +518,16 @@ real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pairs are not here
 def test_real_pairs_are_fine(check):
     told = check(REAL, "--samples", "60")
     assert told.found == {("warning", "no intrinsics")}
-    assert told.findings["no intrinsics"]["about"] == ["rs_shelf"]
+    (about,) = told.findings["no intrinsics"]["about"]
+    assert "rs_shelf/intrinsics.json has no focal length: keys width, height, " in about
 
 
 BROKEN = {
     "0.1 mm": (lambda d: 10 * d, "unit"),
     "1/5000 m": (lambda d: 5 * d, "unit"),
     "centimetres": (lambda d: d / 10, "unit"),
+    "0.25 mm": (lambda d: 4 * d, "unit"),
+    "swapped bytes": (lambda d: d.astype(np.uint16).byteswap(), "bits"),
     "disparity": (lambda d: np.where(d > 0, 3e6 / np.maximum(d, 1), 0), "disparity"),
     "12 pixels": (lambda d: np.roll(d, 12, 1), "misaligned"),
     "mirrored": (lambda d: d[:, ::-1], "mirrored"),

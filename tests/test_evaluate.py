@@ -241,3 +241,9 @@ def test_errors_are_one_line_and_exit_2(one_scene, monkeypatch, capsys, flags, r
     assert run_main(lambda: evaluate.main(command), "evaluate.py") == 2
     told = capsys.readouterr().err
     assert told.startswith("evaluate.py: error: ") and reason in told and told.count("\n") == 1
+
+
+def test_nothing_to_score_is_refused(one_scene):
+    command = ["--data", str(one_scene / "data"), "--model", str(one_scene / "net.pt"), *QUICK]
+    with pytest.raises(DataError, match="no depth above 1 mm in split 'val': --depth_s"):
+        evaluate.main([*command, "--image_size", "64x96", "--depth_scale", "1e9"])

@@ -308,8 +308,8 @@ def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
     assert set(np.unique(tall.depth)) <= set(np.unique(depth[106:181, :100]))
 
 
-# EXIF orientation -> how an upright picture was turned when it was stored, from the standard's words:
-# 6, say, is "row 0 is the right side, column 0 the top", so that a viewer turns it clockwise.
+# EXIF orientation -> how an upright picture was turned when it was stored, from the standard's
+# words: 6, say, is "row 0 is the right side, column 0 the top", so that a viewer turns it clockwise.
 STORED = {
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
     5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 7: lambda a: np.rot90(np.flipud(a)),
@@ -919,3 +919,67 @@ def test_teacher_maps_in_other_units_are_remarked(tmp_path, pairs, capsys, facto
     (tmp_path / "sample_3.npy").unlink()
     with pytest.raises(DataError, match="sample_3.png: a teacher's depth as uint8"):
         open_teacher(pairs, tmp_path, SIZE, 1000.0)
+
+
+@pytest.fixture
+def steps(tmp_path) -> list[Pair]:
+    """Six pairs whose depth is 1 m at the top and 4 m at the bottom, in mm; a third is holes."""
+    rng, found = np.random.default_rng(0), []
+    for k in range(6):
+        depth = np.linspace(1000, 4000, 96)[:, None] * rng.uniform(0.9, 1.1, SIZE)
+        depth[rng.random(SIZE) < 1 / 3] = 0
+        rgb = write(tmp_path / f"set/rgb/{k}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
+        depth = write(tmp_path / f"set/depth/{k}.png", depth.astype(np.uint16))
+        found.append(Pair(rgb, depth, "set", tmp_path / "set"))
+    return found
+
+
+TAUGHT = {  # how the maps are made of k, metres and where the truth knows -> refused?, the words
+    "metres": (lambda k, d, M: d, False, None),
+    "of one half": (lambda k, d, M: np.where(d > 2, d, np.nan), False, None),
+    "another's": (lambda k, d, M: np.linspace(1, 4, 96)[:, None] + 0 * d, False, None),
+    "millimetres": (lambda k, d, M: 1000 * d, True, r"6 of 6 looked at: .* to 2\d{3} to 4[\d.]+;"),
+    "millimetres, half": (lambda k, d, M: np.float16(1000 * d), True, "divide millimetres by 1000"),
+    "centimetres": (lambda k, d, M: 100 * d, True, "holds 1.. to 2.. to 4"),
+    "a few millimetres": (lambda k, d, M: 1000 * d if k < 2 else d, False, "2 of 6 looked at"),
+    "millimetres in holes": (lambda k, d, M: np.where(M, 0, 1000 * d), True, "6 of 6 looked at"),
+    "negative": (lambda k, d, M: -d, True, "holds nothing above 0;"),
+    "nothing": (lambda k, d, M: d * np.nan, True, "holds nothing above 0;"),
+    "in holes": (lambda k, d, M: np.where(M, np.nan, d), False, "no depth where the truth has"),
+    "inverse": (lambda k, d, M: 3.2 / d, True, r"correlation -(1.00|0.99)\): inverse .* 1 / inv"),
+    "relative": (lambda k, d, M: (65535 / d / 2).astype(np.uint16), True, "has no metres"),
+    "from afar": (lambda k, d, M: 4.5 - d, True, "fall where the truth rises"),
+    "upside down": (lambda k, d, M: d[::-1], True, "Upside down"),
+    "constant": (lambda k, d, M: 0 * d + 2, False, r"hardly rise .*correlation -?0\.0\d, good"),
+    "in inches": (lambda k, d, M: 16 * d, False, "are 16 times the ground truth"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", TAUGHT)
+def test_teacher_maps_that_cannot_teach_are_told(tmp_path, steps, capsys, how):
+    make, refused, words = TAUGHT[how]
+    for k, pair in enumerate(steps):
+        truth = truth_of(pair) / 1000
+        metres = np.where(truth > 0, truth, np.linspace(1, 4, 96)[:, None]).astype(np.float32)
+        save(tmp_path / f"maps/{k}.npy", make(k, metres, truth > 0))
+    text = ""
+    try:
+        open_teacher(steps, tmp_path / "maps", SIZE, 1000.0)
+        assert not refused
+    except DataError as error:
+        text = str(error)
+        assert refused and "\n" not in text
+    text += capsys.readouterr().err
+    assert re.search(words, text) if words else not text
+
+
+def test_a_split_of_65535_has_no_depth(tmp_path, steps, capsys):
+    for pair in steps:
+        write(pair.depth, np.full(SIZE, 65535, np.uint16))
+    (tmp_path / "set").rename(tmp_path / "train")
+    with pytest.raises(DataError, match="no picture .* has a valid depth .all are 0 or 65535"):
+        open_split(tmp_path, "train", SOURCE)
+    write(steps[4].depth.parents[2] / "train/depth/4.png", np.full(SIZE, 2000, np.uint16))
+    open_split(tmp_path, "train", SOURCE)
+    text = capsys.readouterr().err
+    assert re.search(r"train: (\d) of (\d) depth maps looked at are empty", text)
