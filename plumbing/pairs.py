@@ -371,8 +371,8 @@ def shape_flags(
     sizes: list[tuple[int, int]], image_size: tuple[int, int]
 ) -> tuple[float, str, str]:  # fmt: skip
     """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, 0 where it
-    is under 3 %; train.py's flags for their commonest shape, where those lose under half of that; and
-    what to do, in words.
+    is under 3 %; train.py's flags for their commonest shape, where those lose under half of that;
+    and what to do, in words.
 
     They keep the network's work and memory near that of the defaults, and --image_size whole
     multiples of its map, which a quarter of --size is: so the exported last resize is cheapest.

@@ -309,7 +309,7 @@ def test_sec41_image_size_crops_the_centre_and_averages(tmp_path):
 
 
 # EXIF orientation -> how an upright picture was turned when it was stored, from the standard's
-# words: 6, say, is "row 0 is the right side, column 0 the top", so that a viewer turns it clockwise.
+# words: 6, say, is "row 0 is the right side, column 0 the top": a viewer turns it clockwise.
 STORED = {
     1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
     5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 7: lambda a: np.rot90(np.flipud(a)),
