@@ -19,7 +19,14 @@ import numpy as np
 from plumbing import scenes
 from plumbing.files import UserError, natural, notice
 from plumbing.flags import flag, parse_intrinsics, parse_size, positive
-from plumbing.pictures import cv2, is_cut, picture_header, resize_depth, resize_picture
+from plumbing.pictures import (
+    aspect_crop,
+    cv2,
+    is_cut,
+    picture_header,
+    resize_depth,
+    resize_picture,
+)
 
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
@@ -333,7 +340,7 @@ def read_pair(
     depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
     check_headers(rgb_header, depth_header, pair)
     K = stored_intrinsics(pair, rgb.shape[:2], known)
-    top, left, h, w = _aspect_crop(rgb.shape[:2], image_size)
+    top, left, h, w = aspect_crop(rgb.shape[:2], image_size)
     if K is None:
         K = np.array(intrinsics or kinect_intrinsics(image_size), np.float64)
     else:
@@ -342,16 +349,9 @@ def read_pair(
     return Sample(cv2.cvtColor(rgb, cv2.COLOR_BGR2RGB), _fit(depth, image_size), K)
 
 
-def _aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
-    (h, w), (H, W) = size, to
-    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
-    return (h - ch) // 2, (w - cw) // 2, ch, cw
-
-
 def _fit(depth: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Centre crop to the aspect, then the nearest pixel: no two depths are ever blended."""
-    top, left, h, w = _aspect_crop(depth.shape, image_size)
+    top, left, h, w = aspect_crop(depth.shape, image_size)
     fitted = resize_depth(depth[top : top + h, left : left + w], image_size, "nearest")
     return np.ascontiguousarray(fitted)
 

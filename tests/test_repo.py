@@ -15,7 +15,9 @@ LAYERS = [
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FLAT = sorted(ROOT.glob("*.py"))
 PLUMBING = sorted((ROOT / "plumbing").glob("*.py"))
-DEVICE = {"predict", "files", "flags", "pictures", "runtime", "device", "video", "points"}
+DEVICE = {
+    "predict", "files", "flags", "pictures", "runtime", "device", "video", "points", "calibration",
+}  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
