@@ -122,7 +122,7 @@ class Predictor:
         self.dtype, self.invoke, self.calibration = dtype, invoke, calibration
         self.milliseconds: list[float] = []
         self.tells_shape = True
-        self.trained_on = size
+        self.trained_on, self.adjust = size, lambda d: d
         run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ class Predictor:
         box = top / H, left / W, (top + h) / H, (left + w) / W
         middle = self.native(rgb[top : top + h, left : left + w])
         if same_shape((H, W), self.size):
-            return [(box, middle)]
+            return [(box, self.adjust(middle))]
         if self.tells_shape:
             self.tells_shape = False
             notice(f"{H}x{W} (high x wide) has another shape than the network's {self.size[0]}x"
@@ -159,21 +159,16 @@ class Predictor:
         for near, side in zip((ratio[:16], ratio[-16:]), np.array_split(sides, 2)):
             near = near[np.isfinite(near) & (near > 0)]
             side *= np.median(near) if near.size else 1
-        return [((0, 0, 1, 1), whole), (box, middle)]
+        return [((0, 0, 1, 1), self.adjust(whole)), (box, self.adjust(middle))]
 
     def calibrate(self, scale: float, shift: float) -> None:
         """From now on d is max(0, scale d + shift), metres; holes stay holes."""
-        run, a, b = self.run, np.float32(scale), np.float32(shift)
-
-        def calibrated(image: np.ndarray) -> np.ndarray:
-            d = run(image)
-            return np.where(d > 0, np.maximum(a * d + b, 0), d)
-
-        self.run = calibrated
+        a, b = np.float32(scale), np.float32(shift)
+        self.adjust = lambda d: np.where(d > 0, np.maximum(a * d + b, 0), d)
         self.about += f", calibrated {a:.4g} d {b:+.4g} m"
 
     def native(self, rgb: np.ndarray) -> np.ndarray:
-        """The network's own map (h, w) of a picture that is squeezed to `size`."""
+        """The network's own map (h, w) of a picture that is squeezed to `size`, not calibrated."""
         image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)

@@ -326,6 +326,17 @@ def test_calibration_is_applied_at_no_rebuild(tmp_path, toy, monkeypatch, capsys
         assert "holds a calibration already" in capsys.readouterr().err
 
 
+def test_the_fit_holds_beside_the_middle_as_well(tmp_path, toy, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").write_bytes(b"weights")
+    write(tmp_path / "tall.png", field().repeat(2, 0))
+    fit, _ = measured(capsys, *(f"tall.png:5,{y}={m}" for y, m in ((4, 1), (45, 3), (90, 4.2))))
+    at = [f"--at=5,{p['y']}" for p in fit["points"]]
+    assert toy_command("tall.png", *at, "--calibration", fit["file"], "--json") == 0
+    found = [p["depth_m"] for p in json.loads(capsys.readouterr().out)["pictures"][0]["points"]]
+    assert found == pytest.approx([p["after_m"] for p in fit["points"]], rel=1e-5)
+
+
 # --------------------------------------------------------------------------------- reading pictures
 
 
