@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 import model
 from plumbing import runtime
-from plumbing.checkpoints import CALIBRATION, read_calibration
+from plumbing.calibration import CALIBRATION, fit_calibration, json_name, read_calibration
 from plumbing.device import run_times
-from plumbing.files import UserError, natural, notice, run_main, sha256, write_json
+from plumbing.files import natural, notice, run_main, sha256, write_json
 from plumbing.flags import Parser, add, count, positive, take, whole
 from plumbing.pairs import (
     DataError,
@@ -295,67 +295,6 @@ def sample_pixels(
     return x, y
 
 
-def fit_calibration(
-    samples: list[tuple[np.ndarray, np.ndarray]], max_depth: float
-) -> tuple[float, float]:
-    """The a > 0 and b (metres) of d' = a d_hat + b that make the log10 error least:
-
-        mean over pictures of mean over pixels of |ln d' - ln d|,  d' cut to 1 mm .. max_depth
-
-    samples: of each picture d_hat and d (metres), as `sample_pixels` returns them. Why this one of
-    the metrics: RMSE listens to the farthest pixels, REL is least for depths that are too small,
-    si-RMSE does not feel the scale, and squares of the logarithm follow a few pictures of another
-    kind. With d' = a (d_hat + r) the best a for a given r is a weighted median, so that r alone is
-    searched, over a grid; then downhill in small steps.
-
-    Predictions that are all alike say nothing of b: it is 0 then. Raises DataError: no pixels, a
-    dead network, or predictions that go against the truth (a falls to 0).
-    """
-    samples = [(x, y) for x, y in samples if x.size]
-    x, y = (np.concatenate([s[i] for s in samples] or [np.empty(0)]) for i in (0, 1))
-    if not x.size or x.max() <= 1e-3:
-        what = "predicted as 0" if x.size else "without valid depth, or predicted as NaN"
-        raise DataError(f"no picture to calibrate on: all are {what}")
-    w = np.concatenate([np.full(s[0].size, 1 / s[0].size) for s in samples]) / len(samples)
-
-    def best_scale(r: float) -> float:
-        """The weighted median of the scales that the pixels ask for."""
-        M = x + r > 1e-3 * x.max()  # others are cut to 1 mm whatever a is
-        if not M.any():
-            return 0.0
-        ratio = y[M] / (x[M] + r)
-        order = np.argsort(ratio)
-        below = np.cumsum(w[M][order])
-        return float(ratio[order][np.searchsorted(below, below[-1] / 2)])
-
-    def error(a: float, r: float) -> float:
-        d = np.clip(a * (x + r), 1e-3, max_depth)
-        return float(np.sum(w * np.abs(np.log(d) - np.log(y))))
-
-    if np.ptp(x) <= 1e-6 * x.max():
-        return best_scale(0.0), 0.0
-    middle = float(np.median(x[x > 1e-3]))
-    grid = middle * np.concatenate([np.linspace(-1.5, 1, 51), np.geomspace(1.2, 50, 20)])
-    loss, a, r = min((error(a, r), a, r) for r in grid for a in (best_scale(r),))
-    if r >= 49 * middle:
-        raise DataError(
-            "no calibration: this network's depths do not grow with the true ones here (the best "
-            "scale falls to 0); look at its predictions, and at --depth_scale"
-        )
-    # Downhill from there: with depths cut at max_depth the median is near the best, not it.
-    step = 0.05
-    while step > 1e-8:
-        beside = [r + step * middle, r - step * middle]
-        near = [(a, q) for q in beside] + [(best_scale(q), q) for q in beside]
-        near += [(a * (1 + step), r), (a * (1 - step), r)]
-        best = min((error(*p), *p) for p in near)
-        if best[0] < loss:
-            loss, a, r = best
-        else:
-            step /= 2
-    return a, a * r
-
-
 def calibrated(predictor: Predictor, scale: float, shift: float) -> Predictor:
     """The predictor followed by d' = max(0, scale d_hat + shift)."""
     return lambda rgb: np.maximum(scale * predictor(rgb).astype(np.float64) + shift, 0)
@@ -368,7 +307,7 @@ def calibrate(
 
     -> {"scale", "shift_m", "pairs": pictures that counted, "fit": {"before", "after": metrics of
     the same pictures}}. Some 65,000 pixels are kept, shared out among the pictures (64 each at
-    least). Raises DataError, as `fit_calibration` and `decoded` do.
+    least). Raises UserError, as `fit_calibration` and `decoded` do.
     """
     pixels, before = [], Tally(source.max_depth)
     for pair, sample in decoded(pairs, size, "calibrate"):
@@ -442,17 +381,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="at most so many pictures of that split, spread evenly: two numbers need no more; "
         "0 = all (default 1000)")  # fmt: skip
     arg("--calibration", type=json_name, metavar="FILE.json",
-        help="where --calibrate writes it, for export.py --calibration (default: calibration.json "
-        "beside the model); without --calibrate: report --split before and after this "
-        "one")  # fmt: skip
+        help="where --calibrate writes it, for export.py or predict.py --calibration (default: "
+        "calibration.json beside the model); without --calibrate: report --split before and after "
+        "this one")  # fmt: skip
     return p
-
-
-def json_name(text: str) -> Path:
-    """An argparse type: a path that ends in .json (so that no checkpoint is overwritten)."""
-    if not text.endswith(".json"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
-    return Path(text)
 
 
 def open_calibration(
@@ -506,11 +438,8 @@ def main(argv: list[str] | None = None) -> int:
     predictor = runtime.load_predictor(
         path, model.runner, image_size=args.image_size, threads=args.threads, device=args.device
     )
-    if calibrates and predictor.calibration:
-        raise UserError(
-            f"{path} holds a calibration already, and a second would apply on top: name the .pt "
-            "that it was exported from with --model"
-        )
+    if calibrates:
+        runtime.check_uncalibrated(predictor, path)
     args.image_size = predictor.size
     source, root = take(args, Source), resolve(args.data)
     pairs = open_split(root, args.split, source)

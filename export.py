@@ -27,13 +27,13 @@ from torch import nn
 from evaluate import Tally, score
 from model import LiteDepth, build, calibrate, merge_normalization, upsample
 from plumbing import onnx
-from plumbing.checkpoints import read_calibration, read_checkpoint
+from plumbing.calibration import calibration_of
+from plumbing.checkpoints import read_checkpoint
 from plumbing.device import machine
 from plumbing.files import (
     UserError,
     git_state,
     progress,
-    quoted,
     run_main,
     say,
     sha256,
@@ -52,7 +52,7 @@ from plumbing.report import (
     pattern_pictures,
     printed,
 )  # fmt: skip
-from plumbing.runtime import Predictor, interpreter, load_tflite, newest_model, seal
+from plumbing.runtime import Predictor, interpreter, load_tflite, newest_model, seal, tell_shape
 
 FORMATS = ("fp32", "fp16", "int8-dynamic", "int8", "onnx")
 PER_METRE = {"m": 1, "mm": 1000}
@@ -70,7 +70,8 @@ class Layout:
     What a file takes and gives; None: see `of`."""
 
     input_size: tuple[int, int] | None = flag(
-        None, "size of the pictures the file takes; fixed in the file, so take the camera's. The "
+        None, "size of the pictures the file takes; fixed in the file. Keep the training "
+        "pictures' shape: another one is squeezed inside, and depth suffers. The "
         "network still works at its own --size (default: the checkpoint's own, that of its "
         "training pictures; 480x640, Sec. 4.1, where it does not say)", parse_size, metavar="HxW",
     )  # fmt: skip
@@ -468,8 +469,8 @@ def make_parser() -> argparse.ArgumentParser:
         "two resizes and the last convolution, for accelerators; wants --data), onnx (pip install "
         "onnx onnxruntime onnxscript; NCHW, as its users expect). Default fp32")  # fmt: skip
     files("--calibration", type=Path, metavar="FILE",
-        help="scale and shift of evaluate.py --calibrate, taken into the last "
-        "convolution (default: none)")  # fmt: skip
+        help="scale and shift of evaluate.py --calibrate or predict.py --measured, fitted on this "
+        "checkpoint, taken into the last convolution (default: none)")  # fmt: skip
     for group in (Layout, Comparison, Limits, Timing):
         add(parser, group)
     return parser
@@ -502,12 +503,7 @@ def open_student(
         | {name: stored.get(name) for name in ("epoch", "step")},
     }  # fmt: skip
     if calibration:
-        fitted = read_calibration(calibration)
-        if fitted.get("model_sha256", digest) != digest:
-            raise UserError(
-                f"{calibration} was fitted for another model file ({fitted.get('model')}): "
-                f"python evaluate.py --model {quoted([checkpoint])} --calibrate SPLIT"
-            )
+        fitted = calibration_of(calibration, checkpoint)
         model = calibrate(model, fitted["scale"], fitted["shift_m"])
         names = ("scale", "shift_m", "split", "pairs")
         about["calibration"] = {name: fitted.get(name) for name in names}
@@ -543,9 +539,10 @@ def main(argv: list[str] | None = None) -> int:
     model, size, about = open_student(checkpoint, args.calibration)
     layout, on = take(args, Layout).of(model, size), take(args, Comparison).of(checkpoint)
     limits, timing = take(args, Limits), take(args, Timing)
+    tell_shape(checkpoint, layout.input_size, size)
     about |= {
         "input": {"size": layout.input_size, "dtype": layout.input_type, "layout": "NHWC",
-                  "channels": "RGB", "range": [0, 255]},
+                  "channels": "RGB", "range": [0, 255], "trained_on": size},
         "output": {"size": layout.output_size, "dtype": "float32", "layout": "NHWC",
                    "unit": layout.unit},
     }  # fmt: skip

@@ -5,6 +5,7 @@
         <stem>_color.png   picture | depth | colour bar in metres (a video: <stem>_color.mp4)
         <stem>.ply         with --ply: coloured points in metres
     python predict.py --benchmark --model model.tflite          run time on this device (Table 2)
+    python predict.py --measured photo.jpg:320,240=1.52         a tape measure's calibration
 
 No ground truth is needed. With a .tflite this file and plumbing/ run alone on a Raspberry Pi:
 numpy, opencv and ai-edge-litert are all they import. Exit code: 0 = all done, 1 = some inputs
@@ -15,6 +16,7 @@ is whole; for a camera Ctrl-C is the way to end, and 0).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import math
 import os
@@ -30,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from plumbing import calibration
 from plumbing.cameras import Cameras
 from plumbing.device import benchmark, benchmark_table
 from plumbing.files import (
@@ -40,6 +43,7 @@ from plumbing.files import (
     run_main,
     say,
     sha256,
+    to_json,
     usable_cores,
     why_not_writable,
     write_file,
@@ -48,47 +52,60 @@ from plumbing.files import (
 from plumbing.flags import Parser, add, between, count, flag, ordered, parse_size, take, whole
 from plumbing.pictures import (
     auto_range,
+    check_inside,
     cv2,
+    depth_at,
     millimetres,
     orientation,
     panel,
     read_picture,
-    resize_depth,
     resize_picture,
     write_picture,
 )
 from plumbing.points import camera, parse_camera, ply, point_cloud
-from plumbing.runtime import Predictor, load_predictor, newest_model
+from plumbing.runtime import Predictor, assemble, check_uncalibrated, load_predictor, newest_model
 from plumbing.video import HEAD, Moving, is_video, named, predict_video
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MODELS = ("best.pt", "model.tflite")
+STDOUT = Path("-")  # --json without a name
 
 
 # ------------------------------------------------------------------- picture -> metres -> Fig. 7
 
 
-def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> bool:
-    """A picture -> <name>_depth.png, <name>_color.png and perhaps <name>.ply in o.out; whether the
-    network gave it any depth. Raises UserError before anything is written, OSError."""
+def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> dict:
+    """A picture -> <name>_depth.png, <name>_color.png and perhaps <name>.ply in o.out; these, its
+    size, depths at points, and the share of it that has any, for --json. Raises UserError before
+    anything is written, OSError."""
     rgb = read_picture(path)
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
     cloud_size = min(size, predictor.size, key=math.prod)
     turn = orientation(path.read_bytes())
     K = camera(o.intrinsics, path.stem, size, cloud_size, turn) if o.ply else None
-    native = predictor.native(rgb)  # metres, as the network gives them
-    depth = resize_depth(native, size, predictor.resize)
+    views = predictor.look(rgb)  # metres, as the network gives them
+    depth = assemble(views, size, predictor.resize)
     near, far = o.range or auto_range([depth])
-    write_picture(o.out / f"{name}_depth.png", millimetres(depth))
-    write_picture(o.out / f"{name}_color.png", panel(rgb, None, depth, near, far))
+    kinds = {"depth_png": f"{name}_depth.png", "color_png": f"{name}_color.png"}
+    made = {"file": path} | {kind: o.out / file for kind, file in kinds.items()}
+    write_picture(made["depth_png"], millimetres(depth))
+    write_picture(made["color_png"], panel(rgb, None, depth, near, far))
     if K:
+        cloud = (assemble(views, cloud_size, how) for how in (o.resize or "bilinear", "nearest"))
         points = point_cloud(
-            resize_picture(rgb, cloud_size), native, K, how=o.resize or "bilinear", edge=o.ply_edge,
-            near_far=o.range,
+            resize_picture(rgb, cloud_size), *cloud, K, edge=o.ply_edge, near_far=o.range
         )  # fmt: skip
-        write_file(o.out / f"{name}.ply", ply(points))
-    return bool((depth > 0).any())
+        made["ply"] = o.out / f"{name}.ply"
+        write_file(made["ply"], ply(points))
+    points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]
+    for p in points:
+        metres = "no depth" if p["depth_m"] is None else f"{p['depth_m']:.3f} m"
+        print(f"{path} {p['x']},{p['y']}: {metres}")
+    return made | {
+        "size": list(size), "points": points, "known": float((depth > 0).mean()),
+        "ms": predictor.milliseconds[-1],
+    }  # fmt: skip
 
 
 def predict_camera(number: int, predictor: Predictor, o: Output, moving: Moving) -> int:
@@ -194,6 +211,10 @@ class Output:
         "gave; bilinear is smoother but invents depths between the two sides of an edge (default "
         "nearest; bilinear for the points of --ply)",
         choices=["nearest", "bilinear"])
+    at: list | None = flag(None,
+        "pictures: print the metres at this pixel of the upright picture, origin top left, X to "
+        "the right: the median of the known depths in 5x5 around it, or 'no depth'; repeatable",
+        calibration.parse_pixel, action="append", metavar="X,Y")
     ply: bool = flag(False,
         "pictures: also write <stem>.ply, a coloured point cloud in metres (x right, y up, z "
         "towards the viewer) for MeshLab, CloudCompare, Open3D; points outside a given --range are "
@@ -213,9 +234,10 @@ def make_parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="predict.py",
         description="Metric depth for pictures, folders, videos, a camera; no ground truth needed.",
-        epilog="A picture of another shape than --image_size is stretched to it and the depth "
-        "stretched back; you are told when the shapes differ by more than 2 %. Exit code: 0 all "
-        "done, 1 some inputs skipped (named), 2 nothing done or a wrong command.",
+        epilog="A picture of another shape than --image_size is looked at twice, and you are told: "
+        "its middle, cut to that shape as evaluate.py does, gives the depth there; the whole, "
+        "squeezed to it and scaled to the middle, the rest. Exit code: 0 all done, 1 some inputs "
+        "skipped (named), 2 nothing done or a wrong command.",
     )
     g = p.add_argument_group("what is read").add_argument
     g("inputs", nargs="*", metavar="INPUT",
@@ -240,6 +262,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="for a .pt (default auto: the GPU if there is one); a .tflite runs on the CPU")
     add(p, Output)
     add(p, Moving)
+    g = p.add_argument_group("scale and shift of this camera, without training").add_argument
+    g("--measured", type=calibration.parse_measured, action="append", metavar="PICTURE:X,Y=METRES",
+        help="a distance along the optical axis, by tape measure, at a pixel of a picture (see "
+        "--at); may be repeated, for several pictures. Writes calibration.json to --out, or "
+        "--calibration, and no depth. One or two points fit a scale, three or more a shift too: "
+        "take 6, from near to far, on flat things away from edges")
+    g("--calibration", type=calibration.json_name, metavar="FILE.json",
+        help="apply d' = max(0, a d + b) of --measured or of evaluate.py --calibrate, fitted for "
+        "this very model file (default: none)")
     g = p.add_argument_group("run time on this device (Table 2)").add_argument
     g("--benchmark", action="store_true",
         help="time the network and write no depth: on INPUT, one picture, or on noise. Let the "
@@ -248,14 +279,17 @@ def make_parser() -> argparse.ArgumentParser:
         help="timed runs per thread count (default 200)")
     g("--warmup", type=whole, default=50, metavar="N",
         help="runs before them, until the clock is up and the caches are full (default 50)")
-    g("--json", type=Path, metavar="FILE", help="also write the figures there")
+    g = p.add_argument_group("for other programs").add_argument
+    g("--json", type=calibration.json_name, nargs="?", const=STDOUT, metavar="FILE.json",
+        help="all results (files, points, model, run time; of --benchmark the figures) as one "
+        "object, there or, without a name, alone on stdout; INPUT goes before the flag")
     return p
 
 
 def run_benchmark(
     args: argparse.Namespace, model: Path, load: Callable, picture: np.ndarray | None
-) -> int:
-    """Table 2 of `model` on this device: printed, and written to --json."""
+) -> dict:
+    """Table 2 of `model` on this device: printed, and returned for --json."""
     cores = usable_cores()
     threads = sorted({1 << k for k in range(cores.bit_length())} | {cores})
     threads = threads if args.threads is None else [args.threads or cores]
@@ -264,17 +298,57 @@ def run_benchmark(
     print(f"model: {model} ({about})\n{benchmark_table(report)}")
     for text in report["warnings"]:
         say(f"WARNING: {text}")
-    if args.json:
-        more = {"model": model, "sha256": sha256(model), "python": platform.python_version()}
-        write_json(args.json, report | more)
-    return 0
+    more = {"model": model, "sha256": sha256(model), "python": platform.python_version()}
+    return report | more
+
+
+def check_command(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that do not go together; a remark on one that lacks another."""
+    live = args.camera is not None
+    if args.measured and (live or args.inputs or args.benchmark or args.at):
+        raise UserError(
+            "--measured goes without INPUT, --camera, --at, --benchmark: it writes a calibration "
+            "and no depth; predict with --calibration FILE afterwards"
+        )
+    if live == bool(args.inputs) and not args.benchmark and not args.measured:
+        raise UserError("give pictures, folders or videos, or else --camera N")
+    if args.at and (live or args.benchmark) or args.benchmark and args.calibration:
+        raise UserError("--at is for pictures, and --calibration not for --benchmark")
+    if args.ply and args.intrinsics is None:
+        notice(
+            "--ply without --intrinsics: 63 degrees along the longer side (the Kinect) is a guess; "
+            "widths and heights, not distances, are wrong by as much as it is"
+        )
+
+
+def check_points(files: Iterable[Path], points: Iterable[tuple[int, int]]) -> None:
+    """Raises UserError where a picture lacks a pixel of --at."""
+    for path in files:
+        try:
+            size = read_picture(path).shape[:2]
+        except UserError:
+            notice(f"{path}: not a whole picture, so --at reads nothing there")
+            continue
+        for x, y in points:
+            check_inside(path, size, x, y)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    check_command(args)
+    aside = contextlib.redirect_stdout(sys.stderr) if args.json == STDOUT else None
+    with aside or contextlib.nullcontext():
+        code, report = work(args)
+    if args.json == STDOUT:
+        print(to_json(report), end="")
+    elif args.json:
+        write_json(args.json, report)
+    return code
+
+
+def work(args: argparse.Namespace) -> tuple[int, dict]:
+    """The exit code, and what --json tells. Raises UserError, OSError."""
     o, moving, live = take(args, Output), take(args, Moving), args.camera is not None
-    if live == bool(args.inputs) and not args.benchmark:
-        raise UserError("give pictures, folders or videos, or else --camera N")
     files = collect(args.inputs)
     model = args.model or newest_model(MODELS)
     load = functools.partial(
@@ -285,38 +359,50 @@ def main(argv: list[str] | None = None) -> int:
         if live or len(files) > 1 or any(map(is_video, files)):
             raise UserError("--benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
-        return run_benchmark(args, model, lambda n: load(threads=n), picture)
-    if o.ply and o.intrinsics is None:
-        notice(
-            "--ply without --intrinsics: 63 degrees along the longer side (the Kinect) is a guess; "
-            "widths and heights, not distances, are wrong by as much as it is"
-        )
+        return 0, run_benchmark(args, model, lambda n: load(threads=n), picture)
     names = output_names(files, o.out)
+    check_points(files if o.at else (), o.at)
     predictor = load(threads=1 if args.threads is None else args.threads)
+    if args.measured or args.calibration:
+        check_uncalibrated(predictor, model)
+    if args.calibration and not args.measured:
+        made = calibration.calibration_of(args.calibration, model)
+        predictor.calibrate(made["scale"], made["shift_m"])
     print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
     if why := why_not_writable(o.out):
         raise UserError(f"--out {o.out}: {why}; name a folder that can be written to")
-    done = skipped = empty = 0
+    digest = sha256(model) if args.json else None
+    report = {"model": {"file": model, "sha256": digest, "about": predictor.about}}
+    if args.measured:
+        file = args.calibration or o.out / "calibration.json"
+        return 0, report | calibration.measure(args.measured, predictor, model, file)
+    report |= {"pictures": [], "videos": [], "skipped": []}
+    done = empty = 0
     if live:
         done = predict_camera(args.camera, predictor, o, moving)
+        report["videos"].append({"camera": args.camera, "frames": done})
     for path, name in progress(list(zip(files, names)), len(files), "pictures"):
         try:
             if is_video(path):
                 with named(path) as link:
-                    done += predict_video(
+                    frames = predict_video(
                         cv2.VideoCapture(link), name, predictor, o.out, o.range, moving, live=False
                     )
+                done += frames
+                report["videos"].append({"file": path, "frames": frames})
             else:
-                empty += not predict_picture(path, name, predictor, o)
+                report["pictures"].append(predict_picture(path, name, predictor, o))
+                empty += not report["pictures"][-1]["known"]
                 done += 1
         except (UserError, cv2.error) as error:
-            say(f"skipped {path}: {' '.join(str(error).split())}")
-            skipped += 1
+            why = " ".join(str(error).split())
+            say(f"skipped {path}: {why}")
+            report["skipped"].append({"file": path, "why": why})
     if empty:
         notice(f"{empty} pictures got no depth at all (0 everywhere): an untrained network?")
-    spent = statistics.median(predictor.milliseconds or [0.0])
+    skipped, spent = len(report["skipped"]), statistics.median(predictor.milliseconds or [0.0])
     print(f"{done} pictures, {skipped} skipped, {spent:.1f} ms each (network, median) -> {o.out}")
-    return 0 if not skipped else 1 if done else 2
+    return 0 if not skipped else 1 if done else 2, report
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Checkpoints and calibrations: written whole, read and checked, never run."""
+"""Checkpoints: written whole, read and checked, never run."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -14,22 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from plumbing.files import UserError, quoted, replacing
+from plumbing.files import UserError, quoted, replacing, wrong_kind
 
 CHECKPOINT_FORMAT = "litedepth-1"  # in every checkpoint; raised when an old file could be misread
-CALIBRATION = "litedepth-calibration-1"  # the same for what evaluate.py --calibrate writes
-
-# What a checkpoint and a calibration say of themselves, where somebody relies on it; any may lack.
+# What a checkpoint says of itself, where somebody relies on it; any may lack.
 CHECKPOINT_KINDS = {
     "model_args": dict, "model": dict, "epoch": int, "batch": int, "step": int, "image_size": list,
     "flags": dict, "sums": dict, "optimizer": dict, "objective": dict,
 }  # fmt: skip
-CALIBRATION_KINDS = {"split": str, "data": str, "model": str, "model_sha256": str, "pairs": int}
 LARGEST_SIDE = 1 << 13  # no picture that a checkpoint names is larger
 
 
 class CheckpointError(UserError):
-    """A weights or calibration file that cannot be used; the message names file and cure."""
+    """A weights file that cannot be used; the message names file and cure."""
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -190,7 +186,8 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
         )
     if code:
         raise CheckpointError(f"{path}: holds code ({code[0]:.200}), which is never run")
-    _check_kinds(content, CHECKPOINT_KINDS, path, "take another checkpoint")
+    if name := wrong_kind(content, CHECKPOINT_KINDS):
+        raise CheckpointError(f"{path}: {name} cannot be; take another checkpoint")
     size = content.get("image_size", [1, 1])
     if len(size) != 2 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in size):
         raise CheckpointError(f"{path}: image_size {size!r:.80} cannot be")
@@ -220,36 +217,3 @@ def load_weights(
             there = f" (it holds {len(held)} tensors: {there:.250}, ...{other})"
         told = f"{path}: does not fit this network{there}: {reason:.{350 if there else 500}}"
         raise CheckpointError(told) from error
-
-
-# ------------------------------------------------------------------------------------ calibrations
-
-
-def read_calibration(path: str | os.PathLike) -> dict:
-    """What evaluate.py --calibrate wrote: "scale", "shift_m" (metres) and how they were found.
-
-    Raises CheckpointError for a file that is missing, of another kind, or impossible.
-    """
-    cure = "make one with evaluate.py --calibrate SPLIT"
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: no such calibration file ({error}); {cure}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error!s:.80}); {cure}") from error
-    if not isinstance(content, dict) or content.get("format") != CALIBRATION:
-        raise CheckpointError(f"{path}: not a calibration (no {CALIBRATION!r} mark); {cure}")
-    for name, low in (("scale", 0.0), ("shift_m", -1e9)):
-        value = content.get(name)
-        if type(value) not in (int, float) or not low < value < 1e9:  # NaN fails too
-            raise CheckpointError(f"{path}: {name} {value!r:.40} cannot be; {cure}")
-    _check_kinds(content, CALIBRATION_KINDS, path, cure)
-    return content
-
-
-def _check_kinds(content: dict, kinds: dict[str, type], path: object, cure: str) -> None:
-    """Raises CheckpointError for a value that is not of its kind."""
-    for name, kind in kinds.items():
-        value = content.get(name, kind())
-        if not isinstance(value, kind):
-            raise CheckpointError(f"{path}: {name} {value!r:.40} cannot be; {cure}")

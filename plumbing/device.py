@@ -31,7 +31,7 @@ def benchmark(
     start, rows = machine(root), []
     for count in threads:
         predictor = load(count)
-        predictor.tells_stretching = False  # the table names the picture's size
+        predictor.tells_shape = False  # the table names the picture's size
         if picture is None:
             picture = np.random.default_rng(0).integers(0, 256, (*predictor.size, 3), np.uint8)
         for _ in range(warmup):

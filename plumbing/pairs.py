@@ -28,6 +28,7 @@ from plumbing.pictures import (
     picture_header,
     resize_depth,
     resize_picture,
+    same_shape,
     upright,
 )
 
@@ -306,12 +307,7 @@ def depth_turns(size: tuple[int, int], rgb: Header) -> list[int]:
     """The EXIF orientations by which a depth map (H, W) may be turned to lie on its upright
     picture: the picture's own (it fits that as stored), then 1 (it fits it upright); or none."""
     fits = {rgb.orientation: rgb.size, 1: rgb.upright}
-    return [turn for turn, of in fits.items() if same_aspect(size, of)]
-
-
-def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    (h, w), (H, W) = size, other
-    return abs(h * W - w * H) <= 0.01 * h * W
+    return [turn for turn, of in fits.items() if same_shape(size, of)]
 
 
 def check_files(pairs: list[Pair], refuse: bool = True) -> list[tuple[Header, list[int]]]:

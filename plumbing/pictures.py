@@ -215,10 +215,15 @@ def batch_picture(
 # ------------------------------------------------------------------------------------------- sizes
 
 
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes (H, W) have one aspect, to the 1 % that rounding may take."""
+    return abs(math.log(size[0] * other[1] / (size[1] * other[0]))) < 0.01
+
+
 def aspect_crop(size: tuple[int, int], to: tuple[int, int]) -> tuple[int, int, int, int]:
     """Largest centred (top, left, h, w) of `size` that has the aspect of `to`."""
     (h, w), (H, W) = size, to
-    ch, cw = min(h, round(w * H / W)), min(w, round(h * W / H))
+    ch, cw = min(h, max(1, round(w * H / W))), min(w, max(1, round(h * W / H)))
     return (h - ch) // 2, (w - cw) // 2, ch, cw
 
 
@@ -254,6 +259,23 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
     rows = (2 * np.arange(H) + 1) * h // (2 * H)  # integers: cv2's float scale can slip a row
     cols = (2 * np.arange(W) + 1) * w // (2 * W)
     return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]
+
+
+def check_inside(name: object, size: tuple[int, int], x: int, y: int) -> None:
+    """Raises UserError where a picture (H, W) has no such pixel."""
+    if not (0 <= x < size[1] and 0 <= y < size[0]):
+        raise UserError(
+            f"{name}: {x},{y} lies outside this picture, {size[1]} wide and {size[0]} high (x to "
+            "the right, y down, both from 0)"
+        )
+
+
+def depth_at(depth: np.ndarray, x: int, y: int) -> float | None:
+    """Metres at a pixel of (H, W): the median of what is known in the 5x5 around it, which the
+    picture's border cuts; None where nothing is."""
+    part = depth[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+    part = part[np.isfinite(part) & (part > 0)]
+    return float(np.median(part)) if part.size else None
 
 
 def block_values(depth: np.ndarray) -> np.ndarray:

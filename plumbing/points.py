@@ -12,7 +12,6 @@ import numpy as np
 from plumbing import cameras
 from plumbing.cameras import Cameras, fit_K, scale_K
 from plumbing.files import UserError
-from plumbing.pictures import resize_depth
 
 
 def parse_camera(text: str) -> Cameras:
@@ -66,19 +65,19 @@ def camera(
 
 
 def point_cloud(
-    rgb: np.ndarray, native: np.ndarray, K: tuple[float, float, float, float], *,
-    how: str, edge: float, near_far: tuple[float, float] | None,
+    rgb: np.ndarray, depth: np.ndarray, own: np.ndarray, K: tuple[float, float, float, float], *,
+    edge: float, near_far: tuple[float, float] | None,
 ) -> np.ndarray:  # fmt: skip
-    """RGB u8 (H, W, 3), a map (h, w) of it in metres, fx fy cx cy -> x y z red green blue, (n,).
+    """RGB u8 (H, W, 3), its depth (H, W) in metres, the network's own (resized by nearest), fx fy
+    cx cy -> x y z red green blue, (n,).
 
     x right, y up, z towards the viewer, metres: viewers (MeshLab, CloudCompare, Open3D) look along
     -z with y up, so the cloud opens as the camera saw it. (x, -y, -z) is the camera's own frame,
-    that of `losses.back_project`. One point per pixel; how: see `resize_depth`. Left out are holes,
-    what lies outside near_far, and what differs by more than the ratio `edge` from the cell it
-    stands in: it would fly between the two sides of an edge.
+    that of `losses.back_project`. One point per pixel. Left out are holes, what lies outside
+    near_far, and what differs by more than the ratio `edge` from the network's own: it would fly
+    between the two sides of an edge.
     """
-    size, (near, far) = rgb.shape[:2], near_far or (0, math.inf)
-    depth, own = resize_depth(native, size, how), resize_depth(native, size, "nearest")
+    near, far = near_far or (0, math.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         keep = np.abs(np.log(depth / own)) <= math.log(edge)  # False for holes
     v, u = np.nonzero(keep & (depth > 0) & (depth >= near) & (depth <= far))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.files import UserError, notice, usable_cores
-from plumbing.pictures import resize_depth, resize_picture
+from plumbing.pictures import aspect_crop, resize_depth, resize_picture, same_shape
 
 TFLITE_FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
 RUNS = ("runs/student", "runs/distilled")  # where train.py and distill.py write, if not told
@@ -82,14 +82,35 @@ def read_metadata(content: bytes, name: str) -> dict:
 # ------------------------------------------------------------------------------- picture -> metres
 
 
+# Top, left, bottom, right as shares of a picture, and a map (h, w) of it in metres.
+View = tuple[tuple[float, float, float, float], np.ndarray]
+
+
+def assemble(views: list[View], size: tuple[int, int], how: str) -> np.ndarray:
+    """Depth (H, W) = size in metres from `Predictor.look`: later views lie on earlier ones, and
+    what is beside the first (a pixel or two) is as its edge. how: see `resize_depth`."""
+    depth = None
+    for box, native in views:
+        top, left, bottom, right = np.rint(np.multiply(box, (*size, *size))).astype(int)
+        part = resize_depth(native, (bottom - top, right - left), how)
+        if depth is not None:
+            depth = depth.copy()
+            depth[top:bottom, left:right] = part
+        elif part.shape == tuple(size):
+            depth = part
+        else:
+            depth = np.pad(part, ((top, size[0] - bottom), (left, size[1] - right)), "edge")
+    return depth
+
+
 class Predictor:
     """RGB u8 (H, W, 3) of any size -> depth float32 (H, W) in metres.
 
     run: raw RGB (*size, 3) of `dtype` -> (h, w) metres, of any size; invoke: its inner part without
     the copies in and out, on the last input (None: they cannot be told apart). resize: how the
     metres get to the picture's size, see `resize_depth`. calibration: the one that a .tflite holds
-    already. `milliseconds` holds the time of each run. `tells_stretching`: that a picture has
-    another shape than size is told, once.
+    already. `milliseconds` holds the network's time of each picture. `tells_shape`: that one has
+    another shape than size is told, once, see `look`. `trained_on`: size of the training pictures.
     """
 
     def __init__(
@@ -100,24 +121,77 @@ class Predictor:
         self.about = f"{about}, {size[0]}x{size[1]}"
         self.dtype, self.invoke, self.calibration = dtype, invoke, calibration
         self.milliseconds: list[float] = []
-        self.tells_stretching = True
+        self.tells_shape = True
+        self.trained_on, self.adjust = size, lambda d: d
         run(np.zeros((*size, 3), dtype))  # the first run is slow; it also tries the graph
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        return resize_depth(self.native(rgb), rgb.shape[:2], self.resize)
+        return assemble(self.look(rgb), rgb.shape[:2], self.resize)
+
+    def look(self, rgb: np.ndarray) -> list[View]:
+        """The network's own maps of the picture, for `assemble`: its middle, cut as evaluate.py
+        does; where it has another shape than `size`, before it the whole, squeezed to that.
+
+        The middle's metres are kept. The whole, which sees how all hangs together, is multiplied on
+        each side by the median ratio of both in the quarter of the middle next to it.
+        """
+        (H, W), before = rgb.shape[:2], len(self.milliseconds)
+        top, left, h, w = aspect_crop((H, W), self.size)
+        box = top / H, left / W, (top + h) / H, (left + w) / W
+        middle = self.native(rgb[top : top + h, left : left + w])
+        if same_shape((H, W), self.size):
+            return [(box, self.adjust(middle))]
+        if self.tells_shape:
+            self.tells_shape = False
+            notice(f"{H}x{W} (high x wide) has another shape than the network's {self.size[0]}x"
+                   f"{self.size[1]}: its middle {h}x{w} is looked at by itself, the rest squeezed "
+                   "and scaled to that; best is a network trained with such an --image_size and "
+                   "--size")  # fmt: skip
+        whole = self.native(rgb).copy()
+        self.milliseconds[before:] = [sum(self.milliseconds[before:])]
+        rows, columns = whole.shape
+        part = whole[int(box[0] * rows) : math.ceil(box[2] * rows),
+                     int(box[1] * columns) : math.ceil(box[3] * columns)]  # fmt: skip
+        a, b = (resize_depth(d, (64, 64), "nearest") for d in (middle, part))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = a / b
+        ratio, sides = (ratio, whole) if h < H else (ratio.T, whole.T)
+        for near, side in zip((ratio[:16], ratio[-16:]), np.array_split(sides, 2)):
+            near = near[np.isfinite(near) & (near > 0)]
+            side *= np.median(near) if near.size else 1
+        return [((0, 0, 1, 1), self.adjust(whole)), (box, self.adjust(middle))]
+
+    def calibrate(self, scale: float, shift: float) -> None:
+        """From now on d is max(0, scale d + shift), metres; holes stay holes."""
+        a, b = np.float32(scale), np.float32(shift)
+        self.adjust = lambda d: np.where(d > 0, np.maximum(a * d + b, 0), d)
+        self.about += f", calibrated {a:.4g} d {b:+.4g} m"
 
     def native(self, rgb: np.ndarray) -> np.ndarray:
-        """The network's own map (h, w) of the picture, as it comes out of `run`."""
-        (h, w), (H, W) = rgb.shape[:2], self.size
-        if self.tells_stretching and abs(math.log(w * H / (h * W))) > 0.02:
-            self.tells_stretching = False
-            notice(f"{h}x{w} (high x wide) is stretched to the network's {H}x{W} and back; depth "
-                   "may suffer: crop it, or export.py --input_size. Said once")  # fmt: skip
+        """The network's own map (h, w) of a picture that is squeezed to `size`, not calibrated."""
         image = resize_picture(rgb, self.size).astype(self.dtype, copy=False)
         start = time.perf_counter()
         depth = self.run(image)
         self.milliseconds.append(1000 * (time.perf_counter() - start))
         return depth
+
+
+def check_uncalibrated(predictor: Predictor, path: Path) -> None:
+    """Raises UserError where the model file holds a calibration."""
+    if predictor.calibration:
+        raise UserError(
+            f"{path} holds a calibration already, and a second would apply on top: give the .pt "
+            "that it was exported from to --model, or a .tflite exported without --calibration"
+        )
+
+
+def tell_shape(path: Path, size: tuple[int, int], trained: tuple[int, int]) -> None:
+    """A remark where pictures are brought to another shape than those of the training."""
+    if not same_shape(size, trained):
+        (H, W), (h, w) = size, trained
+        notice(f"{path}: trained on {h}x{w}, and {H}x{W} has another shape: pictures are squeezed, "
+               "and depth suffers; leave out --image_size and export.py --input_size, or give one "
+               "of the trained shape (predict.py takes pictures of any)")  # fmt: skip
 
 
 def newest_model(names: tuple[str, ...]) -> Path:
@@ -149,8 +223,9 @@ def load_predictor(
         raise UserError(f"{path}: no such model file")
     threads = usable_cores() if threads == 0 else threads
     if path.suffix == ".pt":
-        run, size, about = open_checkpoint(path, threads, device)
-        return Predictor(run, image_size or size, resize, about)
+        run, trained, about = open_checkpoint(path, threads, device)
+        tell_shape(path, image_size or trained, trained)
+        return Predictor(run, image_size or trained, resize, about)
     if path.suffix != ".tflite":
         raise UserError(f"{path}: a model is a .pt (train.py) or a .tflite (export.py)")
     if device == "cuda":
@@ -159,6 +234,7 @@ def load_predictor(
     if image_size not in (None, predictor.size):
         shape = "x".join(map(str, predictor.size))
         raise UserError(f"{path} takes {shape} only: give --image_size {shape}, or leave it out")
+    tell_shape(path, predictor.size, predictor.trained_on)
     return predictor
 
 
@@ -196,8 +272,11 @@ def load_tflite(path: Path, threads: int, resize: str) -> Predictor:
         depth = lite.get_tensor(target["index"])[0, :, :, 0]
         return depth if per_metre == 1 else depth / np.float32(per_metre)
 
-    return Predictor(
-        run, tuple(metadata["input"]["size"]), resize,
-        f"TFLite {metadata['precision']}, threads {threads}", dtype=metadata["input"]["dtype"],
-        invoke=lite.invoke, calibration=metadata.get("calibration"),
+    size = tuple(metadata["input"]["size"])
+    predictor = Predictor(
+        run, size, resize, f"TFLite {metadata['precision']}, threads {threads}",
+        dtype=metadata["input"]["dtype"], invoke=lite.invoke,
+        calibration=metadata.get("calibration"),
     )  # fmt: skip
+    predictor.trained_on = tuple(metadata["input"].get("trained_on", size))  # older files lack it
+    return predictor

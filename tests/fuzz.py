@@ -40,7 +40,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import model  # noqa: E402
-from plumbing.checkpoints import CheckpointError, read_calibration, read_checkpoint  # noqa: E402
+from plumbing.calibration import read_calibration  # noqa: E402
+from plumbing.checkpoints import CheckpointError, read_checkpoint  # noqa: E402
 from plumbing.files import UserError  # noqa: E402
 from plumbing.pairs import DataError, Pair, list_pairs, read_pair, read_teacher  # noqa: E402
 from plumbing.pictures import read_picture  # noqa: E402
@@ -294,7 +295,7 @@ def make_kinds() -> dict[str, Kind]:
         "checkpoint": Kind("net.pt", [checkpoint.getvalue()], read_model, weights, odd_state, 2),
         "weights": Kind("public.pth", publics, read_public, weights, None, 3),
         "tflite": Kind("model.tflite", [tflite], read_deployed, usable, None, 4),
-        "calibration": Kind("calibration.json", [fit], read_fit, weights, odd_json, 5),
+        "calibration": Kind("calibration.json", [fit], read_fit, usable, odd_json, 5),
     }  # fmt: skip
 
 

@@ -145,6 +145,18 @@ def test_input_types_and_units(device_file, dtype, unit):
     assert predictor.about == "TFLite int8, threads 1, 48x64"
 
 
+def test_an_input_of_another_shape_than_the_training_is_told(device_file, capsys):
+    """export.py --input_size takes the notice of predict.py away, and not the fault."""
+    path, told = device_file(size=(64, 48)), "48x64, and 64x48 has another shape: pictures are"
+    for trained, count in (((48, 64), 1), ((128, 96), 0), (None, 0)):  # None: an older file
+        metadata = described((64, 48))
+        metadata["input"] |= {"trained_on": trained} if trained else {}
+        path.write_bytes(seal(graph((64, 48), 1, "float32", 1.0), metadata))
+        assert load(path)(picture(64, 48)).shape == (64, 48)
+        err = capsys.readouterr().err
+        assert err.count("note: ") == count and err.count(told) == count
+
+
 def test_smaller_output_is_resized_to_the_picture(device_file):
     path, rgb = device_file(step=8), picture(96, 128)
     # 96x128 is halved to 48x64 by area, then averaged over 8x8: means of 16x16 pixels.
@@ -485,14 +497,14 @@ def read_ply(content: bytes) -> tuple[list[str], list[tuple]]:
     return [x for x in lines if x.startswith("comment")], list(layout.iter_unpack(body))
 
 
-WHOLE = {"how": "nearest", "edge": 1.1, "near_far": None}
+WHOLE = {"edge": 1.1, "near_far": None}
 
 
 def test_points_by_hand():
     """fx 100, fy 200, centre (1, 0.5): the pixel at (u, v), z metres away, and no holes."""
     rgb = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     depth = np.array([[2, 0, 4], [np.nan, 8, -1]], np.float32)
-    points = point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE)
+    points = point_cloud(rgb, depth, depth, (100, 200, 1, 0.5), **WHOLE)
     comments, vertices = read_ply(ply(points))
     assert vertices == [
         (pytest.approx(-0.02), pytest.approx(0.005), -2, 0, 1, 2),
@@ -500,7 +512,7 @@ def test_points_by_hand():
         (0, pytest.approx(-0.02), -8, 12, 13, 14),
     ]
     assert "metres" in comments[0] and "y up" in comments[0]
-    points = point_cloud(rgb, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
+    points = point_cloud(rgb, depth, depth, (100, 200, 1, 0.5), **WHOLE | {"near_far": (3, 5)})
     assert [p[2] for p in read_ply(ply(points))[1]] == [-4]
     assert read_ply(ply(points[:0]))[1] == []
 
@@ -510,10 +522,11 @@ def test_no_point_flies_between_the_sides_of_an_edge():
     native[:, 8:] = 3
     native += np.linspace(0, 0.1, 16, dtype=np.float32) + np.linspace(0, 0.1, 12)[:, None]
     rgb, K = picture(96, 128), (100, 100, 64, 48)
-    z = -point_cloud(rgb, native, K, how="bilinear", edge=1.1, near_far=None)["z"]
+    depth, own = (resize_depth(native, (96, 128), how) for how in ("bilinear", "nearest"))
+    z = -point_cloud(rgb, depth, own, K, edge=1.1, near_far=None)["z"]
     assert not ((z > 1.35) & (z < 2.7)).any() and 0.9 < len(z) / rgb[..., 0].size < 1
     assert len(np.unique(z)) > 5000  # smooth on both sides, no steps of 12x16 cells
-    z = -point_cloud(rgb, native, K, how="bilinear", edge=100, near_far=None)["z"]
+    z = -point_cloud(rgb, depth, own, K, edge=100, near_far=None)["z"]
     assert ((z > 1.35) & (z < 2.7)).any() and len(z) == rgb[..., 0].size
 
 
@@ -576,8 +589,8 @@ def test_ply_command(device_file, tmp_path, capsys):
 # --------------------------------------------------------------------------------- the Pi's install
 
 
-DEVICE = ["files", "flags", "pictures", "runtime", "device", "video", "points",
-          "cameras"]  # of plumbing/
+DEVICE = ["files", "flags", "pictures", "runtime", "device", "video", "points", "cameras",
+          "calibration"]  # of plumbing/
 # What `pip install -r requirements-device.txt` brings: its three packages, and what those need.
 INSTALLED = ["numpy", "cv2", "ai_edge_litert", "backports", "flatbuffers", "google", "tqdm",
              "typing_extensions"]  # fmt: skip
@@ -611,7 +624,9 @@ def test_a_few_files_and_three_packages_are_all_a_pi_needs(device_file, clip, tm
     (alone / "best.pt").write_bytes(b"PK a checkpoint")
     model = ["--model", "model.tflite"]
     commands = [
-        ["a.png", *model, "--out", "o", "--ply", "--intrinsics", "60,60,32,24"],
+        ["a.png", *model, "--out", "o", "--ply", "--intrinsics", "60,60,32,24", "--at", "3,4"],
+        ["--measured", "a.png:30,20=3", *model, "--out", "k"],
+        ["a.png", *model, "--out", "c", "--calibration", "k/calibration.json", "--json", "c.json"],
         [str(clip), *model, "--out", "o", "--smooth", "--frames"],
         ["--benchmark", *model, "--runs", "2", "--warmup", "1", "--json", "b.json"],
         ["a.png", "--model", "best.pt"],
@@ -622,7 +637,7 @@ def test_a_few_files_and_three_packages_are_all_a_pi_needs(device_file, clip, tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit code")]
-    assert codes == [f"exit code {code}" for code in (0, 0, 0, 2)], done.stderr
+    assert codes == [f"exit code {code}" for code in (0, 0, 0, 0, 0, 2)], done.stderr
     assert "pip install torch" in done.stderr and "Traceback" not in done.stderr
     assert {p.name for p in (alone / "o").iterdir()} == {
         "a.ply", "a_color.png", "a_depth.png", "clip_color.mp4", "clip_frames",

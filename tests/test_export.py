@@ -369,7 +369,7 @@ QUICK = ["--input_size", "120x200", "--runs", "2", "--warmup", "0", "--threads",
 
 @pytest.fixture
 def checkpoint(tmp_path, small):
-    save(tmp_path / "best.pt", small[0])
+    save(tmp_path / "best.pt", small[0], image_size=[120, 200])
     return tmp_path / "best.pt"
 
 
@@ -501,7 +501,8 @@ def test_command_one_broken_format_of_two(checkpoint, capsys):
 
 def test_command_flags_of_the_graph(tmp_path):
     """They reach the file, and so do the checkpoint's own last resize and its place in training."""
-    save(tmp_path / "best.pt", random_network(size=(64, 96), upsample="bilinear"), epoch=4, step=9)
+    network = random_network(size=(64, 96), upsample="bilinear")
+    save(tmp_path / "best.pt", network, epoch=4, step=9, image_size=[120, 200])
     flags = ["--normalization", "graph", "--last_resize", "plain", "--output_size", "60x100"]
     assert command("--checkpoint", tmp_path / "best.pt", *QUICK, *flags) == 0
     report = json.loads((tmp_path / "report.json").read_text())
@@ -511,7 +512,8 @@ def test_command_flags_of_the_graph(tmp_path):
     assert operations["CONV_2D"] == 27  # "fast" resizes along W with one more
     about = read_metadata((tmp_path / "model.tflite").read_bytes(), "x")
     assert (about["checkpoint"]["epoch"], about["checkpoint"]["step"]) == (4, 9)
-    assert about["input"]["size"] == [120, 200] and about["output"]["size"] == [60, 100]
+    assert about["input"]["size"] == about["input"]["trained_on"] == [120, 200]
+    assert about["output"]["size"] == [60, 100]
 
 
 def test_command_stopped_leaves_nothing(checkpoint, tmp_path, monkeypatch):
@@ -537,7 +539,10 @@ def test_command_takes_the_checkpoints_image_size(small, tmp_path, monkeypatch, 
         ({"image_size": [120, 200]}, ["--input_size", "60x80"], (60, 80)),
     ):
         save(tmp_path / "best.pt", small[0], **stored)
-        assert command("--checkpoint", tmp_path / "best.pt", *flags) == 2 and one_line(capsys)
+        assert command("--checkpoint", tmp_path / "best.pt", *flags) == 2
+        told = capsys.readouterr().err.splitlines()
+        squeezed = ["note: " in line and "trained on 120x200, and 60x80" in line for line in told]
+        assert squeezed == [True] * bool(flags) + [False]
         assert layouts[-1].input_size == layouts[-1].output_size == size
 
 
@@ -594,7 +599,7 @@ def test_command_nan_network(tmp_path, capsys):
     """Its file is broken and kept under its other name; the report is JSON all the same."""
     network = random_network(size=(64, 96))
     network.decoder.depth.weight.data[0, 0] = float("nan")
-    save(tmp_path / "best.pt", network)
+    save(tmp_path / "best.pt", network, image_size=[120, 200])
     assert command("--checkpoint", tmp_path / "best.pt", *QUICK) == 3
     printed = capsys.readouterr()
     assert "max error nan m" in printed.err and printed.err.count("\n") == 1
@@ -632,6 +637,9 @@ def test_command_calibration(checkpoint, tmp_path, capsys):
     np.testing.assert_allclose(after[seen], 1.5 * before[seen] + 0.25, atol=TOLERANCE)
     about = read_metadata(file.read_bytes(), "x")["calibration"]
     assert about == {"scale": 1.5, "shift_m": 0.25, "split": "calib", "pairs": 7}
+    tape = {k: v for k, v in content.items() if k not in ("split", "data")} | {"points": []}
+    path.write_text(json.dumps(tape))  # as predict.py --measured writes it
+    assert command(*told) == 0
     path.write_text(json.dumps(content | {"model_sha256": "0" * 64}))
     assert command(*told) == 2  # a network trained anew, or a .tflite
     assert "another model file" in one_line(capsys)

@@ -77,7 +77,8 @@ def test_ends_metadata_and_operations(tmp_path):
 
 def test_command(tmp_path, capsys, monkeypatch):
     """--format onnx: beside the .tflite, compared and judged like it."""
-    save(tmp_path / "best.pt", random_network(size=(64, 96), **UNEQUAL))
+    network = random_network(size=(64, 96), **UNEQUAL)
+    save(tmp_path / "best.pt", network, image_size=[120, 200])
     told = ["--checkpoint", tmp_path / "best.pt", "--format", "fp32,onnx", *QUICK]
     assert command(*told) == 0
     assert not capsys.readouterr().err

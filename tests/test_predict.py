@@ -1,6 +1,8 @@
 """Sec. 4.4: what predict.py writes is the depth the network gave, under names that cannot clash."""
 
 import gzip
+import hashlib
+import json
 import os
 import struct
 import subprocess
@@ -18,6 +20,7 @@ import plumbing.runtime
 import plumbing.video
 import predict
 from plumbing.files import UserError, run_main
+from plumbing.pairs import Pair, read_pair
 from plumbing.pictures import (
     HOLE,
     WHITE,
@@ -33,6 +36,7 @@ from plumbing.pictures import (
 )
 from plumbing.runtime import Predictor, load_predictor, newest_model
 
+POINT = "<f4,<f4,<f4,u1,u1,u1"  # of a .ply
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 
 
@@ -120,12 +124,219 @@ def test_nearest_invents_no_depth_and_is_centred():
     assert set(resize_depth(depth, (7, 13), "nearest").ravel()) == {1, 5}
 
 
-def test_stretching_is_told_once(tmp_path, toy, capsys):
+def test_another_shape_is_told_once(tmp_path, toy, capsys):
     for name, size in {"a": (48, 64), "b": (48, 90), "c": (90, 48)}.items():
         write(tmp_path / f"in/{name}.png", picture(*size))
     assert toy_command(tmp_path / "in", "--out", tmp_path / "out") == 0
     told = capsys.readouterr().err
-    assert told.count("stretched") == 1 and "48x90 (high x wide) is stretched to" in told
+    assert told.count("note") == 1 and "48x90 (high x wide) has another shape" in told
+    assert len(toy.milliseconds) == 3  # of each picture, not of each look
+
+
+@pytest.mark.parametrize("h, w", [(960, 720), (720, 1280), (484, 640)])
+def test_depth_is_evaluates_wherever_both_look(networks, tmp_path, h, w):
+    rgb = write(tmp_path / "a.jpg", picture(h, w))
+    pair = Pair(rgb, write(tmp_path / "a.png", np.full((h, w), 1000, np.uint16)), "s", tmp_path)
+    predictor = load_predictor(networks / "last.pt", predict.open_checkpoint, device="cpu")
+    scored = predictor(read_pair(pair, predictor.size, None, {}).rgb)  # as evaluate.py does
+    depth = predictor(read_picture(rgb))
+    ch, cw = min(h, w * 3 // 4), min(w, h * 4 // 3)  # both look at the middle of 4:3
+    middle = depth[(h - ch) // 2 : (h + ch) // 2, (w - cw) // 2 : (w + cw) // 2]
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in ((ch, 480), (cw, 640)))
+    np.testing.assert_allclose(middle, scored[rows][:, columns], atol=1e-3)
+    assert depth.shape == (h, w) and (depth > 0).all()
+
+
+def test_what_lies_beside_the_middle_is_scaled_to_it(tmp_path, toy):
+    """By hand: 96x64 squeezed to 48 rows; its rows 24 to 71 by themselves, three times as far, in
+    their lower half twice."""
+    row = np.arange(96) // 2 + 1
+    times = np.where(np.arange(96) < 48, 3, 2)
+    whole, middle, nothing = (
+        np.repeat(values[:, None], 64, 1).astype(np.float32) / 10
+        for values in (row[::2], (times * row)[24:72], 0 * row[24:72])
+    )
+    whole[-3:], middle[:6] = np.nan, 0  # holes stay holes
+    maps = iter([middle, whole, nothing, whole])
+    toy.run = lambda x: next(maps)
+    source = write(tmp_path / "a.png", picture(96, 64))
+    flags = "--out", tmp_path, "--ply", "--intrinsics", "64,64,31.5,47.5", "--resize", "nearest"
+    assert toy_command(source, *flags) == 0
+    expected = 100 * np.repeat((times * row)[:, None], 64, 1)
+    expected[24:30] = expected[-6:] = 0
+    np.testing.assert_array_equal(millimetres(tmp_path / "a_depth.png"), expected)
+    body = (tmp_path / "a.ply").read_bytes().split(b"end_header\n")[1]
+    z = np.frombuffer(body, POINT)["f2"].reshape(-1, 64)  # 48 rows, 6 of holes
+    rows = [r for r in range(48) if r < 12 or 15 <= r < 45]
+    expected = -0.1 * np.repeat((times * row)[::2][rows][:, None], 64, 1)
+    np.testing.assert_allclose(z, expected, rtol=1e-6)
+    depth = toy(picture(96, 64))  # no depth in the middle: nothing to scale by
+    assert depth[0, 0] == np.float32(0.1) and not depth[24:72].any()
+
+
+# ------------------------------------------------------------------------ points, --json, a tape
+
+
+def field(h=48, w=64) -> np.ndarray:
+    """A picture whose toy depth is (3 row + 50) / 50 m: 1 m and 6 cm more a row."""
+    return np.repeat((3 * np.arange(h)[:, None, None] + 50).astype(np.uint8), w, 1).repeat(3, 2)
+
+
+def test_metres_at_a_point(tmp_path, toy, capsys):
+    rgb = field()
+    rgb[20:30, 20:30] = 0  # a hole of 10x10
+    source = write(tmp_path / "a.png", rgb)
+    at = ["--at", "5,10", "--at", "63,0", "--at", "24,24", "--at", "21,24"]
+    assert toy_command(source, *at, "--out", tmp_path) == 0
+    # 5x5: row 10; the corner's rows 0 to 2; none; columns 19 alone: rows 22 to 26.
+    expected = ["5,10: 1.600 m", "63,0: 1.060 m", "24,24: no depth", "21,24: 2.440 m"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " m" in line[-3:] or "no d" in line] == [
+        f"{source} {text}" for text in expected
+    ]
+    lying = jpeg_with_exif(np.ascontiguousarray(field(64, 48)), 6)  # upright: 48x64, bright left
+    (tmp_path / "l.jpg").write_bytes(lying)
+    assert toy_command(tmp_path / "l.jpg", "--at", "63,40", "--out", tmp_path) == 0
+    assert " 63,40: 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, told", [
+    (["a.png", "b.png", "--at", "64,0"], "b.png: 64,0 lies outside this picture, 64 wide and 48"),
+    (["a.png", "b.png", "--at", "0,48"], "b.png: 0,48 lies outside"),
+    (["a.png", "--at", "1"], "is not X,Y"), (["a.png", "--at", "1.5,2"], "whole number"),
+    (["--camera", "0", "--at", "1,2"], "--at is for pictures"),
+    (["--benchmark", "--at", "1,2"], "--at is for pictures"),
+    (["--json", "a.png"], "INPUT, if any, goes before"),
+    (["--measured", "a.png:1,2=1", "a.png"], "--measured goes without INPUT"),
+    *(([f"--measured={text}"], told) for text, told in {
+        "a.png:1,2=0": "positive", "a.png:1,2=-1": "positive", "a.png:1,2=nan": "positive",
+        "a.png:1,2=inf": "positive", "a.png:1,2=1,5": "positive", "a.png:1=2": "X,Y",
+        "a.png=2": "PICTURE:X,Y=METRES", "absent.png:1,2=1": "--measured absent.png: ",
+        "b.png:64,2=1": "b.png: 64,2 lies outside", "c.png:9,9=1": "c.png:9,9: the network has no",
+        "b.png:1,10=1600": "scale of 1e+03", "b.png:1,10=0.5": "scale of 0.312",
+    }.items()),
+])  # fmt: skip
+def test_points_that_cannot_be(tmp_path, toy, monkeypatch, capsys, flags, told):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.png", field(64, 90))
+    write(tmp_path / "b.png", field())
+    write(tmp_path / "c.png", 0 * field())
+    (tmp_path / "toy.pt").write_bytes(b"")
+    toy.tells_shape = False
+    assert toy_command(*flags) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and told in err
+    assert {p.name for p in tmp_path.rglob("*.*")} == {"a.png", "b.png", "c.png", "toy.pt"}
+
+
+def test_json_is_all_that_stdout_holds(tmp_path, toy, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").write_bytes(b"weights")
+    write(tmp_path / "in/a.png", field())
+    write(tmp_path / "in/b.png", field(96, 64))
+    Path("in/c.jpg").write_bytes(b"no picture")
+    video(tmp_path / "v.avi", 3)
+    flags = ["in", "v.avi", "--at", "5,10", "--out", "o"]
+    flags += ["--ply", "--intrinsics", "64,64,32,24,64,48"]  # which are not b's
+    assert toy_command(*flags, "--json", "r.json") == 1
+    assert "5,10: 1.600 m" in capsys.readouterr().out
+    assert toy_command(*flags, "--json") == 1
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert "5,10: 1.600 m" in printed.err and "3 pictures" in printed.err
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert report["model"] == {"file": "toy.pt", "sha256": digest, "about": "toy, 48x64"}
+    [a] = report["pictures"]
+    assert a.pop("ms") >= 0 and a == {
+        "file": "in/a.png", "depth_png": "o/a_depth.png", "color_png": "o/a_color.png",
+        "ply": "o/a.ply", "size": [48, 64], "known": 1.0,
+        "points": [{"x": 5, "y": 10, "depth_m": pytest.approx(1.6)}],
+    }  # fmt: skip
+    assert report["videos"] == [{"file": "v.avi", "frames": 3}]
+    assert [s["file"] for s in report["skipped"]] == ["in/b.png", "in/c.jpg"]
+    assert "not a picture" in report["skipped"][1]["why"]
+    assert json.loads(Path("r.json").read_text()).keys() == report.keys()
+
+
+def measured(capsys, *points, code=0, flags=()) -> tuple[dict, str]:
+    """The calibration of these "PICTURE:X,Y=METRES", and what was told on stderr."""
+    flags = [*(f"--measured={p}" for p in points), *flags]
+    assert toy_command(*flags, "--json") == code
+    printed = capsys.readouterr()
+    return json.loads(printed.out)["calibration"], printed.err
+
+
+def test_a_tape_measures_calibration(tmp_path, toy, monkeypatch, capsys):
+    """The toy network sees 1.0 + 0.06 row metres; what is measured follows by hand."""
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").write_bytes(b"weights")
+    for name in ("a=b:1,2.png", "c.png"):
+        write(tmp_path / name, field())
+    one, told = measured(capsys, "a=b:1,2.png:5,10=1.92")  # 1.6 m
+    assert (one["scale"], one["shift_m"]) == (pytest.approx(1.2), 0) and "scale only" in told
+    two, told = measured(capsys, "a=b:1,2.png:5,10=1.6", "c.png:3,40=4.896")  # 1.6 and 3.4 m
+    assert two["scale"] == pytest.approx(1.44**0.5) and two["shift_m"] == 0 and two["pairs"] == 2
+    residuals = [p["residual"] for p in two["points"]]
+    assert residuals == pytest.approx([0.2, -1 / 6], abs=1e-5)
+    assert "weak fit" in told and "measure it anew" not in told
+    # 0.8 d + 0.3 of 1.6, 2.2, 3.4 m
+    points = "c.png:5,10=1.58", "c.png:5,20=2.06", "c.png:5,40=3.02"
+    three, told = measured(capsys, *points)
+    assert (three["scale"], three["shift_m"]) == pytest.approx((0.8, 0.3), abs=1e-5)
+    assert "3 points for two numbers" in told and "does not fit" not in told
+    assert three["points"][2] == {
+        "picture": "c.png", "x": 5, "y": 40, "measured_m": 3.02, "residual": 0,
+        "before_m": pytest.approx(3.4), "after_m": pytest.approx(3.02),
+    }  # fmt: skip
+    wrong, told = measured(capsys, *points, "c.png:5,30=3.9", "c.png:5,4=1.292", "c.png:5,45=3.26")
+    assert (wrong["scale"], wrong["shift_m"]) == pytest.approx((0.8, 0.3), abs=1e-5)  # 2.54 seen
+    assert told.count("does not fit") == 1 and "c.png:5,30 does not fit (-35%)" in told
+    near, told = measured(capsys, "c.png:5,10=1.6", "c.png:5,11=1.66", "c.png:5,12=1.72")
+    assert (near["scale"], near["shift_m"]) == (pytest.approx(1), 0) and "1.6 to 1.72 m" in told
+    minus, told = measured(capsys, "c.png:5,10=1.1", "c.png:5,20=1.7", "c.png:5,40=2.9")
+    assert "nearer than 0.50 m becomes no depth" in told and minus["scale"] == pytest.approx(1)
+    file = json.loads(Path("runs/predictions/calibration.json").read_text())
+    assert file.items() <= minus.items() and file["points"][2]["measured_m"] == 2.9
+
+
+def test_calibration_is_applied_at_no_rebuild(tmp_path, toy, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").write_bytes(b"weights")
+    rgb = field()
+    rgb[:5] = 0
+    write(tmp_path / "c d.png", rgb)
+    flags = [f"--measured=c d.png:5,{y}={m}" for y, m in ((10, 1.58), (20, 2.06), (40, 3.02))]
+    assert toy_command(*flags, "--calibration", "k 1.json") == 0
+    next_line = capsys.readouterr().out.splitlines()[-1]
+    assert next_line == "next: python predict.py 'c d.png' --model toy.pt --calibration 'k 1.json'"
+    flags = ["c d.png", video(tmp_path / "v.avi", 2), "--frames", "--calibration", "k 1.json"]
+    ply = ["--ply", "--intrinsics", "64,64,32,24", "--at", "5,20", "--out", "o"]
+    assert toy_command(*flags, *ply) == 0
+    assert " 5,20: 2.060 m" in capsys.readouterr().out
+    expected = np.rint(1000 * (0.8 * rgb[..., 0] / 50 + 0.3))
+    expected[:5] = 0  # holes stay holes
+    np.testing.assert_allclose(millimetres(tmp_path / "o/c d_depth.png"), expected, atol=1)
+    frames = [millimetres(p).mean() for p in sorted((tmp_path / "o/v_frames").iterdir())]
+    assert frames == pytest.approx([1100, 1180], abs=40)  # 1 and 1.1 m before
+    z = np.frombuffer(Path("o/c d.ply").read_bytes().split(b"end_header\n")[1], POINT)["f2"]
+    assert len(z) == 43 * 64 and z.min() == pytest.approx(-(0.8 * 3.82 + 0.3))
+    Path("toy.pt").write_bytes(b"trained anew")
+    assert toy_command(*flags) == 2 and "another model file" in capsys.readouterr().err
+    toy.calibration = {"scale": 2.0}
+    for more in (flags, ["--measured=c d.png:5,10=1.6"]):
+        assert toy_command(*more) == 2
+        assert "holds a calibration already" in capsys.readouterr().err
+
+
+def test_the_fit_holds_beside_the_middle_as_well(tmp_path, toy, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").write_bytes(b"weights")
+    write(tmp_path / "tall.png", field().repeat(2, 0))
+    fit, _ = measured(capsys, *(f"tall.png:5,{y}={m}" for y, m in ((4, 1), (45, 3), (90, 4.2))))
+    at = [f"--at=5,{p['y']}" for p in fit["points"]]
+    assert toy_command("tall.png", *at, "--calibration", fit["file"], "--json") == 0
+    found = [p["depth_m"] for p in json.loads(capsys.readouterr().out)["pictures"][0]["points"]]
+    assert found == pytest.approx([p["after_m"] for p in fit["points"]], rel=1e-5)
 
 
 # --------------------------------------------------------------------------------- reading pictures
@@ -696,15 +907,18 @@ def test_unusable_models_are_named(networks, tmp_path, capsys):
     assert "takes 480x640 only: give --image_size 480x640" in capsys.readouterr().err
 
 
-def test_a_checkpoints_own_image_size_and_all_cores(tmp_path, monkeypatch):
+def test_a_checkpoints_own_image_size_and_all_cores(tmp_path, monkeypatch, capsys):
     def opener(path, threads, device):
         return lambda x: x[..., 0], (96, 128), f"{device}, threads {threads}"
 
     (tmp_path / "a.pt").write_bytes(b"")
     monkeypatch.setattr(plumbing.runtime, "usable_cores", lambda: 3)
     assert load_predictor(tmp_path / "a.pt", opener).about == "auto, threads None, 96x128"
+    load_predictor(tmp_path / "a.pt", opener, image_size=(192, 256))
+    assert not capsys.readouterr().err  # of one shape
     given = load_predictor(tmp_path / "a.pt", opener, image_size=(64, 96), threads=0, device="cpu")
     assert given.size == (64, 96) and given.about == "cpu, threads 3, 64x96"
+    assert "trained on 96x128, and 64x96 has another shape" in capsys.readouterr().err
 
 
 def test_no_call_of_one_opencv_alone(networks, tmp_path):

@@ -16,7 +16,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FLAT = sorted(ROOT.glob("*.py"))
 PLUMBING = sorted((ROOT / "plumbing").glob("*.py"))
 DEVICE = {"predict", "files", "flags", "pictures", "runtime", "device", "video", "points",
-          "cameras"}
+          "cameras", "calibration"}  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
