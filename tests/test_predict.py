@@ -254,7 +254,7 @@ def test_json_is_all_that_stdout_holds(tmp_path, toy, monkeypatch, capsys):
     }  # fmt: skip
     assert report["videos"] == [{"file": "v.avi", "frames": 3}]
     assert [s["file"] for s in report["skipped"]] == ["in/b.png", "in/c.jpg"]
-    assert "not a picture" in report["skipped"][1]["why"]
+    assert "neither a picture" in report["skipped"][1]["why"]
     assert json.loads(Path("r.json").read_text()).keys() == report.keys()
 
 
@@ -747,7 +747,9 @@ def test_neither_picture_nor_film(tmp_path, toy, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_benchmark_takes_a_picture_by_its_content(tmp_path, toy, capsys):
+def test_benchmark_takes_a_picture_by_its_content(tmp_path, toy, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("toy.pt").touch()
     film = video(tmp_path / "a.avi", 3).rename(tmp_path / "film.jpg")
     still = write(tmp_path / "a.png", picture()).rename(tmp_path / "still.mp4")
     few = ["--benchmark", "--runs", 1, "--warmup", 0, "--threads", 1]
