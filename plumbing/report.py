@@ -53,7 +53,6 @@ class Comparison:
         None, "metres at which a depth is cut before it is scored (default: the run's, or 40)",
         positive, metavar="M",
     )  # fmt: skip
-
     depth_orientation: str | None = flag(
         None, "which way round a depth map is that fits its turned picture both ways (default: the "
         "run's, or stored)", choices=["stored", "upright"],
@@ -87,9 +86,8 @@ class Comparison:
         """So many of a split, spread evenly; None: all. Raises DataError."""
         if not self.data or number == 0:
             return []
-        pairs = list_pairs(resolve(self.data), split)
         way = self.depth_orientation or "stored"
-        pairs = [pair._replace(depth_orientation=way) for pair in pairs]
+        pairs = list_pairs(resolve(self.data), split, orientation=way)
         return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:
