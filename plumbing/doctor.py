@@ -30,6 +30,7 @@ import numpy as np
 from plumbing.files import progress, quoted, run_main, usable_cores, write_json
 from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
+    WAYS,
     DataError,
     Header,
     Pair,
@@ -453,7 +454,7 @@ def misfit(summaries: list[Summary], scales: np.ndarray) -> np.ndarray:
     """
     low, high, sigma, middle, rare = (0.2, 0.4, 0.8), (4, 10, 45), 0.15, 2.0, 256
     if np.mean([s.valid for s in summaries]) < SPARSE:  # LiDAR
-        low, high, sigma, middle, rare = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0, 100
+        low, high, sigma, middle, rare = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0, 0
     values = np.concatenate([s.values for s in summaries])
     q = np.percentile(values, (1, 50, 99)) / scales[:, None]
     outside = np.log10(np.maximum(1, np.maximum(low / q, q / high))) / sigma
@@ -496,6 +497,8 @@ def check_unit(scenes: Scenes, scale: float, found: Findings) -> None:
         for u in (scale, unit):
             metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / u)
             text += f"; {metres} m as {SCALES.get(u, f'{u:g} a metre')}"
+        fit = scales[costs < costs.min() + 2]
+        text += f" ({fit.min():g} to {fit.max():g} would do)"
         flags = f"--depth_scale {unit:g} --max_depth {farthest(scenes, unit)}"
         found.add("unit", {text: some[0].pair}, margin, scale=scale, cure=flags)
 
@@ -613,9 +616,8 @@ def make_parser() -> argparse.ArgumentParser:
         "headers, ends and stuck depths are always looked at in every file (default 200; 0 = all)",
     )  # fmt: skip
     p.add_argument(
-        "--depth_orientation", default="stored", choices=["stored", "upright"],
-        help="as train.py's: which way round a depth map is that fits its turned picture both ways "
-        "(default stored)",
+        "--depth_orientation", default="stored", choices=WAYS,
+        help="of depth maps that fit their turned picture both ways (default stored)",
     )  # fmt: skip
     return p
 

@@ -34,6 +34,7 @@ from plumbing.pictures import (
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
 SAMPLED_FILES = 2_000
+WAYS = ("stored", "upright")  # see `check_headers`
 TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
 
 
@@ -64,9 +65,8 @@ class Source:
         "518.86,519.47,320,240 at 480x640)", parse_intrinsics, metavar="FX,FY,CX,CY",
     )  # fmt: skip
     depth_orientation: str = flag(
-        "stored", "of pictures that their EXIF turns, where the depth map would fit both as the "
-        "picture is stored and upright (turned by 180 degrees, mirrored, square): which of the two "
-        "it is (default stored)", choices=["stored", "upright"],
+        "stored", "of depth maps that fit their picture, which EXIF turns, as stored and upright "
+        "(180 degrees, mirrored, square): which it is (default stored)", choices=WAYS,
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Pair(NamedTuple):
     depth: Path
     scene: str
     folder: Path
-    depth_orientation: str = "stored"  # or "upright", see `check_headers`
+    depth_orientation: str = "stored"  # or "upright"
 
 
 def resolve(data: str) -> Path:
@@ -332,11 +332,12 @@ def check_files(pairs: list[Pair], refuse: bool = True) -> list[tuple[Header, li
         return [found for found in pool.map(check, pairs) if found]
 
 
-def shape_remarks(
-    looked: list[tuple[Header, list[int]]], image_size: tuple[int, int]
-) -> dict[str, str]:  # fmt: skip
-    """What is to be told of `check_files`' answer, by kind, as "what; cure": pictures that their
-    EXIF turns, and what image_size cuts away."""
+Looked = list[tuple[Header, list[int]]]  # what `check_files` returns
+
+
+def shape_remarks(looked: Looked, image_size: tuple[int, int]) -> dict[str, str]:
+    """What is to be told, by kind, as "what; cure": pictures that their EXIF turns, and what
+    image_size cuts away."""
     remarks = {}
     turned = [turns for rgb, turns in looked if rgb.orientation > 1]
     if turned:
@@ -348,7 +349,7 @@ def shape_remarks(
             "or not (upright); see --dry_run or the doctor's contact.png"
         )
     cut, _ = shape_flags([rgb.upright for rgb, _ in looked], image_size)
-    return remarks | ({"cut": cut} if cut else {})
+    return remarks | {"cut": cut} if cut else remarks
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -372,11 +373,12 @@ def shape_flags(sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> tu
         return "", ""
     what = f"--image_size {size_text(image_size)} cuts {lost(image_size):.0%} of the pictures away"
     (H, W), _ = Counter(sizes).most_common(1)[0]
-    tall = math.sqrt(H / W)
-    # As many pixels as 128x160 and 480x640 have.
-    h, w = (8 * max(1, round(143 * side / 32)) for side in (tall, 1 / tall))
-    right = w * round(554 / tall / w)
-    to = h * round(right * H / W / h), right
+    # The network's map h x w, and by how much the picture is larger, y and x.
+    h, w, y, x = np.meshgrid(*[np.arange(16, 128, 8)] * 2, *[np.arange(8, 33)] * 2)
+    off = 20 * abs(np.log(H * x * w / (W * y * h))) + abs(np.log(y / x))
+    off += abs(np.log(y * x * h * w / (480 * 640))) + abs(np.log(h * w / (32 * 40)))
+    h, w, y, x = (int(axis.flat[off.argmin()]) for axis in (h, w, y, x))
+    to = y * h, x * w
     if lost(to) > lost(image_size) / 2:
         return f"{what}; they are of several shapes: train on those of one, with its flags", ""
     shares = ((0.5, 0.6), (0.8, 0.8), (1, 1))  # Table 4's best row, as shares of 480x640

@@ -18,7 +18,7 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve, spread
+from plumbing.pairs import WAYS, DataError, Pair, list_pairs, read_pair, resolve, spread
 from plumbing.runtime import Predictor, interpreter
 
 
@@ -54,8 +54,8 @@ class Comparison:
         positive, metavar="M",
     )  # fmt: skip
     depth_orientation: str | None = flag(
-        None, "which way round a depth map is that fits its turned picture both ways (default: the "
-        "run's, or stored)", choices=["stored", "upright"],
+        None, "of depth maps that fit their turned picture both ways (default: the run's, or "
+        "stored)", choices=WAYS,
     )  # fmt: skip
 
     def of(self, checkpoint: Path) -> Comparison:
