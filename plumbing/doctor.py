@@ -30,19 +30,20 @@ import numpy as np
 from plumbing.files import progress, quoted, run_main, usable_cores, write_json
 from plumbing.flags import Parser, positive, whole
 from plumbing.pairs import (
+    WAYS,
     DataError,
+    Header,
     Pair,
     Source,
     check_headers,
     decode,
     decode_pair,
-    depth_turns,
     list_pairs,
     read_bytes,
     read_header,
     resolve,
     shape_flags,
-    size_text,
+    shape_remarks,
     stored_intrinsics,
     without_focal,
 )
@@ -107,15 +108,8 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
         "{cure}; to be sure measure one known distance: units per metre = value / metres. Where "
         "other scenes fit, bring these to their unit",
     ),
-    "turned": (
-        NEVER, "{n} of {of} pictures are stored turned (EXIF) and taken upright; {stored} of their "
-        "depth maps fit as stored and turn with them, {upright} fit upright and do not, {both} fit "
-        "both ways and are taken as stored",
-        "look at contact.png; where the depth lies wrong, train with --depth_orientation upright",
-    ),
-    "cut": (
-        NEVER, "--image_size {size} cuts {lost:.0%} of the pictures away (the mean)", "{cure}",
-    ),
+    "turned": (NEVER, "{what}", "{cure}"),  # these two: see `shape_remarks`
+    "cut": (NEVER, "{what}", "{cure}"),
     "mirrored": (
         ALWAYS, "depth that is mirrored against its pictures",
         "flip one of the two: depth[:, ::-1] (left to right), depth[::-1] (upside down), "
@@ -137,9 +131,8 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
     ),
 }  # fmt: skip
 SCALES = {  # units per metre -> who writes such files
-    10000.0: "0.1 mm", 8000.0: "1/8000 m, Kinect v1 with player bits or SUN RGB-D (rotated beyond "
-    "8.19 m: depth = (d >> 3) | (d << 13) is mm)", 5000.0: "1/5000 m, TUM", 4000.0: "0.25 mm, "
-    "RealSense L515", 1000.0: "millimetres", 256.0: "1/256 m, KITTI", 100.0: "centimetres",
+    1000.0: "millimetres", 10000.0: "0.1 mm", 8000.0: "1/8000 m, SUN RGB-D", 5000.0: "1/5000 m, "
+    "TUM", 4000.0: "0.25 mm, RealSense L515", 256.0: "1/256 m, KITTI", 100.0: "centimetres",
     1.0: "whole metres: better export it anew",
 }  # fmt: skip
 RUN = 5  # neighbouring frames decoded together: a depth that lags by a frame or two shows
@@ -188,8 +181,7 @@ class Findings(dict[Finding, dict[str, Pair | None]]):
 def find_pairs(root: Path, split: str, orientation: str, found: Findings) -> list[Pair]:
     """The pairs of a split that are whole."""
     try:
-        pairs = list_pairs(root, split, found.refuse)
-        return [pair._replace(depth_orientation=orientation) for pair in pairs]
+        return list_pairs(root, split, found.refuse, orientation)
     except DataError as error:
         found.refuse(str(error))
         return []
@@ -212,18 +204,15 @@ def in_runs(pairs: list[Pair], count: int) -> list[tuple[list[Pair], bool]]:
 @dataclass
 class Summary:
     """What is kept of a pair. Of its files: problem, why they are refused; digests of both; the
-    upright picture's size and thumb, in grey (24, 32) u8; its EXIF orientation; turn, that by which
-    the depth is turned, and turns, by which it might be where the picture is. Of its depth, where
-    that was decoded: valid, the share of pixels with a depth; values, 1000 quantiles of those in
-    file units; step, the least between two values where they are few and even, else 0; full, the
-    share of 65535; bend, see `bent`; rough, see `roughness`. How it lies on the picture: see
-    `compare`."""
+    picture's header and its thumb, upright, in grey (24, 32) u8; turns, see `check_headers`. Of its
+    depth, where that was decoded: valid, the share of pixels with a depth; values, 1000 quantiles
+    of those in file units; step, the least between two values where they are few and even, else 0;
+    full, the share of 65535; bend, see `bent`; rough, see `roughness`. How it lies on the picture:
+    see `compare`."""
 
     pair: Pair
     problem: str = ""
-    size: tuple[int, int] = (0, 0)
-    turn: int = 1
-    orientation: int = 1
+    header: Header | None = None
     turns: list[int] | None = None
     thumb: np.ndarray | None = None
     digests: tuple[bytes, ...] = ()
@@ -246,7 +235,7 @@ def read_run(run: tuple[list[Pair], bool]) -> list[Summary]:
             grey = read_files(summary)
             if sampled:
                 _, depth = decode(summary.pair.depth, cv2.IMREAD_UNCHANGED)
-                depth = upright(depth, summary.turn)
+                depth = upright(depth, summary.turns[0])
                 summarize(summary, depth)
                 size = round(WIDTH * depth.shape[0] / depth.shape[1]), WIDTH
                 E = depth_edges(resize_depth(depth, size, "nearest"))
@@ -267,10 +256,7 @@ def read_files(summary: Summary) -> np.ndarray:
         content = read_bytes(path)
         headers.append(read_header(content, path))
         digests += (hashlib.sha256(content).digest(),)
-    summary.size, (rgb, depth) = headers[0].upright, headers
-    summary.turn = check_headers(rgb, depth, summary.pair)
-    summary.orientation = rgb.orientation
-    summary.turns = depth_turns(depth.size, rgb) if rgb.orientation > 1 else None
+    summary.header, summary.turns = headers[0], check_headers(*headers, summary.pair)
     _, grey = decode(summary.pair.rgb, cv2.IMREAD_GRAYSCALE)
     summary.thumb = cv2.resize(grey, (32, 24), interpolation=cv2.INTER_AREA)
     if 50 * len(content) > grey.size:  # the depth's: all maps of nothing are equal
@@ -367,9 +353,10 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
     known = {}
     for s in summaries:
         try:
-            turns = s.turn, s.orientation
-            if s.thumb is not None and stored_intrinsics(s.pair, s.size, known, turns) is None:
-                found.add("no intrinsics", {without_focal(s.pair, known): s.pair})
+            if s.thumb is not None:
+                turns = s.turns[0], s.header.orientation
+                if stored_intrinsics(s.pair, s.header.upright, known, turns) is None:
+                    found.add("no intrinsics", {without_focal(s.pair, known): s.pair})
         except DataError as error:
             s.problem = str(error)
         if s.problem:
@@ -379,13 +366,11 @@ def check_files(summaries: list[Summary], found: Findings) -> None:
 def check_shapes(summaries: list[Summary], found: Findings) -> None:
     """Pictures that their EXIF turns, and what the crop to the default --image_size cuts away."""
     read = [s for s in summaries if s.thumb is not None]
-    turned = {str(s.pair.rgb): s.pair for s in read if s.turns}
-    ways = [len(s.turns) - (s.turns[0] == 1) for s in read if s.turns]
-    counts = {"upright": ways.count(0), "stored": ways.count(1), "both": ways.count(2)}
-    found.add("turned", turned, of=len(read), **counts)
-    lost, _, cure = shape_flags([s.size for s in read], Source.image_size)
-    sizes = {f"{size_text(s.size)} (high x wide)": s.pair for s in read if lost}
-    found.add("cut", sizes, lost=lost, size=size_text(Source.image_size), cure=cure)
+    remarks = shape_remarks([(s.header, s.turns) for s in read], Source.image_size)
+    for kind, remark in remarks.items():
+        what, _, cure = remark.partition("; ")
+        some = [s for s in read if kind == "cut" or s.header.orientation > 1]
+        found.add(kind, {str(s.pair.rgb): s.pair for s in some}, what=what, cure=cure)
 
 
 def check_stuck(summaries: list[Summary], found: Findings) -> None:
@@ -459,23 +444,24 @@ def farthest(scenes: Scenes, scale: float) -> int:
     return max(math.ceil(quantiles(some, 99.5)[0] / scale) for some in scenes.values())
 
 
-def misfit(summaries: list[Summary], scales: np.ndarray) -> tuple[np.ndarray, int]:
+def misfit(summaries: list[Summary], scales: np.ndarray) -> np.ndarray:
     """How badly depths at each of `scales` units a metre fit what sensors see, 0 = well, 9 =
-    hardly; and the number, at most 64, of which 90 % of the values are multiples.
+    hardly.
 
     Each of 1st percentile, median and 99th is free within a range and costs ((decades outside) /
-    sigma)^2 beyond; mild pulls go to the usual median and from a rare unit. Multiples of g speak of
-    1 / (1000 g) m written from millimetres.
+    sigma)^2 beyond; mild pulls go to the usual median and to the usual units, but a rare one.
+    Nearly all multiples of g, at most 64, speak of 1 / (1000 g) m written from millimetres.
     """
-    low, high, sigma, usual, rare = (0.2, 0.4, 0.8), (4, 10, 45), 0.15, 2.0, 256
+    low, high, sigma, middle, rare = (0.2, 0.4, 0.8), (4, 10, 45), 0.15, 2.0, 256
     if np.mean([s.valid for s in summaries]) < SPARSE:  # LiDAR
-        low, high, sigma, usual, rare = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0, 100
+        low, high, sigma, middle, rare = (1.5, 4, 30), (8, 25, 130), 0.1, 10.0, 0
     values = np.concatenate([s.values for s in summaries])
     q = np.percentile(values, (1, 50, 99)) / scales[:, None]
     outside = np.log10(np.maximum(1, np.maximum(low / q, q / high))) / sigma
-    cost = np.minimum(25.0, (outside**2).sum(1) + 4 * np.log10(q[:, 1] / usual) ** 2)
+    cost = np.minimum(25.0, (outside**2).sum(1) + 4 * np.log10(q[:, 1] / middle) ** 2)
     g = max(g for g in range(1, 65) if (values % g == 0).mean() > 0.9)
-    return cost + 0.5 * (scales == rare) + 8 * ((scales != 1000 * g) & (g > 1)), g
+    usual = np.isin(scales, [*SCALES.keys() - {rare}])
+    return cost + ~usual + 8 * ((scales != 1000 * g) & (g > 1))
 
 
 def check_bits(scenes: Scenes, found: Findings) -> Scenes:
@@ -495,31 +481,26 @@ def check_bits(scenes: Scenes, found: Findings) -> Scenes:
 
 
 def check_unit(scenes: Scenes, scale: float, found: Findings) -> None:
-    """What a unit of the files is, a usual one where it is near. Disparity first: no scale mends
-    that."""
-    scales = np.array([scale, *SCALES, *np.geomspace(0.1, 1e5, 301), *range(2000, 64001, 1000)])
+    """What a unit of the files is, to two digits. Disparity first: no scale mends that."""
+    scales = np.outer(10.0 ** np.arange(-1, 4), np.arange(10, 100)).ravel()
+    scales = np.array([scale, *SCALES, *scales])
     for name, some in scenes.items():
         bends = [s.bend for s in some if s.bend == s.bend and s.step < STEP]
         if len(bends) >= ENOUGH and np.median(bends) > 0.5:
             found.add("disparity", {name: some[0].pair})
             continue
-        costs, g = misfit(some, scales)
-        margin = costs[0] - costs.min()
+        costs = misfit(some, scales)
+        margin, unit = costs[0] - costs.min(), scales[costs.argmin()]
         if margin < 4 or min(s.step for s in some) >= STEP:
             continue
-        unit, why = scales[costs.argmin()], f"nearly all are multiples of {g}"
-        if g == 1 or unit != 1000 * g:
-            fit, near = scales[costs < costs.min() + 2], 1 + costs[1 : 1 + len(SCALES)].argmin()
-            low, high, best = (float(f"{u:.2g}") for u in (fit.min(), fit.max(), unit))
-            unit = scales[near] if costs[near] < costs.min() + 1 else best
-            why = f"a guess: {low:g} to {high:g} a metre would do"
         text = name
         for u in (scale, unit):
             metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / u)
             text += f"; {metres} m as {SCALES.get(u, f'{u:g} a metre')}"
-        why += ", or 65535 - d?" if quantiles(some, 1)[0] > 32768 else ""
+        fit = scales[costs < costs.min() + 2]
+        text += f" ({fit.min():g} to {fit.max():g} would do)"
         flags = f"--depth_scale {unit:g} --max_depth {farthest(scenes, unit)}"
-        found.add("unit", {f"{text} ({why})": some[0].pair}, margin, scale=scale, cure=flags)
+        found.add("unit", {text: some[0].pair}, margin, scale=scale, cure=flags)
 
 
 def check_alignment(scenes: Scenes, found: Findings) -> None:
@@ -558,7 +539,7 @@ def as_text(scenes: Scenes, scale: float, found: Findings) -> list[str]:
     """The table of scenes, and each finding: what, some examples, the cure."""
     lines = [f"{'scene':28} decoded smallest  valid  metres: least, 1 %, median, 99 %, most"]
     for name, some in scenes.items():
-        size = "x".join(map(str, min(s.size for s in some)))
+        size = "x".join(map(str, min(s.header.upright for s in some)))
         valid = np.mean([s.valid for s in some])
         metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 0, 1, 50, 99, 100) / scale)
         lines.append(f"{name:28} {len(some):7} {size:>9} {valid:6.1%}  {metres}")
@@ -635,23 +616,20 @@ def make_parser() -> argparse.ArgumentParser:
         "headers, ends and stuck depths are always looked at in every file (default 200; 0 = all)",
     )  # fmt: skip
     p.add_argument(
-        "--depth_orientation", default="stored", choices=["stored", "upright"],
-        help="as train.py's: which way round a depth map is that fits its turned picture both ways "
-        "(default stored)",
+        "--depth_orientation", default="stored", choices=WAYS,
+        help="of depth maps that fit their turned picture both ways (default stored)",
     )  # fmt: skip
     return p
 
 
-def examine(
-    root: Path, splits: list[str], scale: float, samples: int, orientation: str
-) -> tuple[Findings, Scenes]:  # fmt: skip
-    """All checks. splits: training's, then validation's if there is one to be."""
-    found, read = Findings(), {}
+def examine(root: Path, args: argparse.Namespace) -> tuple[Findings, Scenes]:
+    """All checks of training's split, and of validation's if there is one to be."""
+    found, read, scale = Findings(), {}, args.depth_scale
     cv2.setNumThreads(1)  # one picture a thread
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for split in splits:
-            pairs = find_pairs(root, split, orientation, found)
-            runs = in_runs(pairs, samples or len(pairs))
+        for split in [split for split in (args.split, args.val_split) if split != "none"]:
+            pairs = find_pairs(root, split, args.depth_orientation, found)
+            runs = in_runs(pairs, args.samples or len(pairs))
             bar = progress(pool.map(read_run, runs), len(runs), split)
             read[split] = [summary for run in bar for summary in run]
     for summaries in read.values():
@@ -670,21 +648,17 @@ def examine(
 def report(args: argparse.Namespace) -> int:
     """The report on stdout, its files in --out; the exit code. Raises DataError, OSError."""
     root, scale = resolve(args.check), args.depth_scale
-    splits = [split for split in (args.split, args.val_split) if split != "none"]
-    found, scenes = examine(root, splits, scale, args.samples, args.depth_orientation)
+    found, scenes = examine(root, args)
     code = int("error" in {finding.severity for finding in found})
     verdict = "training on this would be a mistake"
-    if not code:
-        unit = f"--depth_scale {scale:g} --max_depth {farthest(scenes, scale)}"
-        sizes = [s.size for some in scenes.values() for s in some]
-        shape = shape_flags(sizes, Source.image_size)[1]
-        doubts = [f.cure.partition(";")[0] for f in found if f.kind == "unit" for _ in found[f]]
-        if doubts and 2 * len(doubts) >= len(scenes):
-            unit = doubts[0]
+    if not code and "unit" in {finding.kind for finding in found}:
+        verdict = "fine to train once the unit is settled, see above"
+    elif not code:
+        sizes = [s.header.upright for some in scenes.values() for s in some]
+        flags = f"--depth_scale {scale:g} --max_depth {farthest(scenes, scale)} "
+        flags += shape_flags(sizes, Source.image_size)[1]
         words = ["python", "train.py", "--data", args.check, "--split", args.split, "--val_split"]
-        words += [args.val_split, *unit.split(), *shape.split()]
-        ready = "settle the unit first (see above), then" if doubts else "fine to train"
-        verdict = f"{ready}: {quoted(words)}"
+        verdict = f"fine to train: {quoted([*words, args.val_split, *flags.split()])}"
     text = "\n".join(as_text(scenes, scale, found)).replace(f"{root}{os.sep}", "")
     print(f"{text}\n\nverdict: {verdict}")
     out = Path(args.out)

@@ -35,6 +35,7 @@ from plumbing.pictures import (
 RGB_SUFFIXES = (".jpg", ".jpeg", ".png")
 CHECKED_FILES = 20_000  # of a larger set a seeded sample of files is checked at the start
 SAMPLED_FILES = 2_000
+WAYS = ("stored", "upright")  # see `check_headers`
 TEACHER_NAMES = ("{}.npy", "{}.png", "{}_depth.png", "{}_depth.npy")  # {}: the rgb file's stem
 
 
@@ -65,9 +66,8 @@ class Source:
         "518.86,519.47,320,240 at 480x640)", parse_intrinsics, metavar="FX,FY,CX,CY",
     )  # fmt: skip
     depth_orientation: str = flag(
-        "stored", "of pictures that their EXIF turns, where the depth map would fit both as the "
-        "picture is stored and upright (turned by 180 degrees, mirrored, square): which of the two "
-        "it is (default stored)", choices=["stored", "upright"],
+        "stored", "of depth maps that fit their picture, which EXIF turns, as stored and upright "
+        "(180 degrees, mirrored, square): which it is (default stored)", choices=WAYS,
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ class Pair(NamedTuple):
     depth: Path
     scene: str
     folder: Path
-    depth_orientation: str = "stored"  # or "upright", see `check_headers`
+    depth_orientation: str = "stored"  # or "upright"
 
 
 def resolve(data: str) -> Path:
@@ -120,13 +120,16 @@ def refuse(what: str) -> None:
     raise DataError(what)
 
 
-def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair]:
+def list_pairs(
+    root: Path, split: str, complain: Complain = refuse, orientation: str = "stored"
+) -> list[Pair]:
     """All pairs of a split, in natural order (sample_2 before sample_10).
 
     `<root>/<split>.txt` wins: one "rgb depth" a line, relative to root. Else folders named rgb and
     depth, in `<root>/<split>` or one level below it (a scene each), paired by stem, never by
     position. Raises DataError: nothing found, a file without its partner, a stem that occurs twice.
     complain(what): is told instead, once for each fault; what is in order is returned all the same.
+    orientation: that of the depth maps, see `check_headers`.
     """
     split = find_split(root, split)
     listing = root / f"{split}.txt"
@@ -140,16 +143,12 @@ def list_pairs(root: Path, split: str, complain: Complain = refuse) -> list[Pair
         complain(f"{error.filename}: cannot be listed ({error.strerror})")
     if not pairs:
         complain(f"{root}: split {split!r} holds no pair of pictures")
-    return pairs
+    return [pair._replace(depth_orientation=orientation) for pair in pairs]
 
 
 def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
-    content = listing.read_bytes()
-    if b"\0" in content:
-        complain(f"{listing}: holds zero bytes, as UTF-16 does: save it as UTF-8")
-        return []
     # Bytes that are no UTF-8 are names all the same: of the very files that have these bytes.
-    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
+    lines = listing.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
     pairs = []
     files_in = functools.cache(_files_in)
     for number, line in enumerate(map(str.strip, lines), 1):
@@ -170,8 +169,7 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
             if path.name not in files_in(path.parent) and not os.path.isfile(path)
         ]  # fmt: skip
         for path in missing:
-            cure = " (save the list as UTF-8?)" * bool(re.search("[\udc80-\udcff]", line))
-            complain(f"{where}: no such file: {f'{path}'[:200]}{cure}")
+            complain(f"{where}: no such file: {f'{path}'[:200]}")
         if not missing:
             folder = rgb.parent
             if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg
@@ -273,10 +271,9 @@ def read_header(data: bytes, path: Path) -> Header:
     return header
 
 
-def check_headers(rgb: Header, depth: Header, pair: Pair) -> int:
-    """The EXIF orientation by which the pair's depth is turned: the picture is taken upright, and a
-    map that fits it as stored is turned with it, one that fits it upright is not; where both fit,
-    pair.depth_orientation decides. Sizes may differ. Raises DataError where the two are no pair."""
+def check_headers(rgb: Header, depth: Header, pair: Pair) -> list[int]:
+    """`depth_turns`, of which the first is taken: where there are two, pair.depth_orientation says
+    which. Sizes may differ. Raises DataError where the two are no pair."""
     if (rgb.bits, rgb.channels) == (16, 1):
         raise DataError(
             f"{pair.rgb}: the picture is 16-bit grayscale, a depth map; are the two swapped, or is "
@@ -300,75 +297,65 @@ def check_headers(rgb: Header, depth: Header, pair: Pair) -> int:
             f"{pair.depth}: depth is {h}x{w}, its picture {pair.rgb.name} {H}x{W}: another aspect, "
             "so they cannot be the same view; register the depth to the picture first"
         )
-    return turns[-1 if pair.depth_orientation == "upright" else 0]
+    return turns if pair.depth_orientation == "stored" else turns[::-1]
 
 
 def depth_turns(size: tuple[int, int], rgb: Header) -> list[int]:
     """The EXIF orientations by which a depth map (H, W) may be turned to lie on its upright
-    picture: the picture's own (it fits that as stored), then 1 (it fits it upright); or none."""
+    picture: the picture's own where it fits that as stored, 1 where it fits it upright."""
     fits = {rgb.orientation: rgb.size, 1: rgb.upright}
     return [turn for turn, of in fits.items() if same_shape(size, of)]
 
 
 def check_files(pairs: list[Pair], refuse: bool = True) -> list[tuple[Header, list[int]]]:
     """Reads header and end mark of every pair; of more than CHECKED_FILES, of a seeded
-    SAMPLED_FILES. Returns the pictures' headers, each with `depth_turns` where its EXIF turns it.
-    Raises DataError; refuse=False, where a pack is made, which is the better check: leaves out what
-    it cannot read, and looks at the depth of turned pictures only."""
+    SAMPLED_FILES. Returns the picture's header and `check_headers` of each. Raises DataError;
+    refuse=False, where a pack is made, which is the better check: leaves out bad ones."""
     if len(pairs) > CHECKED_FILES:
         pick = np.random.default_rng(0).choice(len(pairs), SAMPLED_FILES, replace=False)
         pairs = [pairs[i] for i in sorted(pick)]
 
-    def check(pair: Pair, header: Callable[[Path], Header] = header_of) -> tuple | None:
+    def check(pair: Pair) -> tuple[Header, list[int]] | None:
         try:
-            rgb = header(pair.rgb)
-            if not refuse and rgb.orientation == 1:
-                return rgb, [1]
-            depth = header(pair.depth)
-            check_headers(rgb, depth, pair)
-            return rgb, depth_turns(depth.size, rgb)
+            rgb = header_of(pair.rgb)
+            return rgb, check_headers(rgb, header_of(pair.depth), pair)
         except DataError:
-            if header is header_of:  # a PNG's EXIF may stand behind its pixels
-                return check(pair, lambda path: read_header(read_bytes(path), path))
             if refuse:
                 raise
+            return None
 
     with ThreadPoolExecutor(8) as pool:
         return [found for found in pool.map(check, pairs) if found]
 
 
-def tell_shapes(
-    looked: list[tuple[Header, list[int]]], split: str, image_size: tuple[int, int]
-) -> None:  # fmt: skip
-    """Remarks on pictures that their EXIF turns, and on what image_size cuts away."""
-    if turned := [len(turns) - (turns[0] == 1) for rgb, turns in looked if rgb.orientation > 1]:
-        text = (
-            f"{split}: {len(turned)} of {len(looked)} pictures are turned upright as their EXIF "
-            f"says; {turned.count(1)} depth maps fit as stored and turn with them, "
-            f"{turned.count(0)} fit upright and do not"
+Looked = list[tuple[Header, list[int]]]  # what `check_files` returns
+
+
+def shape_remarks(looked: Looked, image_size: tuple[int, int]) -> dict[str, str]:
+    """What is to be told, by kind, as "what; cure": pictures that their EXIF turns, and what
+    image_size cuts away."""
+    remarks = {}
+    turned = [turns for rgb, turns in looked if rgb.orientation > 1]
+    if turned:
+        upright, both = turned.count([1]), sum(len(turns) > 1 for turns in turned)
+        remarks["turned"] = (
+            f"{len(turned)} of {len(looked)} pictures are turned upright as their EXIF says, with "
+            f"them {len(turned) - upright - both} depth maps that fit as stored, but not {upright} "
+            f"that fit upright; {both} fit both ways: they turn too (--depth_orientation stored) "
+            "or not (upright); see --dry_run or the doctor's contact.png"
         )
-        if both := turned.count(2):
-            text += (
-                f", {both} fit both ways and are taken as --depth_orientation says, stored (they "
-                "turn too) or upright: look at --dry_run"
-            )
-        notice(text)
-    lost, _, cure = shape_flags([rgb.upright for rgb, _ in looked], image_size)
-    if lost:
-        size = size_text(image_size)
-        notice(f"{split}: --image_size {size} cuts {lost:.0%} of the pictures away (mean); {cure}")
+    cut, _ = shape_flags([rgb.upright for rgb, _ in looked], image_size)
+    return remarks | {"cut": cut} if cut else remarks
 
 
 def size_text(size: tuple[int, int]) -> str:
     return "x".join(map(str, size))
 
 
-def shape_flags(
-    sizes: list[tuple[int, int]], image_size: tuple[int, int]
-) -> tuple[float, str, str]:  # fmt: skip
-    """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, 0 where it
-    is under 3 %; train.py's flags for their commonest shape, where those lose under half of that;
-    and what to do, in words.
+def shape_flags(sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> tuple[str, str]:
+    """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, and the
+    cure, in words, "" where it is under 3 %; and train.py's flags for their commonest shape, ""
+    where those lose more than half of it.
 
     They keep the network's work and memory near that of the defaults, and --image_size whole
     multiples of its map, which a quarter of --size is: so the exported last resize is cheapest.
@@ -379,9 +366,9 @@ def shape_flags(
         return 1 - float(np.mean(kept))
 
     if not sizes or lost(image_size) < 0.03:
-        return 0.0, "", ""
+        return "", ""
+    what = f"--image_size {size_text(image_size)} cuts {lost(image_size):.0%} of the pictures away"
     (H, W), _ = Counter(sizes).most_common(1)[0]
-
     # The network's map h x w, and by how much the picture is larger, y and x.
     h, w, y, x = np.meshgrid(*[np.arange(16, 128, 8)] * 2, *[np.arange(8, 33)] * 2)
     off = 20 * abs(np.log(H * x * w / (W * y * h))) + abs(np.log(y / x))
@@ -389,13 +376,11 @@ def shape_flags(
     h, w, y, x = (int(axis.flat[off.argmin()]) for axis in (h, w, y, x))
     to = y * h, x * w
     if lost(to) > lost(image_size) / 2:
-        cure = "they are of several shapes: train on those of one, with flags of their own"
-        return lost(image_size), "", cure
+        return f"{what}; they are of several shapes: train on those of one, with its flags", ""
     shares = ((0.5, 0.6), (0.8, 0.8), (1, 1))  # Table 4's best row, as shares of 480x640
-    shares = [share if H <= W else share[::-1] for share in shares]
     crops = ",".join(size_text((round(a * to[0]), round(b * to[1]))) for a, b in shares)
     flags = f"--image_size {size_text(to)} --size {size_text((4 * h, 4 * w))} --crops {crops}"
-    return lost(image_size), flags, f"train with {flags} to lose next to nothing"
+    return f"{what}; train with {flags} to lose next to nothing", flags
 
 
 def read_bytes(path: Path) -> bytes:
@@ -412,15 +397,15 @@ def decode(path: Path, flags: int) -> tuple[Header, np.ndarray]:
     data = read_bytes(path)
     header = read_header(data, path)
     try:
-        # OpenCV's versions differ in what they turn: never by it.
-        stored = flags if flags == cv2.IMREAD_UNCHANGED else flags | cv2.IMREAD_IGNORE_ORIENTATION
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), stored)
+        # OpenCV's versions differ in what they turn: never by it. IMREAD_UNCHANGED is all bits.
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # more pixels than OpenCV's limit
         raise DataError(f"{path}: cannot be decoded ({error.err})") from error
     if picture is None:
         raise DataError(f"{path}: cannot be decoded; copy it anew or remove the pair")
-    turned = flags != cv2.IMREAD_UNCHANGED and header.orientation > 1
-    return header, upright(picture, header.orientation) if turned else picture
+    turn = 1 if flags == cv2.IMREAD_UNCHANGED else header.orientation
+    return header, upright(picture, turn)
 
 
 def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -428,7 +413,7 @@ def decode_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     turned, the depth's first. Raises DataError."""
     rgb_header, rgb = decode(pair.rgb, cv2.IMREAD_COLOR)
     depth_header, depth = decode(pair.depth, cv2.IMREAD_UNCHANGED)
-    turn = check_headers(rgb_header, depth_header, pair)
+    turn, *_ = check_headers(rgb_header, depth_header, pair)
     return rgb, upright(depth, turn), (turn, rgb_header.orientation)
 
 
@@ -507,9 +492,9 @@ def open_split(root: Path, split: str, source: Source, check: bool = True) -> li
     DataError; remarks on turned and cut pictures, on scenes without a focal length and an unlikely
     scale.
     """
-    pairs = list_pairs(root, split)
-    pairs = [pair._replace(depth_orientation=source.depth_orientation) for pair in pairs]
-    tell_shapes(check_files(pairs, check), split, source.image_size)
+    pairs = list_pairs(root, split, orientation=source.depth_orientation)
+    for remark in shape_remarks(check_files(pairs, check), source.image_size).values():
+        notice(f"{split}: {remark}")
     known: dict = {}
     bare = {without_focal(p, known) for p in pairs if stored_intrinsics(p, None, known) is None}
     if bare:
@@ -518,20 +503,14 @@ def open_split(root: Path, split: str, source: Source, check: bool = True) -> li
             f"{split}: no focal length given for {', '.join(names[:4])}"
             f"{', ...' if names[4:] else ''}: --intrinsics is used there (Eq. 9)"
         )
-    order = np.random.default_rng(0).permutation(len(pairs)).tolist()
-    for i in order:
+    for i in np.random.default_rng(0).permutation(len(pairs)):
         with contextlib.suppress(DataError):  # whoever reads all pairs names it
             _, depth = decode(pairs[i].depth, cv2.IMREAD_UNCHANGED)
-            depth = depth[(depth > 0) & (depth < 65535)]  # 65535: no return, or cut off
-            if depth.size:
+            if depth.any():
                 break
     else:
-        raise DataError(
-            f"{root}: no picture of split {split!r} has a valid depth (all are 0 or 65535)"
-        )
-    if (n := order.index(i)) > 2:
-        notice(f"{split}: {n} of {n + 1} depth maps looked at are empty or cannot be read")
-    far = np.percentile(depth, 99) / source.depth_scale
+        raise DataError(f"{root}: no picture of split {split!r} has a valid depth (all are 0)")
+    far = np.percentile(depth[depth > 0], 99) / source.depth_scale
     if not 0.05 < far < 500:
         notice(
             f"{pairs[i].depth}: its depths reach {far:.3g} m; is --depth_scale "
@@ -629,11 +608,9 @@ def likeness(depth: np.ndarray, truth: np.ndarray) -> float:
     both = np.flatnonzero(np.isfinite(depth) & (depth > 0) & (truth > 0))
     if len(both) < 30:
         return -2.0
-    both, rng = both[:: len(both) // 2000 + 1], np.random.default_rng(0)
-    ranks = []
-    for values in (depth.flat[both], truth.flat[both]):  # equal ones by lot, not by their place
-        ranks.append(np.lexsort((rng.random(len(both)), values)).argsort())
-    return float(np.corrcoef(*ranks)[0, 1])
+    some = np.random.default_rng(0).permutation(both)[:2000]  # so equal ones are ranked by lot
+    ranks = [values.flat[some].argsort(kind="stable").argsort() for values in (depth, truth)]
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 _npy_lock = threading.Lock()
@@ -661,56 +638,36 @@ def spread(items: Sequence, number: int) -> list:
 def open_teacher(
     pairs: list[Pair], folder: Path, image_size: tuple[int, int], depth_scale: float
 ) -> list[Path | None]:
-    """teacher_maps + a look into 16 of them beside their truth. Raises DataError: they hold next to
-    no depths, or fall where the truth rises. Remarks on other units, on no likeness to the truth
-    and on maps that cannot be compared with it."""
+    """teacher_maps + a look into 16 of them beside their truth. Raises DataError where they have
+    no depth that the truth has, or fall where it rises. Remarks on other units and no likeness."""
     maps = teacher_maps(pairs, folder)
     there = [i for i, path in enumerate(maps) if path]
-    looked, void, ratios, ranks = 0, [], [], []
+    truth, looks = None, []
     for i in np.random.default_rng(0).permutation(there)[:16]:
         try:
             picture = header_of(pairs[i].rgb)
             truth = read_pair(pairs[i], image_size, None, {}).depth
         except DataError:
             continue  # whoever reads all pairs names it
-        looked += 1
-        teacher, wide = (  # the second has room for millimetres in a float .npy
-            read_teacher(maps[i], image_size, s, picture, truth)
-            for s in (depth_scale, depth_scale / 1000)
-        )
+        teacher = read_teacher(maps[i], image_size, depth_scale, picture, truth)
         both = (teacher > 0) & (truth > 0)
-        least = max(0.001 * teacher.size, np.count_nonzero(wide) / 2)
-        if np.count_nonzero(teacher) < least and both.sum() <= np.count_nonzero(truth) / 10:
-            q = np.percentile(wide[wide > 0], (1, 50, 99)) if wide.any() else ()
-            q = " to ".join(f"{x * 1000 / depth_scale:.5g}" for x in q) or "nothing above 0"
-            void.append(f"{maps[i]} holds {q}")
-        elif (rank := likeness(teacher, truth)) >= -1:
-            ratios.append(np.median(teacher[both] / truth[both]))
-            ranks.append(rank)
+        rank = likeness(teacher, truth)
+        if rank >= -1:
+            looks.append((np.median(teacher[both] / truth[both]), rank))
     about = f"teacher_depth: the maps in {folder}"
-    if void:
-        (refuse if 2 * len(void) > looked else notice)(
-            f"{about} hold next to no depth that fits, {len(void)} of {looked} looked at: {void[0]}"
-            f"; a .npy holds metres, up to {65535 / depth_scale:.3g}: divide millimetres by 1000, "
-            "convert disparity or inverse depth"
-        )
-    elif not ranks:
-        notice(f"{about} have no depth where the truth has: nothing says that they are metres")
-    ratio, rank = (float(np.median(x)) if x else 1.0 for x in (ratios, ranks))
-    if rank < -0.2:
+    units = f"a .npy holds metres, a .png --depth_scale ({depth_scale:g}) units per metre"
+    if truth is not None and not looks:
         refuse(
-            f"{about} fall where the truth rises (rank correlation {rank:.2f}): inverse depth or "
-            "disparity? convert it, metres = 1 / inverse metres, or focal length in pixels * "
-            "baseline / disparity; a relative one has no metres. Upside down? turn them"
+            f"{about} hold nothing from 0 to {65535 / depth_scale:.3g} m where the truth has a "
+            f"depth; {units} (divide millimetres by 1000)"
+        )
+    ratio, rank = np.median(looks or [(1, 1)], 0)
+    if rank < 0.3:
+        (refuse if rank < -0.2 else notice)(
+            f"{about} do not rise and fall with the truth (rank correlation {rank:.2f}, good ones "
+            "have 0.8 and more): inverse depth or disparity (metres = 1 / inverse metres = focal "
+            "length in pixels * baseline / disparity), upside down, or of other pictures?"
         )
     if not 0.5 < ratio < 2:
-        notice(
-            f"{about} are {ratio:.3g} times the ground truth; a .npy holds metres, a .png "
-            f"--depth_scale ({depth_scale:g}) units per metre"
-        )
-    if rank < 0.3:
-        notice(
-            f"{about} hardly rise and fall with the truth (rank correlation {rank:.2f}, good ones "
-            "have 0.8 and more): are they of these pictures, and the right way up?"
-        )
+        notice(f"{about} are {ratio:.3g} times the ground truth; {units}")
     return maps

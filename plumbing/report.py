@@ -18,7 +18,7 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import DataError, Pair, list_pairs, read_pair, resolve, spread
+from plumbing.pairs import WAYS, DataError, Pair, list_pairs, read_pair, resolve, spread
 from plumbing.runtime import Predictor, interpreter
 
 
@@ -53,10 +53,9 @@ class Comparison:
         None, "metres at which a depth is cut before it is scored (default: the run's, or 40)",
         positive, metavar="M",
     )  # fmt: skip
-
     depth_orientation: str | None = flag(
-        None, "which way round a depth map is that fits its turned picture both ways (default: the "
-        "run's, or stored)", choices=["stored", "upright"],
+        None, "of depth maps that fit their turned picture both ways (default: the run's, or "
+        "stored)", choices=WAYS,
     )  # fmt: skip
 
     def of(self, checkpoint: Path) -> Comparison:
@@ -87,9 +86,8 @@ class Comparison:
         """So many of a split, spread evenly; None: all. Raises DataError."""
         if not self.data or number == 0:
             return []
-        pairs = list_pairs(resolve(self.data), split)
         way = self.depth_orientation or "stored"
-        pairs = [pair._replace(depth_orientation=way) for pair in pairs]
+        pairs = list_pairs(resolve(self.data), split, orientation=way)
         return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:

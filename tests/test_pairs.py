@@ -381,8 +381,8 @@ def test_sec41_turned_pictures_are_counted_and_told_once(tmp_path, capsys):
     for check in (True, False):
         open_split(tmp_path / "set", "train", SOURCE, check)
         (told,) = [line for line in lines_of(capsys.readouterr().err) if "EXIF" in line]
-        assert "4 of 5 pictures are turned" in told and "2 depth maps fit as stored" in told
-        assert "1 fit upright and do not, 1 fit both ways and" in told
+        assert "4 of 5 pictures are turned" in told and "2 depth maps that fit as stored" in told
+        assert "but not 1 that fit upright; 1 fit both ways" in told
     upright = dataclasses.replace(SOURCE, depth_orientation="upright")
     last = open_split(tmp_path / "set", "train", upright)[-1]
     assert last.depth_orientation == "upright"
@@ -399,10 +399,6 @@ def test_sec41_exif_behind_a_pngs_pixels_and_damaged_exif(tmp_path):
     assert len(pair.rgb.read_bytes()) > 70_000
     sample = read_pair(pair, (96, 96), K0, {})
     assert sample.rgb[:, :20].max() == 0 < sample.rgb[:, 60:].min()  # its lower part is left now
-    write(pair.depth, np.full((100, 200), 2000, np.uint16))
-    write(pair.rgb, noise[:, :100])
-    with_exif(pair.rgb, 6, late=True)
-    check_files([pair])  # 200x100 lying, with an upright depth
     pair = turned_pair(tmp_path / "b", 1, "stored")
     for orientation in (0, 9, 65535):
         with_exif(pair.rgb, orientation)
@@ -448,11 +444,12 @@ SHAPES = {  # (H, W) -> share lost to 4:3
 @pytest.mark.parametrize("size", SHAPES)
 def test_other_shapes_are_told_flags_that_lose_nothing(size):
     """And that work: they are train.py's own, and give a network that its checks let pass."""
-    lost, flags, cure = shape_flags([size] * 3 + [(480, 640)], (480, 640))
-    assert lost == pytest.approx(0.75 * SHAPES[size], abs=0.002) and flags in cure
+    cut, flags = shape_flags([size] * 3 + [(480, 640)], (480, 640))
+    lost = float(re.search(r"cuts (\d+)% of", cut)[1])
+    assert lost == pytest.approx(75 * SHAPES[size], abs=0.6) and flags in cut
     args = train.parse([*flags.split(), "--data", "x"])
     check_sizes(take(args, Crop), args.image_size, args.size)
-    assert shape_flags([size], args.image_size)[0] == 0
+    assert shape_flags([size], args.image_size) == ("", "")
     (h, w), (H, W) = args.size, args.image_size
     assert H % (h // 4) == W % (w // 4) == h % 32 == w % 32 == 0
     assert 0.8 < H * W / (480 * 640) < 1.25 and 0.75 < h * w / (128 * 160) < 1.3
@@ -463,14 +460,14 @@ def test_what_the_crop_costs_is_told_before_training(tmp_path, capsys):
     write(tmp_path / "train/depth/a.png", rgbd_picture(0, (240, 180))[1])
     for check in (True, False):
         open_split(tmp_path, "train", Source(), check)
-        assert "train: --image_size 480x640 cuts 44% of the pictures away (mean); train with " in (
+        assert "train: --image_size 480x640 cuts 44% of the pictures away; train with " in (
             capsys.readouterr().err
         )
     open_split(tmp_path, "train", Source(image_size=(640, 480)))
     assert "cuts" not in capsys.readouterr().err
-    assert shape_flags([(480, 640)] * 9 + [(426, 640)], (480, 640))[0] == 0  # 1 % in the mean
-    lost, flags, cure = shape_flags([(480, 640)] * 5 + [(640, 480)] * 5, (480, 640))
-    assert lost == pytest.approx(0.21875) and not flags and "several shapes" in cure
+    assert shape_flags([(480, 640)] * 9 + [(426, 640)], (480, 640))[0] == ""  # 1 % in the mean
+    cut, flags = shape_flags([(480, 640)] * 5 + [(640, 480)] * 5, (480, 640))
+    assert "cuts 22% of" in cut and not flags and "several shapes" in cut
 
 
 def jpeg(segments: bytes = b"", size: tuple[int, int] = SIZE) -> bytes:
@@ -586,13 +583,9 @@ BAD_FILES = {
     "binary list": (
         lambda r: (r / "train.txt").write_bytes(b"\xff\xfe\xfa"), r"train.txt:1: expected .*dcff",
     ),
-    "UTF-16 list": (
-        lambda r: (r / "train.txt").write_text(f"{RGB} {DEPTH}\n", "utf-16"),
-        "train.txt: .*as UTF-16 .*save it as UTF-8",
-    ),
     "Latin-1 list of a name that is UTF-8": (
         lambda r: (r / "train.txt").write_bytes(b"K\xfcche.png " + DEPTH.encode()),
-        "train.txt:1: no such file: .*che.png .save the list as UTF-8",
+        "train.txt:1: no such file: .*che.png",
     ),
     "list of one column": (
         lambda r: (r / "train.txt").write_text(RGB), "train.txt:1: expected 'rgb depth'",
@@ -938,19 +931,18 @@ TAUGHT = {  # how the maps are made of k, metres and where the truth knows -> re
     "metres": (lambda k, d, M: d, False, None),
     "of one half": (lambda k, d, M: np.where(d > 2, d, np.nan), False, None),
     "another's": (lambda k, d, M: np.linspace(1, 4, 96)[:, None] + 0 * d, False, None),
-    "millimetres": (lambda k, d, M: 1000 * d, True, r"6 of 6 looked at: .* to 2\d{3} to 4[\d.]+;"),
+    "millimetres": (lambda k, d, M: 1000 * d, True, "nothing from 0 to 65.5 m"),
     "millimetres, half": (lambda k, d, M: np.float16(1000 * d), True, "divide millimetres by 1000"),
-    "centimetres": (lambda k, d, M: 100 * d, True, "holds 1.. to 2.. to 4"),
-    "a few millimetres": (lambda k, d, M: 1000 * d if k < 2 else d, False, "2 of 6 looked at"),
-    "millimetres in holes": (lambda k, d, M: np.where(M, 0, 1000 * d), True, "6 of 6 looked at"),
-    "negative": (lambda k, d, M: -d, True, "holds nothing above 0;"),
-    "nothing": (lambda k, d, M: d * np.nan, True, "holds nothing above 0;"),
-    "in holes": (lambda k, d, M: np.where(M, np.nan, d), False, "no depth where the truth has"),
-    "inverse": (lambda k, d, M: 3.2 / d, True, r"correlation -(1.00|0.99)\): inverse .* 1 / inv"),
-    "relative": (lambda k, d, M: (65535 / d / 2).astype(np.uint16), True, "has no metres"),
-    "from afar": (lambda k, d, M: 4.5 - d, True, "fall where the truth rises"),
-    "upside down": (lambda k, d, M: d[::-1], True, "Upside down"),
-    "constant": (lambda k, d, M: 0 * d + 2, False, r"hardly rise .*correlation -?0\.0\d, good"),
+    "centimetres": (lambda k, d, M: 100 * d, True, "nothing from 0 to 65.5 m"),
+    "millimetres in holes": (lambda k, d, M: np.where(M, 0, 1000 * d), True, "where the truth has"),
+    "negative": (lambda k, d, M: -d, True, "hold nothing"),
+    "nothing": (lambda k, d, M: d * np.nan, True, "hold nothing"),
+    "in holes": (lambda k, d, M: np.where(M, np.nan, d), True, "where the truth has"),
+    "inverse": (lambda k, d, M: 3.2 / d, True, r"correlation -(1.00|0.99), .* 1 / inv"),
+    "relative": (lambda k, d, M: (65535 / d / 2).astype(np.uint16), True, "inverse depth or disp"),
+    "from afar": (lambda k, d, M: 4.5 - d, True, "do not rise and fall"),
+    "upside down": (lambda k, d, M: d[::-1], True, "upside down"),
+    "constant": (lambda k, d, M: 0 * d + 2, False, r"do not rise .*correlation -?0\.0\d, good"),
     "in inches": (lambda k, d, M: 16 * d, False, "are 16 times the ground truth"),
 }  # fmt: skip
 
@@ -971,15 +963,3 @@ def test_teacher_maps_that_cannot_teach_are_told(tmp_path, steps, capsys, how):
         assert refused and "\n" not in text
     text += capsys.readouterr().err
     assert re.search(words, text) if words else not text
-
-
-def test_a_split_of_65535_has_no_depth(tmp_path, steps, capsys):
-    for pair in steps:
-        write(pair.depth, np.full(SIZE, 65535, np.uint16))
-    (tmp_path / "set").rename(tmp_path / "train")
-    with pytest.raises(DataError, match="no picture .* has a valid depth .all are 0 or 65535"):
-        open_split(tmp_path, "train", SOURCE)
-    write(steps[4].depth.parents[2] / "train/depth/4.png", np.full(SIZE, 2000, np.uint16))
-    open_split(tmp_path, "train", SOURCE)
-    text = capsys.readouterr().err
-    assert re.search(r"train: (\d) of (\d) depth maps looked at are empty", text)
