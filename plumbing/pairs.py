@@ -638,11 +638,11 @@ def spread(items: Sequence, number: int) -> list:
 def open_teacher(
     pairs: list[Pair], folder: Path, image_size: tuple[int, int], depth_scale: float
 ) -> list[Path | None]:
-    """teacher_maps + a look into 16 of them beside their truth. Raises DataError where they have
-    no depth that the truth has, or fall where it rises. Remarks on other units and no likeness."""
+    """teacher_maps + a look into 16 of them beside their truth. Raises DataError where they are
+    empty, or fall where it rises. Remarks on other units and no likeness."""
     maps = teacher_maps(pairs, folder)
     there = [i for i, path in enumerate(maps) if path]
-    truth, looks = None, []
+    held, looks = [], []
     for i in np.random.default_rng(0).permutation(there)[:16]:
         try:
             picture = header_of(pairs[i].rgb)
@@ -650,16 +650,16 @@ def open_teacher(
         except DataError:
             continue  # whoever reads all pairs names it
         teacher = read_teacher(maps[i], image_size, depth_scale, picture, truth)
+        held.append((teacher > 0).mean())
         both = (teacher > 0) & (truth > 0)
-        rank = likeness(teacher, truth)
-        if rank >= -1:
-            looks.append((np.median(teacher[both] / truth[both]), rank))
+        if both.sum() >= max(30, 0.05 * (truth > 0).sum()):
+            looks.append((np.median(teacher[both] / truth[both]), likeness(teacher, truth)))
     about = f"teacher_depth: the maps in {folder}"
     units = f"a .npy holds metres, a .png --depth_scale ({depth_scale:g}) units per metre"
-    if truth is not None and not looks:
-        refuse(
-            f"{about} hold nothing from 0 to {65535 / depth_scale:.3g} m where the truth has a "
-            f"depth; {units} (divide millimetres by 1000)"
+    if held and not looks:  # maps of the truth's holes alone may be right
+        (refuse if np.median(held) < 0.01 else notice)(
+            f"{about} hold next to nothing from 0 to {65535 / depth_scale:.3g} m where the truth "
+            f"has a depth; {units} (divide millimetres by 1000)"
         )
     ratio, rank = np.median(looks or [(1, 1)], 0)
     if rank < 0.3:
