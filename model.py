@@ -35,7 +35,7 @@ from plumbing.checkpoints import (
 from plumbing.flags import any_number, below_1, between, flag, parse_size, positive, several
 from plumbing.run import pick_device
 from plumbing.swin import SWIN, SWIN_URL, Swin, swin_weights
-from plumbing.weights import all_tensors, backbone_weights, mobilenet_weights, weights_file
+from plumbing.weights import backbone_weights, mobilenet_weights, weights_file
 
 IMAGENET_URL = (
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
@@ -441,16 +441,14 @@ def load_pretrained(network: DepthNetwork, source: str) -> str:
     path, why = weights_file(source, *network.published)
     if path is None:
         return why
-    content, _ = read_weights(path)
+    content = read_weights(path)
     if is_ours(content):
-        load_weights(network, read_checkpoint(path).get("model"), path)
+        load_weights(network, content.get("model"), path)
         network.model_args |= {"mean": network.mean.tolist(), "std": network.std.tolist()}
         return f"whole network from {path.name}"
-    if not (held := all_tensors(content)):
-        inside = list(content) if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: holds no dictionary of weights, but {inside!s:.200}")
-    weights = backbone_weights(held, network.encoder.state_dict())
-    load_weights(network.encoder, network.public_weights(weights, network.encoder), path, held)
+    weights = backbone_weights(content, network.encoder.state_dict(), path)
+    told = f"{path}: {len(weights)} tensors ({', '.join([*weights][:4]):.250}, ...)"
+    load_weights(network.encoder, network.public_weights(weights, network.encoder), told)
     return f"encoder from {path.name}"
 
 

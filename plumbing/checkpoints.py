@@ -7,9 +7,9 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -78,23 +78,20 @@ def _check_plain(thing: object, name: str) -> None:
         )
 
 
-class StandIn:
-    """In place of whatever a file names beside tensors and plain values: takes what it is given,
-    does nothing, and keeps its state, where a module that was saved whole has its tensors."""
+class ForeignObject:
+    """In place of whatever a file names beside tensors and plain values: takes and does nothing."""
 
-    state: object = None
-
-    def __new__(cls, *_: object) -> StandIn:
+    def __new__(cls, *_: object) -> ForeignObject:
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        self.state = state
+        pass
 
 
-def read_weights(path: str | os.PathLike) -> tuple[object, list[str]]:
-    """What a file of weights holds, on the CPU, and the names of what it is not: code, which is
-    never run, for which there are `StandIn`s. By their content: .safetensors, archives of
-    torch.save and the pickles of PyTorch before 1.6. Raises CheckpointError.
+def read_weights(path: str | os.PathLike) -> object:
+    """What a file of weights holds, on the CPU: tensors, plain values and, for code, which is never
+    run, a `ForeignObject`. By their content: .safetensors, archives of torch.save and the pickles
+    of PyTorch before 1.6. Raises CheckpointError.
 
     An archive's checksums are verified first: torch.load does not notice flipped bytes, and leaves
     a tensor unset that the directory calls a folder.
@@ -106,17 +103,12 @@ def read_weights(path: str | os.PathLike) -> tuple[object, list[str]]:
         with open(path, "rb") as file:
             head = file.read(9)
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") < 10**8:
-            return _read_safetensors(path), []
+            return safetensors.torch.load(path.read_bytes())
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 folders = [m.filename for m in archive.infolist() if m.external_attr & 0x10]
                 if broken := archive.testzip() or "".join(folders[:1]):
                     raise ValueError(f"wrong checksum: {broken[:99]}")
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise CheckpointError(
-                        f"{path}: a TorchScript program, which is not run; save its weights alone: "
-                        "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
-                    )
         return _unpickle(path)
     except CheckpointError:
         raise
@@ -126,51 +118,34 @@ def read_weights(path: str | os.PathLike) -> tuple[object, list[str]]:
             raise CheckpointError(
                 f"{path}: holds code ({code[1]:.200}), which is never run; ask for weights"
             ) from error
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, pickle.UnpicklingError):
-            reason = str(error).partition("Unpickler error:")[2].strip().partition("\n")[0]
-            if zipfile.is_zipfile(path) or reason.startswith("Only "):
-                raise CheckpointError(
-                    f"{path}: holds what cannot be read without running code ({reason:.200}); save "
-                    "its weights alone: torch.save(model.state_dict(), NEW)"
-                ) from error
+        reason = str(error).partition("Unpickler error:")[2] or str(error)
+        reason = reason.strip().partition("\n")[0][:200] or type(error).__name__
         raise CheckpointError(
-            f"{path}: not a readable weights file, cut short or damaged "
-            f"({reason[:200] or type(error).__name__}); copy it anew"
+            f"{path}: not a readable weights file ({reason}); if it is cut short or damaged, copy "
+            "it anew, else save the weights alone: torch.save(model.state_dict(), NEW)"
         ) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load
-    except ImportError as error:
-        raise CheckpointError(f"{path}: to read it, pip install safetensors") from error
-    return load(path.read_bytes())
-
-
-def _unpickle(path: Path) -> tuple[object, list[str]]:
-    """torch.load, which refuses unknown names one by one, until each has a stand-in; one that is
-    filled as a dictionary or a list is one. What torch blocks (os, sys) stays refused."""
-    names: dict[str, type] = {}
+def _unpickle(path: Path) -> object:
+    """torch.load, which refuses unknown names one by one, until each is a `ForeignObject`; what
+    torch blocks (os, sys) stays refused, and all in a checkpoint of ours."""
+    names: list[str] = []
     while True:
+        foreign = [(ForeignObject, name) for name in names]
         try:
-            stand_ins = [(made, name) for name, made in names.items()]
-            with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            with warnings.catch_warnings(), torch.serialization.safe_globals(foreign):
                 warnings.simplefilter("ignore")  # of another protocol, which is read or refused
-                return torch.load(path, map_location="cpu", weights_only=True), [*names]
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            told = str(error)
-            unknown = re.search(r"Unsupported global: GLOBAL (\S+)", told)
-            filled = re.search(rf"Can only (\w+) .*but got <class '{__name__}\.(\S+)'>", told)
-            name = unknown[1] if unknown else filled[2] if filled else ""
-            name = name if "." in name else f"builtins.{name}"  # as torch leaves out
-            if not (unknown or filled) or len(names) > 200 or (name in names) == bool(unknown):
+            told = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+            name = told[1] if told and "." in told[1] else f"builtins.{told and told[1]}"
+            if not told or name in names or len(names) > 200:
                 raise
-            how = {}
-            if filled:
-                kind = OrderedDict if filled[1].startswith("SETITEM") else list
-                how["__new__"] = lambda *_, kind=kind: kind()
-            names[name] = type(name, (StandIn,), how)
+            names.append(name)
+            continue
+        if names and is_ours(content):
+            raise CheckpointError(f"{path}: holds code ({names[0]:.200}), which is never run")
+        return content
 
 
 def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
@@ -178,14 +153,12 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
 
     Raises CheckpointError: missing, cut, damaged, of another kind, without the state of training.
     """
-    content, code = read_weights(path)
+    content = read_weights(path)
     if not is_ours(content):
         raise CheckpointError(
             f"{path}: not a LiteDepth checkpoint (no {CHECKPOINT_FORMAT!r} mark). A file of "
             "backbone weights goes to train.py --pretrained FILE"
         )
-    if code:
-        raise CheckpointError(f"{path}: holds code ({code[0]:.200}), which is never run")
     if name := wrong_kind(content, CHECKPOINT_KINDS):
         raise CheckpointError(f"{path}: {name} cannot be; take another checkpoint")
     size = content.get("image_size", [1, 1])
@@ -199,21 +172,10 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
     return content
 
 
-def load_weights(
-    module: nn.Module, weights: object, path: str | os.PathLike,
-    held: dict[str, Tensor] | None = None,
-) -> None:  # fmt: skip
-    """load_state_dict whose error is one line that names the file, CheckpointError. held: all
-    tensors of a foreign file, by its own names, of which it is to name some."""
+def load_weights(module: nn.Module, weights: object, path: str | os.PathLike) -> None:
+    """load_state_dict whose error is one line that names the file, CheckpointError."""
     try:
         module.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError) as error:
-        reason, there = " ".join(str(error).partition("\n")[2].split()) or str(error), ""
-        if held is not None:
-            own = module.state_dict()
-            fit = sum(k in own and own[k].shape == v.shape for k, v in weights.items())
-            there = ", ".join(f"{k} {tuple(v.shape)}" for k, v in [*held.items()][:4])
-            other = "; another architecture" if 2 * fit < len(own) else ""
-            there = f" (it holds {len(held)} tensors: {there:.250}, ...{other})"
-        told = f"{path}: does not fit this network{there}: {reason:.{350 if there else 500}}"
-        raise CheckpointError(told) from error
+        reason = " ".join(str(error).partition("\n")[2].split()) or str(error)
+        raise CheckpointError(f"{path}: does not fit this network: {reason:.500}") from error

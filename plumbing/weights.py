@@ -14,10 +14,8 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from plumbing.checkpoints import CheckpointError, StandIn
+from plumbing.checkpoints import CheckpointError
 from plumbing.files import notice, sha256, write_file
-
-MODULE = ("_parameters", "_buffers", "_modules")  # where a module that was saved whole has them
 
 
 def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | None, str]:
@@ -99,34 +97,30 @@ def _download(url: str, seconds: float, cache: Path) -> bytes:
 # ----------------------------------------------------------------------- what the files hold
 
 
-def all_tensors(content: object) -> dict[str, Tensor]:
-    """Every tensor in dictionaries, lists and modules that were saved whole, by its dotted name."""
-    found, seen, left = {}, set(), [("", content)]
-    while left:
-        name, node = left.pop()
-        whole = isinstance(node, StandIn)
-        node = node.state if whole else node
+def backbone_weights(content: object, wanted: Iterable[str], path: Path) -> dict[str, Tensor]:
+    """The backbone's tensors in a public file's content, without what stands before their names
+    ("state_dict.", "module.", "backbone." ...): the branch that has most of the names wanted; of
+    several alike an average of weights (EMA, a teacher), else the first. Raises CheckpointError."""
+    held, seen, left = {}, set(), [("", content)]
+    for name, node in left:  # which grows meanwhile
         if isinstance(node, Tensor) and name:
-            found[name.removesuffix(".")] = node
-        elif isinstance(node, dict | list | tuple) and id(node) not in seen:  # may hold itself
+            held[name] = node
+        elif isinstance(node, dict) and id(node) not in seen:  # may hold itself
             seen.add(id(node))
-            items = [*(node.items() if isinstance(node, dict) else enumerate(node))]
-            left += [(name if whole and k in MODULE else f"{name}{k}.", v) for k, v in items[::-1]]
-    return found
-
-
-def backbone_weights(held: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Out of the tensors of a public file the ones of the backbone, without what stands before
-    their names ("state_dict.", "module.", "backbone." ...): the branch in which most of the names
-    wanted are; of several alike an average of weights (EMA, a teacher), else the first."""
+            left += [(f"{name}.{k}", v) for k, v in node.items()]
+    if not held:
+        inside = [*content] if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path}: holds no dictionary of weights, but {inside!s:.200}; save one: "
+            "torch.save(model.state_dict(), NEW)"
+        )
     wanted, votes = set(wanted), Counter()
     for name in held:
-        starts = [0, *(m.end() for m in re.finditer(r"\.", name))]
-        votes.update(name[:at] for at in starts if name[at:] in wanted)
-    averaged = re.compile("(?i)ema|teacher")
-    best = max(votes, key=lambda p: (votes[p], bool(averaged.search(p))), default="")
+        ends = (m.end() for m in re.finditer(r"\.", name))
+        votes.update(name[:at] for at in ends if name[at:] in wanted)
+    best = max(votes, key=lambda p: (votes[p], bool(re.search("(?i)ema|teacher", p))), default=".")
     if (alike := [*votes.values()].count(votes[best])) > 1:
-        notice(f"{alike} branches fit alike, of which {best}* is taken")
+        notice(f"{alike} branches fit alike, of which {best[1:]}* is taken")
     return {k.removeprefix(best): v for k, v in held.items() if k.startswith(best)}
 
 

@@ -783,7 +783,7 @@ def test_pretrained_timm_file(tmp_path, wrapper, prefix, old_format):
     assert same_tensors(net.decoder.state_dict(), network(1).decoder.state_dict())
 
 
-def test_pretrained_safetensors(tmp_path, server, monkeypatch):
+def test_pretrained_safetensors(tmp_path, server):
     """By its content; from a server as well. Made by hand: a length, a header, the tensors."""
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for k, v in timm_layout(5).items():
@@ -804,29 +804,16 @@ def test_pretrained_safetensors(tmp_path, server, monkeypatch):
         (tmp_path / "cut.safetensors").write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match=r"cut\.safetensors: not a readable.*damaged"):
             M.load_pretrained(LiteDepth(), str(tmp_path / "cut.safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(CheckpointError, match=r"model\.pth: to read it, pip install safetensors"):
-        M.load_pretrained(LiteDepth(), str(tmp_path / "model.pth"))
 
 
 class Config(dict):
-    """As configurations of many projects: a dictionary, with a state of its own."""
-
-    def __init__(self, **items: object) -> None:
-        super().__init__(**items)
-        self.frozen = True
-
-
-class Names(list):
     pass
 
 
 FOREIGN = {
     "arguments": lambda mark: argparse.Namespace(lr=0.1, out=Path("runs")),
     "numpy": lambda mark: [np.float64(0.3), np.zeros(3), np.random.default_rng(0)],
-    "config": lambda mark: Config(a=Config(b=Names([1, 2]))),
-    "library": lambda mark: [slice(1, 2), collections.defaultdict(list, a=[1]), range(3),
-                             collections.deque([1]), functools.partial(print, 1), F.relu],
+    "library": lambda mark: [slice(1, 2), range(3), functools.partial(print, 1), F.relu],
     "code": lambda mark: [Payload(f"__import__('os').mkdir({str(mark)!r})", eval),
                           Payload(["mkdir", str(mark)], subprocess.call)],
 }  # fmt: skip
@@ -854,17 +841,16 @@ def test_pretrained_beside_foreign_objects(tmp_path, kind, old_format):
 
 
 def test_pretrained_branches_of_a_file(tmp_path, capsys):
-    """A detector's backbone, averaged weights beside the others, a module that was saved whole."""
+    """A detector's backbone, averaged weights beside the others, a file that holds itself."""
     path, ours, other = tmp_path / "big.pth", timm_layout(5), timm_layout(6)
-    whole = torch.nn.DataParallel(network(5).encoder)
     looped = {"net": ours}
     looped["self"] = looped
     for content in (
         {"model": {f"backbone.{k}": v for k, v in ours.items()} | {"head.bias": torch.zeros(2)}},
         {"state_dict": other, "state_dict_ema": ours, "optimizer": {"state": {0: torch.zeros(3)}}},
         {"student": {f"module.{k}": v for k, v in other.items()}, "teacher": ours},
-        {"epoch": 3, "model": whole}, whole, ("resnet", ours), looped,
-    ):  # fmt: skip
+        looped,
+    ):
         torch.save(content, path)
         net = network(1)
         assert M.load_pretrained(net, str(path)) == "encoder from big.pth" and holds(net, 5)
@@ -886,15 +872,19 @@ def test_pretrained_of_another_architecture_or_kind(tmp_path):
 
     names = ["conv1.weight", "bn1.weight", "bn1.bias", *(f"layer1.{i}.bn1.bias" for i in range(3))]
     torch.save({k: torch.zeros(64, 3) for k in names}, path)
-    told = r"6 tensors: conv1\.weight \(64, 3\), bn1.*another architecture.*Missing.*conv_stem"
+    told = r"6 tensors \(conv1\.weight, bn1.*does not fit this network.*Missing.*conv_stem"
     assert re.search(told, refused())
-    program = torch.jit.trace(torch.nn.ReLU(), torch.zeros(1))
-    torch.jit.save(program, path)
-    assert "a TorchScript program" in refused() and "state_dict()" in refused()
-    torch.save(torch.nn.ReLU(), path, _use_new_zipfile_serialization=False)
-    assert "state_dict()" in refused() and "damaged" not in refused()
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), path)
+    assert "TorchScript" in refused() and "state_dict()" in refused()
+    whole, items = torch.nn.Linear(1, 1), collections.defaultdict(list, a=[1])
+    for content in (whole, {"model": whole}, {"model": timm_layout(5), "items": Config(items)}):
+        for new_format in (True, False):
+            torch.save(content, path, _use_new_zipfile_serialization=new_format)
+            assert "weights" in refused() and "state_dict()" in refused()
+    torch.save(items, path)
+    assert "state_dict()" in refused()
     torch.save(timm_layout(5), path, pickle_protocol=4)
-    assert "state_dict()" in refused() and "damaged" not in refused()
+    assert "state_dict()" in refused()
 
 
 def test_pretrained_file_without_counters(tmp_path):
