@@ -160,11 +160,11 @@ class Progress:
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.best = saved["best"]
         self._meter = {k: torch.tensor(v, device=self.device) for k, v in saved["sums"].items()}
-        done = self.epoch * self.per_epoch
-        if self.step != done + self.batch or self.batch > self.per_epoch:
-            self.step, self.batch, self._meter = done, 0, {}
+        before = self.epoch * self.per_epoch
+        if self.step != before + self.batch or self.batch > self.per_epoch:
+            self.step, self.batch, self._meter = before, 0, {}
             if self.out is not None:
-                notice(f"--resume: now {self.per_epoch} steps an epoch; on after epoch {self.epoch}")
+                notice(f"--resume: on after epoch {self.epoch}, now {self.per_epoch} steps in each")
         if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
             self.best = math.inf
         self.log = [row for row in read_log(self.out) if row["epoch"] <= self.epoch]

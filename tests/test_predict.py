@@ -552,7 +552,8 @@ def rated(tmp_path, toy, rate: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("rate, moved", [
-    (0.5, 1 / 2), (1 / 4, 3 / 4), (12.4, None), (30000 / 1001, None), (66.123, None), (240.5, None), (1000, None),
+    (0.5, 1 / 2), (1 / 4, 3 / 4), (12.4, None), (30000 / 1001, None), (66.123, None),
+    (240.5, None), (1000, None),
 ])  # fmt: skip
 def test_any_rate_is_kept(tmp_path, toy, capsys, rate, moved):
     """Frames 2 seconds apart at a half-life of 2: the older weighs 1 / 2; 4 seconds: 1 / 4."""

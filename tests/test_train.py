@@ -493,7 +493,7 @@ def test_a_resumed_run_counts_todays_steps(root, tmp_path, capsys, pairs, batch_
     assert (out / "args.json").read_bytes() == before
     capsys.readouterr()
     assert train.main([*few, *again, "--epochs", "4"]) == 0
-    assert f"now {steps} steps an epoch; on after epoch 2\n" in capsys.readouterr().err
+    assert f"on after epoch 2, now {steps} steps in each\n" in capsys.readouterr().err
     schedule = train.Schedule(epochs=4)
     for epoch, row in zip((3, 4), rows(out)[2:], strict=True):
         assert (row["epoch"], row["step"]) == (epoch, epoch * steps)
@@ -519,7 +519,7 @@ def test_an_epoch_under_way_with_other_batches_is_done_anew(root, tmp_path, monk
     state = read_checkpoint(out / "last.pt")
     assert [state[k] for k in ("epoch", "batch", "step")] == [1, 1, 3]
     assert train.main([*few, "--resume", "--batch_size", "8"]) == 0
-    assert "now 1 steps an epoch; on after epoch 1\n" in capsys.readouterr().err
+    assert "on after epoch 1, now 1 steps in each\n" in capsys.readouterr().err
     assert [(r["epoch"], r["step"]) for r in rows(out)] == [(1, 2), (2, 2), (3, 3)]
     assert rows(out)[1]["loss"] < rows(out)[0]["loss"]  # the mean of one step, not the sum of two
 
