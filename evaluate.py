@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -212,11 +211,6 @@ class Validator:
         out: Path, ram_cache: float,
     ) -> None:  # fmt: skip
         self.network, self.source, self.device, self.out = network, source, device, out
-        # One si-RMSE can be compared with another of the same pictures, read and cut alike.
-        facts = [(f.name, f.exists() and f.stat().st_size) for pair in pairs for f in pair[:2]]
-        other = "data", "split", "intrinsics"  # where they lie, and what is training's alone
-        facts += [value for name, value in vars(source).items() if name not in other]
-        self.key = hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
         self._read = functools.partial(decoded, pairs, source.image_size)
         fits = len(pairs) * 5e-9 * math.prod(source.image_size) <= ram_cache
         self._kept = list(self._read()) if fits else None

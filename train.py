@@ -406,17 +406,12 @@ def train(
         ids = [loader.device.index] if loader.device.type == "cuda" else None
         objective = DistributedDataParallel(objective, device_ids=ids, broadcast_buffers=False)
     state = {"image_size": list(args.image_size), "flags": run.lasting_flags(vars(args))}
-    state["validated_on"] = (resume or {}).get("validated_on")
-    if validate:
-        state["validated_on"] = validate.key
-        run.forget_best(resume, state)
 
     def save(path: Path, **more: object) -> None:
         model.save(path, network, **state, **more)
 
-    progress = run.Progress(
-        take(args, Run), save, objective, optimizer, schedule.epochs, len(loader), resume
-    )  # fmt: skip
+    steps = schedule.epochs, len(loader)
+    progress = run.Progress(take(args, Run), save, objective, optimizer, steps, resume)
     try:
         fit(objective, optimizer, loader, progress, schedule, validate)
     except Stopped as stopped:

@@ -64,15 +64,9 @@ def progress(items: Iterable, total: int, name: str) -> Iterable:
 
 
 def quoted(words: Iterable[object]) -> str:
-    """A line to be pasted into a shell; what is no text, or more than a line, as bash writes it."""
-
-    def quote(word: str) -> str:
-        if word.isprintable():
-            return shlex.quote(word)
-        as_octal = re.sub(rb"[^ -&(-[\]-~]", lambda m: b"\\%03o" % m[0][0], os.fsencode(word))
-        return f"$'{as_octal.decode()}'"
-
-    return " ".join(quote(str(word)) for word in words)
+    """A line to be pasted into a shell; a name's bytes that are no text as bash writes them."""
+    line = shlex.join(map(str, words))
+    return re.sub("[\0-\x1f\udc80-\udcff]", lambda m: f"'$'\\{ord(m[0]) & 255:03o}''", line)
 
 
 def natural(name: object) -> tuple:

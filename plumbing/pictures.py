@@ -9,9 +9,7 @@ import os
 import re
 import struct
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +28,6 @@ except ImportError as error:
 
 
 HOLE = (150, 150, 150)  # flat grey is not in the colour map
-# What Python makes of a name's bytes that are no UTF-8, read as the older code they mostly are.
-LATIN_1 = {0xDC00 + byte: byte for byte in range(128, 256)}
 WHITE, INK = 255, (40, 40, 40)  # one number: np.full with three is a hundred times slower
 
 
@@ -97,12 +93,8 @@ def letter_height(picture_height: int) -> int:
 
 
 def write_text(canvas: np.ndarray, text: str, x: int, middle: float, height: int) -> None:
-    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall.
-
-    OpenCV's letters are ASCII: a name's ü is drawn as u, and what is like none of them as ?.
-    """
-    bare = unicodedata.normalize("NFKD", text.translate(LATIN_1))
-    text = re.sub("[^ -~]", "?", "".join(c for c in bare if not unicodedata.combining(c)))
+    """Writes `text` from column x on, centred on row `middle`, capitals about `height` tall."""
+    text = text.encode(errors="replace").decode()  # bytes that are no UTF-8 would end the process
     where, thick = (int(x), round(middle + 0.4 * height)), max(1, round(height / 12))
     cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, height / 22, INK, thick, cv2.LINE_AA)
 
@@ -323,38 +315,17 @@ def read_picture(path: Path) -> np.ndarray:
 
 def orientation(data: bytes) -> int:
     """EXIF orientation, 1..8, of a JPEG, PNG or WebP file; 1, as it is, where it says none."""
-    if data[:2] == b"\xff\xd8":
-        found = (data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
-                 for marker, at in _segments(data) if marker == 0xE1)  # fmt: skip
-        exif = next((body for body in found if body[:6] == b"Exif\0\0"), b"")
-    elif data[:4] == b"\x89PNG":
-        exif = _chunk(data, 8, b"eXIf", "big")
-    else:
-        exif = _chunk(data, 12, b"EXIF", "little") if data[:4] == b"RIFF" else b""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2], "")
+    exif = re.search(rb"(?:Exif\0\0|eXIf|EXIF.{4})((?:II|MM).*)", data[: _scan(data)], re.S)
+    exif = exif[1] if exif else b""
+    order = "little" if exif[:1] == b"I" else "big"
 
-    def number(at: int, size: int) -> int:
+    def number(at: int, size: int = 2) -> int:
         return int.from_bytes(exif[at : at + size], order)
 
-    first = number(4, 4) if order else len(exif)
-    for entry in range(first + 2, first + 2 + 12 * (number(first, 2) if order else 0), 12):
-        if number(entry, 2) == 0x0112:
-            value = number(entry + 8, {1: 1, 4: 4}.get(number(entry + 2, 2), 2))
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-def _chunk(data: bytes, at: int, wanted: bytes, order: str) -> bytes:
-    """What a PNG (big-endian) or WebP file's first chunk of a name holds; b"" where it has none."""
-    while at + 8 <= len(data):
-        one, two = data[at : at + 4], data[at + 4 : at + 8]
-        name, length = (two, one) if order == "big" else (one, two)
-        size = int.from_bytes(length, order)
-        if name == wanted:
-            return data[at + 8 : at + 8 + size]
-        at += 12 + size if order == "big" else 8 + size + size % 2
-    return b""
+    first = number(4, 4) + 2
+    entries = range(first, first + 12 * number(first - 2), 12)
+    found = next((number(at + 8) for at in entries if number(at) == 0x0112), 1)
+    return found if 1 <= found <= 8 else 1
 
 
 # EXIF orientation -> axes that are flipped, of 5 and up after a transpose.
@@ -371,8 +342,7 @@ def is_cut(data: bytes) -> bool:
     """Whether a JPEG, PNG, WebP or BMP file lacks its end; cv2.imread would not tell. Bytes after
     the end, such as a phone's film of the moment, are no harm."""
     if data[:2] == b"\xff\xd8":  # JPEG: from the scan on, past an EXIF thumbnail's own end mark
-        scan = (at for marker, at in _segments(data) if marker == 0xDA)
-        return data.find(b"\xff\xd9", next(scan, len(data))) < 0
+        return data.find(b"\xff\xd9", _scan(data)) < 0
     if data[:4] == b"\x89PNG":
         return b"IEND" not in data
     if data[:4] == b"RIFF":  # WebP
@@ -418,18 +388,20 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
+def _scan(data: bytes) -> int:
+    """Where a JPEG's first scan begins, behind all that it says of itself; else the end."""
+    return next((at for marker, at in _segments(data) if marker == 0xDA), len(data))
+
+
 def is_jpeg_stream(data: bytes) -> bool:
     """Whether a file is JPEGs alike, one after the other (.mjpeg). A phone's, which may hold others
     behind its own (MPF: preview, gain map, second eye), is one picture."""
-    scan = next((at for marker, at in _segments(data) if marker == 0xDA), len(data))
-    end = data.find(b"\xff\xd9", scan)
-    rest = data[end + 2 :].lstrip(b"\0") if end >= 0 else b""
-    if not data[:2] == rest[:2] == b"\xff\xd8" or b"MPF\0" in data[:scan]:
+    scan = _scan(data)
+    rest = data[scan:].partition(b"\xff\xd9")[2].lstrip(b"\0")
+    try:
+        return b"MPF\0" not in data[:scan] and picture_header(data) == picture_header(rest)
+    except UserError:
         return False
-    with suppress(UserError):
-        a, b = ([m for m, _ in _segments(d) if 0xE0 <= m <= 0xEF] for d in (data, rest))
-        return a == b and picture_header(data) == picture_header(rest)
-    return False
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

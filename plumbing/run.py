@@ -106,10 +106,9 @@ class Progress:
     """Where a training run stands: epoch, batch within it, step, best si-RMSE, log.
 
     save: (file, **state) writes a checkpoint with the network in it. objective: maps a batch to
-    (loss, terms); a DDP wrapper is fine, its parameters named "loss." are saved. epochs, per_epoch:
-    of the run, and steps in each. resume: a dictionary from read_resume; where it counts other
-    steps an epoch, the run goes on from the epochs done. The first process writes into flags.out,
-    all others nowhere.
+    (loss, terms); a DDP wrapper is fine, its parameters named "loss." are saved. steps: epochs, and
+    steps in each. resume: a dictionary from read_resume; where it counts other steps an epoch, the
+    run goes on from the epochs done. The first process writes into flags.out, all others nowhere.
 
     A step whose loss or gradient is not finite on any process changes nothing on all of them, and
     is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
@@ -122,12 +121,12 @@ class Progress:
 
     def __init__(
         self, flags: Run, save: Callable[..., None], objective: nn.Module,
-        optimizer: torch.optim.Optimizer, epochs: int, per_epoch: int, resume: dict | None,
+        optimizer: torch.optim.Optimizer, steps: tuple[int, int], resume: dict | None,
     ) -> None:  # fmt: skip
         self.flags, self._save, self.objective, self.optimizer = flags, save, objective, optimizer
         self.plain = getattr(objective, "module", objective)
         self.out = flags.out if rank() == 0 else None
-        self.per_epoch, self.total = per_epoch, epochs * per_epoch  # steps
+        self.per_epoch, self.total = steps[1], math.prod(steps)
         self.epoch = self.batch = self.step = 0
         self.best, self.log = math.inf, []
         self.device = next(objective.parameters()).device
@@ -161,16 +160,11 @@ class Progress:
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.best = saved["best"]
         self._meter = {k: torch.tensor(v, device=self.device) for k, v in saved["sums"].items()}
-        then = saved.get("steps_per_epoch")
-        if then is None and self.epoch:  # of an older file
-            then = (self.step - self.batch) / self.epoch
-        if (then or self.per_epoch) != self.per_epoch or self.batch > self.per_epoch:
+        before = self.epoch * self.per_epoch
+        if self.step != before + self.batch or self.batch > self.per_epoch:
+            self.step, self.batch, self._meter = before, 0, {}
             if self.out is not None:
-                notice(
-                    f"--resume: another number of steps an epoch, {self.per_epoch}: going on after "
-                    f"epoch {self.epoch}" + ", the one under way anew" * (self.batch > 0)
-                )
-            self.step, self.batch, self._meter = self.epoch * self.per_epoch, 0, {}
+                notice(f"--resume: on after epoch {self.epoch}, now {self.per_epoch} steps in each")
         if self.out is not None and not (self.out / "best.pt").exists():  # into another folder
             self.best = math.inf
         self.log = [row for row in read_log(self.out) if row["epoch"] <= self.epoch]
@@ -219,8 +213,8 @@ class Progress:
         loss = {k: v for k, v in self.plain.state_dict().items() if k.startswith("loss.")}
         self._save(
             self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
-            epoch=self.epoch, batch=self.batch, step=self.step, steps_per_epoch=self.per_epoch,
-            best=self.best, sums=self._sums(), rng=torch.get_rng_state(),
+            epoch=self.epoch, batch=self.batch, step=self.step, best=self.best,
+            sums=self._sums(), rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         )  # fmt: skip
 
@@ -446,11 +440,15 @@ def describe(args: dict, **facts: object) -> dict:
 
 
 NETWORK_FLAGS = ("model", "decoder", "size", "upsample", "mean", "std", "window")
+# Flags that make a si-RMSE one of other pictures, or of the same read or cut otherwise.
+VALIDATION_FLAGS = {
+    "data", "val_split", "image_size", "depth_scale", "max_depth", "depth_orientation",
+}  # fmt: skip
 # Flags that may differ between a run and its resumption without a word.
 FREE_FLAGS = (
     "out", "resume", "dry_run", "device", "threads", "workers", "cache", "ram_cache", "kernels",
-    "loss_form", "data_device", "compile", "val_split", "val_every", "pretrained", "save_minutes",
-    "max_skipped", "skip_bad",
+    "loss_form", "data_device", "compile", "val_every", "pretrained", "save_minutes", "max_skipped",
+    "skip_bad",
 )  # fmt: skip
 
 
@@ -484,38 +482,19 @@ def read_resume(flags: Run, args: dict) -> dict | None:
             ) from error
         raise
     then, now = checkpoint["flags"], lasting_flags(args)
-    changed = [
-        f"--{k} {quoted([v]) if type(v := then[k]) is str else v}"
-        for k in now if k in then and now[k] not in (then[k], "auto", None)
-    ]  # fmt: skip
-    if checkpoint["epoch"] > args["epochs"]:
-        raise UserError(
-            f"--resume: {path} has {checkpoint['epoch']} epochs done, more than --epochs "
-            f"{args['epochs']}: give --epochs {checkpoint['epoch']:d} or more"
-        )
-    network = [c for c in changed if c[2:].split()[0] in NETWORK_FLAGS]
+    changed = {k: f"--{k} {quoted([v])}" for k, v in then.items()
+               if now.get(k) not in (v, "auto", None)}  # fmt: skip
+    if (done := checkpoint["epoch"]) > args["epochs"]:
+        raise UserError(f"--resume: {path} has more epochs done: give --epochs {done:d} or more")
+    network = [told for name, told in changed.items() if name in NETWORK_FLAGS]
     if network:
         raise UserError(f"--resume: {path} is another network ({', '.join(network)}); give that")
     if changed:
-        notice(f"resuming with other flags than the run had: {', '.join(changed)}")
+        notice(f"resuming with other flags than the run had: {', '.join(changed.values())}")
+    if changed.keys() & VALIDATION_FLAGS:
+        notice("--resume: validated otherwise than the run was: best.pt starts anew")
+        checkpoint["best"] = math.inf
     return {**checkpoint, "path": path, "written": written}
-
-
-def forget_best(resume: dict | None, now: dict) -> None:
-    """Lets best.pt start anew where its si-RMSE is of other pictures, or of the same read or cut
-    otherwise, and says so. now: what this run's checkpoints will say of themselves."""
-    if resume is None or resume["best"] == math.inf:
-        return
-    then, said = resume, ("validated_on",)
-    if not resume.get("validated_on"):  # an older file
-        then, now = resume["flags"], now["flags"]
-        said = "data", "image_size", "depth_scale", "max_depth"
-    if any(then.get(name) != now[name] for name in said):
-        notice(
-            f"--resume: the si-RMSE of best.pt, {resume['best']:.3f}, is of other validation "
-            "pictures, or of other --image_size, --depth_scale, --max_depth: best.pt starts anew"
-        )
-        resume["best"] = math.inf
 
 
 # ----------------------------------------------------------------------- devices, other processes

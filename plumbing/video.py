@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,8 @@ from plumbing.flags import between, flag
 from plumbing.pictures import auto_range, cv2, is_jpeg_stream, millimetres, panel, write_picture
 
 HEAD = 15  # frames of a video or camera that fix its colour range (and a camera's frame rate)
-RAW_CLOCK = 1_200_000  # ticks a second; some OpenCVs give it for the rate that a raw stream lacks
 
-# FFmpeg's and AVI's warnings would stand beside our one line. FFmpeg takes a raw stream to run at
-# 25 a second, a Raspberry Pi records 30; and a playlist is no reason to go to the net.
+# Its warnings would stand beside our one line. A raw stream is taken to run at 30, as a Pi records.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_VIDEOIO_PRIORITY_CV_MJPEG", "0")
 os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "framerate;30|protocol_whitelist;file")
@@ -78,49 +75,34 @@ class Smooth:
 
 @contextmanager
 def named(path: Path, suffix: str = "") -> Iterator[str]:
-    """A name of `path`, a file or one to be made, for OpenCV: a link that ends in `suffix`. Its own
-    may be taken for a protocol (12:30.mp4), a sequence (%d) or one picture (.jpg), and bytes that
-    are no UTF-8 would end the process. Raises UserError, OSError."""
+    """A link to `path`, a file or one to be made, for OpenCV: its own name may be taken for a
+    protocol (12:30.mp4), a sequence (%d) or a picture (.jpg), and if no UTF-8 end the process."""
     with tempfile.TemporaryDirectory() as folder:
-        name = os.path.join(folder, f"video{suffix}")
+        link = os.path.join(folder, f"video{suffix}")
         try:
-            os.symlink(path.absolute(), name)
-        except OSError:  # a file system or a Windows without links
-            name = str(path.absolute())
-        if "%" in name or name.encode(errors="replace").decode() != name:
-            raise UserError("OpenCV cannot take its name, nor is a link possible: rename it")
-        yield name
+            os.symlink(path.absolute(), link)
+        except OSError:  # Windows may have no links
+            link = str(path.absolute())
+        yield link
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is to be read frame by frame: its content says so, not its name.
-
-    That is all that OpenCV has no reader of pictures for, JPEGs in a row, animated GIF and PNG. Of
-    what FFmpeg does not play (animated WebP, AVIF, TIFF's pages) only the first is looked at, which
-    is told. Raises UserError.
-    """
+    """Whether a file is to be read frame by frame: its content says so, not its name. Where it
+    holds several pictures that FFmpeg does not play, that is told. Raises UserError."""
     try:
-        with named(path) as name, path.open("rb") as file:
-            head = file.read(12)
-            if not cv2.haveImageReader(name):
-                if re.match(rb"....ftyp(he|mif1|msf1|avi)", head, re.S):  # FFmpeg takes one tile
-                    raise UserError("HEIC or AVIF, which this OpenCV cannot read: save it as JPEG")
-                return True
-            head += file.read(1 << 26)
-            apng = head[1:4] == b"PNG" and b"acTL" in head[: head.find(b"IDAT")]
-            if apng or head[:4] == b"GIF8":
-                capture = cv2.VideoCapture(name)
-                return all(capture.read()[0] for _ in range(2))
+        with named(path) as link, path.open("rb") as file:
+            head = file.read(1 << 24)
+            video = not cv2.haveImageReader(link)
+            if video and head[8:12] in (b"heic", b"heix", b"mif1", b"avif"):  # FFmpeg: one tile
+                raise UserError("HEIC or AVIF, which this OpenCV cannot read: save it as JPEG")
+            if cv2.imcount(link) > 1:
+                capture = cv2.VideoCapture(link)
+                video = all(capture.read()[0] for _ in range(2))
+                if not video:
+                    notice(f"{path} holds several pictures, only the first is looked at")
     except OSError as error:
         raise UserError(str(error)) from error
-    more = head[4:12] == b"ftypavis" or head[12:16] == b"VP8X" and head[20] & 2
-    if order := {b"II*\0": "little", b"MM\0*": "big"}.get(head[:4]):  # TIFF: is there a next page?
-        at = int.from_bytes(head[4:8], order)
-        at += 2 + 12 * int.from_bytes(head[at : at + 2], order)
-        more = any(head[at : at + 4])
-    if more:
-        notice(f"{path} holds several pictures, only the first is looked at")
-    return is_jpeg_stream(head)
+    return video or is_jpeg_stream(head)
 
 
 def predict_video(
@@ -134,25 +116,23 @@ def predict_video(
     while a file's video is written to its end or not at all. Raises UserError, OSError.
     """
     fps = capture.get(cv2.CAP_PROP_FPS)
-    known = 0 < fps < RAW_CLOCK  # False for NaN
+    known = 0 < fps < 65536  # as far as an .mp4 goes; False for NaN
     fps = fps if known else 30.0
-    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    total = int(total) if not live and 0 < total < 1e9 else 0
     smooth = Smooth(o.smooth, o.smooth_reset) if o.smooth else None
     start = time.perf_counter()
     frames = _read(capture, predictor, smooth, None if live else 1 / fps)
     head = list(itertools.islice(frames, HEAD))
     if not head:
-        what = "no frame can be" if live else "neither a picture nor a video that OpenCV can"
-        raise UserError(f"{what} read")
+        raise UserError("no picture and no frame can be read")
     near, far = near_far or auto_range(depth for _, depth in head)
     why = "" if near_far else f" (its first {len(head)} frames; other: --range NEAR,FAR)"
     print(f"{name}: colours from {near:g} to {far:g} m{why}")
     if live:  # a camera promises 30 and the network may be slower: measure
         fps = len(head) / (time.perf_counter() - start)
-    elif not (known and total):
-        notice(f"{name} is taken to run at {fps:g} frames a second: it does not say (raw .h264, "
-               ".mjpeg?); ffmpeg -r RATE -i IN -c copy OUT.mp4 makes a file that does")  # fmt: skip
+    total = 0 if live else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    if not (live or known and total):  # a raw .h264 or .mjpeg counts no frames
+        notice(f"{name} is taken to run at {fps:g} frames a second; if that is wrong: ffmpeg -r "
+               "RATE -i IN -c copy OUT.mp4")  # fmt: skip
     folder, count = out / f"{name}_frames", 0
     if o.frames:
         folder.mkdir(exist_ok=True)
@@ -189,7 +169,7 @@ def _read(
 @contextmanager
 def _recording(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that adds a BGR picture to the .mp4, which is there whole at the end, or not."""
-    kept = min(max(round(fps, 3), 0.002), 65535.0)  # as fine, slow and fast as mp4v can
+    kept = max(round(fps, 3 if fps < 65 else 1), 0.002)  # as fine and slow as mp4v can
     if abs(kept / fps - 1) > 0.01:
         notice(f"{path.name} runs at {kept:g} frames a second, for an .mp4 cannot at {fps:g}")
     with replacing(path) as part, named(part, ".mp4") as link:

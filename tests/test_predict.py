@@ -519,22 +519,14 @@ def test_auto_range():
     assert auto_range([np.zeros((4, 4))]) == (0.1, 10)
 
 
-@pytest.mark.parametrize(
-    "name, seen",
-    [
-        (os.fsdecode(b"K\xfcche"), "Kuche"), ("Ku\u0308che", "Kuche"), ("K\u00fcche", "Kuche"),
-        ("a\0b\nc\ud800", "a?b?c?"), ("\u53a8\u623f\U0001f373 7 \ufb01", "??? 7 fi"), ("", ""),
-    ],
-)  # fmt: skip
-def test_any_name_is_drawn(name, seen):
-    """As the ASCII letters that are like it."""
+def test_a_name_that_is_no_text_is_drawn():
     drawn, expected = np.full((2, 40, 300, 3), 255, np.uint8)
-    write_text(drawn, name, 4, 20, 18)
+    write_text(drawn, os.fsdecode(b"K\xfcche"), 4, 20, 18)
     cv2.putText(
-        expected, seen, (4, 27), cv2.FONT_HERSHEY_SIMPLEX, 18 / 22, (40, 40, 40), 2, cv2.LINE_AA
+        expected, "K?che", (4, 27), cv2.FONT_HERSHEY_SIMPLEX, 18 / 22, (40, 40, 40), 2, cv2.LINE_AA
     )
     np.testing.assert_array_equal(drawn, expected)
-    assert (drawn < 128).any() == bool(seen)
+    assert (drawn < 128).any()
 
 
 def test_panel_of_different_sizes():
@@ -651,16 +643,13 @@ def test_a_films_name_and_folder_may_be_any_bytes(tmp_path, toy, monkeypatch, na
     assert read_video(made.rename(tmp_path / "plain.mp4")) == (4, pytest.approx(12))
 
 
-def test_films_without_links(tmp_path, toy, monkeypatch, capsys):
+def test_films_without_links(tmp_path, toy, monkeypatch):
     def refuses(*_):
         raise OSError("no links here")
 
     monkeypatch.setattr(os, "symlink", refuses)
-    good, odd = video(tmp_path / "good.avi", 3), video(tmp_path / "a.avi", 3)
-    odd = odd.rename(tmp_path / "odd%d.avi")
-    assert toy_command(good, odd, "--out", tmp_path / "out") == 1
+    assert toy_command(video(tmp_path / "good.avi", 3), "--out", tmp_path / "out") == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good_color.mp4"]
-    assert capsys.readouterr().err.count("rename it") == 1
 
 
 @pytest.mark.parametrize("name, code", [
@@ -697,7 +686,7 @@ def test_a_phones_jpeg_with_others_behind_it_is_one_picture(tmp_path, toy):
     exif, thumbnail = jpeg_with_exif(grey(100), 1), jpeg_with_exif(grey(100), 1, small)
     mpf = first[:2] + b"\xff\xe2\0\x06MPF\0" + first[2:]
     behind = [b"", small, FILM, first[:9], bytes(99), b"\xff\xd8"]
-    one = [mpf + mpf, mpf + second, exif + second, thumbnail + small, *(first + b for b in behind)]
+    one = [mpf + mpf, mpf + second, exif + small, thumbnail + small, *(first + b for b in behind)]
     for i, content in enumerate(one):
         (tmp_path / f"one{i}.mp4").write_bytes(content)
         assert not plumbing.video.is_video(tmp_path / f"one{i}.mp4"), i
@@ -708,13 +697,15 @@ def test_a_phones_jpeg_with_others_behind_it_is_one_picture(tmp_path, toy):
     np.testing.assert_allclose(millimetres(tmp_path / "out/one1_depth.png"), 2000, atol=20)
 
 
-@pytest.mark.parametrize("name, plays", [("a.gif", True), ("a.png", True), ("a.webp", False)])
-def test_animated_pictures(tmp_path, toy, capsys, name, plays):
-    animation = cv2.Animation()
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_several_pictures_in_a_file(tmp_path, toy, capsys, name):
+    """FFmpeg plays GIF and PNG; of the others the first is taken, and told."""
+    animation, plays = cv2.Animation(), name in ("a.gif", "a.png")
     animation.frames, animation.durations = [grey(100), grey(120), grey(140)], [500] * 3
-    assert cv2.imwriteanimation(str(tmp_path / name), animation)
+    made = cv2.imwritemulti if name == "a.tif" else cv2.imwriteanimation
+    assert made(str(tmp_path / name), animation.frames if name == "a.tif" else animation)
     assert toy_command(tmp_path / name, "--out", tmp_path / "out") == 0
-    assert "only the first" in capsys.readouterr().err or plays
+    assert ("only the first" in capsys.readouterr().err) != plays
     made = [p.name for p in sorted((tmp_path / "out").iterdir())]
     assert made == (["a_color.mp4"] if plays else ["a_color.png", "a_depth.png"])
     if plays:
@@ -722,13 +713,6 @@ def test_animated_pictures(tmp_path, toy, capsys, name, plays):
     write(tmp_path / name, grey(100))  # of one frame: a picture
     assert not plumbing.video.is_video(tmp_path / name)
     assert not capsys.readouterr().err
-
-
-def test_pages_of_a_tiff_are_told(tmp_path, capsys):
-    for pages in (1, 3):
-        assert cv2.imwritemulti(str(tmp_path / "a.tif"), [grey(100)] * pages)
-        assert not plumbing.video.is_video(tmp_path / "a.tif")
-        assert ("only the first" in capsys.readouterr().err) == (pages > 1)
 
 
 def test_neither_picture_nor_film(tmp_path, toy, capsys):
@@ -743,7 +727,7 @@ def test_neither_picture_nor_film(tmp_path, toy, capsys):
     assert toy_command(*(tmp_path / name for name in files), "--out", tmp_path / "out") == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == len(files) and "HEIC" in told.pop()
-    assert all(line.endswith("neither a picture nor a video that OpenCV can read") for line in told)
+    assert all(line.endswith("no picture and no frame can be read") for line in told)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -781,26 +765,26 @@ def rated(tmp_path, toy, rate: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("rate, moved", [
-    (0.5, 1 / 2), (1 / 4, 3 / 4), (12.4, None), (30000 / 1001, None), (240.5, None), (1000, None),
+    (0.5, 1 / 2), (1 / 4, 3 / 4), (12.4, None), (30000 / 1001, None), (66.123, None),
+    (240.5, None), (1000, None),
 ])  # fmt: skip
 def test_any_rate_is_kept(tmp_path, toy, capsys, rate, moved):
     """Frames 2 seconds apart at a half-life of 2: the older weighs 1 / 2; 4 seconds: 1 / 4."""
     moved = 1 - 0.5 ** (1 / rate / 2) if moved is None else moved
-    assert rated(tmp_path, toy, rate) == (pytest.approx(rate, 1e-4), pytest.approx(moved, abs=0.01))
+    assert rated(tmp_path, toy, rate) == (pytest.approx(rate, 1e-3), pytest.approx(moved, abs=0.01))
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rate", [0, -1, np.nan, np.inf, 1.2e6])
+@pytest.mark.parametrize("rate", [0, -1, np.nan, np.inf, 90000, 1.2e6])
 def test_a_missing_rate_is_30_and_told(tmp_path, toy, capsys, rate):
     moved = pytest.approx(1 - 0.5 ** (1 / 60), abs=0.01)
     assert rated(tmp_path, toy, rate) == (pytest.approx(30), moved)
     assert capsys.readouterr().err.count("taken to run at 30 frames a second") == 1
 
 
-@pytest.mark.parametrize("rate, said", [(1 / 3600, 0.002), (90000, 65535)])
-def test_a_rate_that_an_mp4_cannot_say_is_told(tmp_path, toy, capsys, rate, said):
-    assert rated(tmp_path, toy, rate)[0] == pytest.approx(said, 1e-3)
-    assert f"cannot at {rate:g}" in capsys.readouterr().err
+def test_a_rate_that_an_mp4_cannot_say_is_told(tmp_path, toy, capsys):
+    assert rated(tmp_path, toy, 1 / 3600)[0] == pytest.approx(0.002, 1e-3)
+    assert "cannot at 0.000277778" in capsys.readouterr().err
 
 
 class Camera:
