@@ -937,7 +937,7 @@ TAUGHT = {  # how the maps are made of k, metres and where the truth knows -> re
     "millimetres in holes": (lambda k, d, M: np.where(M, 0, 1000 * d), True, "where the truth has"),
     "negative": (lambda k, d, M: -d, True, "hold next to nothing"),
     "nothing": (lambda k, d, M: d * np.nan, True, "hold next to nothing"),
-    "in holes": (lambda k, d, M: np.where(M, np.nan, d), False, "hold next to nothing .* where the truth"),
+    "in holes": (lambda k, d, M: np.where(M, np.nan, d), False, "next to nothing .* where the"),
     "inverse": (lambda k, d, M: 3.2 / d, True, r"correlation -(1.00|0.99), .* 1 / inv"),
     "relative": (lambda k, d, M: (65535 / d / 2).astype(np.uint16), True, "inverse depth or disp"),
     "from afar": (lambda k, d, M: 4.5 - d, True, "do not rise and fall"),
