@@ -31,10 +31,12 @@ OTHERS = re.compile("(?i)^frames$|depth|infra|^ir")  # a depth sensor's camera i
 
 
 class Cameras(NamedTuple):
-    """A file's content, and what in it is for one picture, by that picture's name and stem."""
+    """A file's content; what in it is for one picture, by that picture's name and stem; and what
+    `camera_of` has found, by stem, None: for all others."""
 
     content: object
     by_name: dict[str, list]
+    known: dict[str | None, tuple]
 
 
 def read_cameras(path: Path) -> Cameras:
@@ -55,15 +57,23 @@ def cameras_in(content: object) -> Cameras:
     for path, entry in ((PureWindowsPath(n), e) for n, e in named if isinstance(n, str)):
         for name in {path.name, path.stem}:
             by_name.setdefault(name, []).append(entry)
-    return Cameras(content, by_name)
+    return Cameras(content, by_name, {})
 
 
 def camera_of(cameras: Cameras, stem: str) -> tuple[np.ndarray | None, Size | None]:
     """fx, fy, cx, cy (4,) float64 of a picture, in pixels, and the size that they are for, None =
     not given; K None: the file has no focal length. Raises UserError: no such frame, several
     cameras, numbers that cannot be."""
-    content, by_name = cameras
+    content, by_name, known = cameras
     entries = by_name.get(stem) or by_name.get(stem.isdecimal() and f"{int(stem)}", [])  # "0" too
+    key = stem if entries else None
+    if key not in known:
+        known[key] = _find(cameras, entries, stem)
+    return known[key]
+
+
+def _find(cameras: Cameras, entries: list, stem: str) -> tuple[np.ndarray | None, Size | None]:
+    content = cameras.content
     shared = _named(content) if isinstance(content, dict) else {}
     found = [c for entry in entries for c in _cameras({"": entry}, shared)]
     found = found or [*_cameras({"": content}, {})]

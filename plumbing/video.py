@@ -95,7 +95,7 @@ def is_video(path: Path) -> bool:
             video = not cv2.haveImageReader(link)
             if video and head[8:12] in (b"heic", b"heix", b"mif1", b"avif"):  # FFmpeg: one tile
                 raise UserError("HEIC or AVIF, which this OpenCV cannot read: save it as JPEG")
-            if cv2.imcount(link) > 1:
+            if not video and cv2.imcount(link) > 1:
                 capture = cv2.VideoCapture(link)
                 video = all(capture.read()[0] for _ in range(2))
                 if not video:

@@ -254,7 +254,7 @@ def test_json_is_all_that_stdout_holds(tmp_path, toy, monkeypatch, capsys):
     }  # fmt: skip
     assert report["videos"] == [{"file": "v.avi", "frames": 3}]
     assert [s["file"] for s in report["skipped"]] == ["in/b.png", "in/c.jpg"]
-    assert "neither a picture" in report["skipped"][1]["why"]
+    assert "no picture and no frame" in report["skipped"][1]["why"]
     assert json.loads(Path("r.json").read_text()).keys() == report.keys()
 
 
