@@ -131,9 +131,9 @@ CHECKS = {  # kind: (how much of it is an error, what is wrong, the cure)
     ),
 }  # fmt: skip
 SCALES = {  # units per metre -> who writes such files
-    1000.0: "millimetres", 10000.0: "0.1 mm", 8000.0: "1/8000 m, SUN RGB-D", 5000.0: "1/5000 m, "
-    "TUM", 4000.0: "0.25 mm, RealSense L515", 256.0: "1/256 m, KITTI", 100.0: "centimetres",
-    1.0: "whole metres: better export it anew",
+    1000.0: "millimetres", 10000.0: "0.1 mm", 5000.0: "1/5000 m, TUM", 256.0: "1/256 m, KITTI",
+    8000.0: "1/8000 m, SUN RGB-D: mm are (d >> 3) | (d << 13)", 100.0: "centimetres",
+    4000.0: "0.25 mm, RealSense L515", 1.0: "whole metres: better export it anew",
 }  # fmt: skip
 RUN = 5  # neighbouring frames decoded together: a depth that lags by a frame or two shows
 ENOUGH = 8  # pictures of a scene from which on what they say together is believed
@@ -498,7 +498,8 @@ def check_unit(scenes: Scenes, scale: float, found: Findings) -> None:
             metres = ", ".join(f"{q:.3g}" for q in quantiles(some, 1, 50, 99) / u)
             text += f"; {metres} m as {SCALES.get(u, f'{u:g} a metre')}"
         fit = scales[costs < costs.min() + 2]
-        text += f" ({fit.min():g} to {fit.max():g} would do)"
+        if len(fit) > 1:
+            text += f" (a guess: {fit.min():g} to {fit.max():g} would do)"
         flags = f"--depth_scale {unit:g} --max_depth {farthest(scenes, unit)}"
         found.add("unit", {text: some[0].pair}, margin, scale=scale, cure=flags)
 

@@ -246,7 +246,7 @@ def header_of(path: Path) -> Header:
         with open(path, "rb") as file:
             first = file.read(65536)
             end = file.seek(0, os.SEEK_END)
-            file.seek(max(len(first), end - 64))
+            file.seek(max(len(first), end - 4096))  # where a PNG's EXIF may be
             ends = first + file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -317,10 +317,11 @@ STORED = {
 }  # fmt: skip
 
 
-def with_exif(path: Path, orientation: int, order: str = ">", late: bool = False) -> None:
-    """Gives a JPEG or PNG an EXIF orientation; late: behind a PNG's pixels."""
+def with_exif(path: Path, orientation: int, order: str = ">", late=False, more=0) -> None:
+    """Gives a JPEG or PNG an EXIF orientation; late: behind a PNG's pixels; more: bytes after it."""
     mark = b"MM" if order == ">" else b"II"
     exif = struct.pack(f"{order}2sHIHHHIHHI", mark, 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+    exif += bytes(more)
     data = path.read_bytes()
     if data[:2] == b"\xff\xd8":
         exif = b"Exif\0\0" + exif
@@ -399,6 +400,10 @@ def test_sec41_exif_behind_a_pngs_pixels_and_damaged_exif(tmp_path):
     assert len(pair.rgb.read_bytes()) > 70_000
     sample = read_pair(pair, (96, 96), K0, {})
     assert sample.rgb[:, :20].max() == 0 < sample.rgb[:, 60:].min()  # its lower part is left now
+    write(pair.rgb, noise[:, :100])  # 200x100, with an upright depth and more EXIF than one tag
+    write(pair.depth, np.full((100, 200), 2000, np.uint16))
+    with_exif(pair.rgb, 6, late=True, more=3000)
+    assert check_files([pair])[0][0].orientation == 6
     pair = turned_pair(tmp_path / "b", 1, "stored")
     for orientation in (0, 9, 65535):
         with_exif(pair.rgb, orientation)
