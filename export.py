@@ -27,7 +27,7 @@ from torch import nn
 from evaluate import Tally, score
 from model import LiteDepth, build, calibrate, merge_normalization, upsample
 from plumbing import onnx
-from plumbing.calibration import calibration_of
+from plumbing.calibration import read_calibration
 from plumbing.checkpoints import read_checkpoint
 from plumbing.device import machine
 from plumbing.files import (
@@ -503,7 +503,7 @@ def open_student(
         | {name: stored.get(name) for name in ("epoch", "step")},
     }  # fmt: skip
     if calibration:
-        fitted = calibration_of(calibration, checkpoint)
+        fitted = read_calibration(calibration, checkpoint)
         model = calibrate(model, fitted["scale"], fitted["shift_m"])
         names = ("scale", "shift_m", "split", "pairs")
         about["calibration"] = {name: fitted.get(name) for name in names}

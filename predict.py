@@ -43,7 +43,6 @@ from plumbing.files import (
     run_main,
     say,
     sha256,
-    to_json,
     usable_cores,
     why_not_writable,
     write_file,
@@ -51,8 +50,8 @@ from plumbing.files import (
 )
 from plumbing.flags import Parser, add, between, count, flag, ordered, parse_size, take, whole
 from plumbing.pictures import (
+    OutsideError,
     auto_range,
-    check_inside,
     cv2,
     depth_at,
     millimetres,
@@ -76,8 +75,8 @@ STDOUT = Path("-")  # --json without a name
 
 def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> dict:
     """A picture -> <name>_depth.png, <name>_color.png and perhaps <name>.ply in o.out; these, its
-    size, depths at points, and the share of it that has any, for --json. Raises UserError before
-    anything is written, OSError."""
+    size, depths at points, and the share of it that has any, for --json. Raises UserError, such
+    as OutsideError, before anything is written; OSError."""
     rgb = read_picture(path)
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
@@ -86,26 +85,21 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> d
     K = camera(o.intrinsics, path.stem, size, cloud_size, turn) if o.ply else None
     views = predictor.look(rgb)  # metres, as the network gives them
     depth = assemble(views, size, predictor.resize)
+    points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]
     near, far = o.range or auto_range([depth])
-    kinds = {"depth_png": f"{name}_depth.png", "color_png": f"{name}_color.png"}
-    made = {"file": path} | {kind: o.out / file for kind, file in kinds.items()}
+    made = {"file": path, "size": list(size), "points": points, "known": float((depth > 0).mean())}
+    made |= {kind: o.out / f"{name}_{kind.replace('_', '.')}" for kind in ("depth_png", "color_png")}
     write_picture(made["depth_png"], millimetres(depth))
     write_picture(made["color_png"], panel(rgb, None, depth, near, far))
     if K:
         cloud = (assemble(views, cloud_size, how) for how in (o.resize or "bilinear", "nearest"))
-        points = point_cloud(
-            resize_picture(rgb, cloud_size), *cloud, K, edge=o.ply_edge, near_far=o.range
-        )  # fmt: skip
+        small = resize_picture(rgb, cloud_size)
         made["ply"] = o.out / f"{name}.ply"
-        write_file(made["ply"], ply(points))
-    points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]
+        write_file(made["ply"], ply(point_cloud(small, *cloud, K, o.ply_edge, o.range)))
     for p in points:
-        metres = "no depth" if p["depth_m"] is None else f"{p['depth_m']:.3f} m"
-        print(f"{path} {p['x']},{p['y']}: {metres}")
-    return made | {
-        "size": list(size), "points": points, "known": float((depth > 0).mean()),
-        "ms": predictor.milliseconds[-1],
-    }  # fmt: skip
+        d = p["depth_m"]
+        print(f"{path} {p['x']},{p['y']}: {'no depth' if d is None else f'{d:.3f} m'}")
+    return made | {"ms": predictor.milliseconds[-1]}
 
 
 def predict_camera(number: int, predictor: Predictor, o: Output, moving: Moving) -> int:
@@ -266,8 +260,7 @@ def make_parser() -> argparse.ArgumentParser:
     g("--measured", type=calibration.parse_measured, action="append", metavar="PICTURE:X,Y=METRES",
         help="a distance along the optical axis, by tape measure, at a pixel of a picture (see "
         "--at); may be repeated, for several pictures. Writes calibration.json to --out, or "
-        "--calibration, and no depth. One or two points fit a scale, three or more a shift too: "
-        "take 6, from near to far, on flat things away from edges")
+        "--calibration, and no depth. Take 6, from near to far, on flat things away from edges")
     g("--calibration", type=calibration.json_name, metavar="FILE.json",
         help="apply d' = max(0, a d + b) of --measured or of evaluate.py --calibrate, fitted for "
         "this very model file (default: none)")
@@ -304,16 +297,11 @@ def run_benchmark(
 
 def check_command(args: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together; a remark on one that lacks another."""
-    live = args.camera is not None
-    if args.measured and (live or args.inputs or args.benchmark or args.at):
-        raise UserError(
-            "--measured goes without INPUT, --camera, --at, --benchmark: it writes a calibration "
-            "and no depth; predict with --calibration FILE afterwards"
-        )
-    if live == bool(args.inputs) and not args.benchmark and not args.measured:
-        raise UserError("give pictures, folders or videos, or else --camera N")
-    if args.at and (live or args.benchmark) or args.benchmark and args.calibration:
-        raise UserError("--at is for pictures, and --calibration not for --benchmark")
+    works = args.inputs or args.benchmark, args.camera is not None, args.measured
+    if sum(map(bool, works)) != 1:
+        raise UserError("give pictures, folders or videos, or else --camera N, or --measured alone")
+    if args.at and (args.benchmark or not args.inputs):
+        raise UserError("--at is for pictures")
     if args.ply and args.intrinsics is None:
         notice(
             "--ply without --intrinsics: 63 degrees along the longer side (the Kinect) is a guess; "
@@ -321,34 +309,19 @@ def check_command(args: argparse.Namespace) -> None:
         )
 
 
-def check_points(files: Iterable[Path], points: Iterable[tuple[int, int]]) -> None:
-    """Raises UserError where a picture lacks a pixel of --at."""
-    for path in files:
-        try:
-            size = read_picture(path).shape[:2]
-        except UserError:
-            notice(f"{path}: not a whole picture, so --at reads nothing there")
-            continue
-        for x, y in points:
-            check_inside(path, size, x, y)
-
-
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     check_command(args)
-    aside = contextlib.redirect_stdout(sys.stderr) if args.json == STDOUT else None
-    with aside or contextlib.nullcontext():
+    with contextlib.redirect_stdout(sys.stderr if args.json == STDOUT else sys.stdout):
         code, report = work(args)
-    if args.json == STDOUT:
-        print(to_json(report), end="")
-    elif args.json:
+    if args.json:
         write_json(args.json, report)
     return code
 
 
 def work(args: argparse.Namespace) -> tuple[int, dict]:
     """The exit code, and what --json tells. Raises UserError, OSError."""
-    o, moving, live = take(args, Output), take(args, Moving), args.camera is not None
+    o, moving = take(args, Output), take(args, Moving)
     files = collect(args.inputs)
     model = args.model or newest_model(MODELS)
     load = functools.partial(
@@ -356,17 +329,16 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
         resize=o.resize or "nearest", device=args.device,
     )  # fmt: skip
     if args.benchmark:
-        if live or len(files) > 1 or any(map(is_video, files)):
+        if len(files) > 1:
             raise UserError("--benchmark takes one picture as INPUT, or none")
         picture = read_picture(files[0]) if files else None
         return 0, run_benchmark(args, model, lambda n: load(threads=n), picture)
     names = output_names(files, o.out)
-    check_points(files if o.at else (), o.at)
     predictor = load(threads=1 if args.threads is None else args.threads)
     if args.measured or args.calibration:
         check_uncalibrated(predictor, model)
     if args.calibration and not args.measured:
-        made = calibration.calibration_of(args.calibration, model)
+        made = calibration.read_calibration(args.calibration, model)
         predictor.calibrate(made["scale"], made["shift_m"])
     print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
     if why := why_not_writable(o.out):
@@ -376,32 +348,31 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
     if args.measured:
         file = args.calibration or o.out / "calibration.json"
         return 0, report | calibration.measure(args.measured, predictor, model, file)
-    report |= {"pictures": [], "videos": [], "skipped": []}
-    done = empty = 0
-    if live:
-        done = predict_camera(args.camera, predictor, o, moving)
-        report["videos"].append({"camera": args.camera, "frames": done})
+    pictures, videos, skipped = [], [], []
+    if args.camera is not None:
+        frames = predict_camera(args.camera, predictor, o, moving)
+        videos.append({"camera": args.camera, "frames": frames})
     for path, name in progress(list(zip(files, names)), len(files), "pictures"):
         try:
             if is_video(path):
                 with named(path) as link:
-                    frames = predict_video(
-                        cv2.VideoCapture(link), name, predictor, o.out, o.range, moving, live=False
-                    )
-                done += frames
-                report["videos"].append({"file": path, "frames": frames})
+                    film = cv2.VideoCapture(link)
+                    frames = predict_video(film, name, predictor, o.out, o.range, moving, False)
+                videos.append({"file": path, "frames": frames})
             else:
-                report["pictures"].append(predict_picture(path, name, predictor, o))
-                empty += not report["pictures"][-1]["known"]
-                done += 1
+                pictures.append(predict_picture(path, name, predictor, o))
+        except OutsideError as error:
+            raise UserError(f"--at, {path}: {error}") from error
         except (UserError, cv2.error) as error:
-            why = " ".join(str(error).split())
-            say(f"skipped {path}: {why}")
-            report["skipped"].append({"file": path, "why": why})
-    if empty:
+            say(f"skipped {path}: {error}")
+            skipped.append({"file": path, "why": str(error)})
+    if empty := sum(not made["known"] for made in pictures):
         notice(f"{empty} pictures got no depth at all (0 everywhere): an untrained network?")
-    skipped, spent = len(report["skipped"]), statistics.median(predictor.milliseconds or [0.0])
-    print(f"{done} pictures, {skipped} skipped, {spent:.1f} ms each (network, median) -> {o.out}")
+    done = len(pictures) + sum(made["frames"] for made in videos)
+    spent = statistics.median(predictor.milliseconds or [0.0])
+    print(f"{done} pictures, {len(skipped)} skipped, {spent:.1f} ms each (network, median) -> "
+          f"{o.out}")  # fmt: skip
+    report |= {"pictures": pictures, "videos": videos, "skipped": skipped}
     return 0 if not skipped else 1 if done else 2, report
 
 

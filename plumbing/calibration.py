@@ -7,18 +7,16 @@ import argparse
 import functools
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from plumbing.files import UserError, notice, quoted, sha256, write_json, wrong_kind
+from plumbing.files import UserError, notice, quoted, sha256, write_json
 from plumbing.flags import positive, several, whole
-from plumbing.pictures import check_inside, depth_at, read_picture
+from plumbing.pictures import depth_at, read_picture
 
 CALIBRATION = "litedepth-calibration-1"  # in every file; raised when an old one could be misread
-KINDS = {"split": str, "data": str, "model": str, "model_sha256": str, "pairs": int}
 
 
 # -------------------------------------------------------------------------------------- the file
@@ -27,22 +25,18 @@ KINDS = {"split": str, "data": str, "model": str, "model_sha256": str, "pairs": 
 def json_name(text: str) -> Path:
     """An argparse type: a path that ends in .json (so that no checkpoint is overwritten)."""
     if not text.endswith(".json"):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} does not end in .json (INPUT, if any, goes before this flag)"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json (INPUT goes before)")
     return Path(text)
 
 
-def read_calibration(path: str | os.PathLike) -> dict:
+def read_calibration(path: Path, model: Path | None = None) -> dict:
     """What evaluate.py --calibrate or predict.py --measured wrote: "scale", "shift_m" (metres) and
-    how they were found. Raises UserError for a file that is missing, of another kind, impossible.
-    """
+    how they were found. Raises UserError: missing, of another kind, impossible, or not fitted for
+    this very file `model` (None: for any)."""
     cure = "make one with evaluate.py --calibrate SPLIT or predict.py --measured"
     try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: no such calibration file ({error}); {cure}") from error
-    except (ValueError, RecursionError) as error:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error!s:.80}); {cure}") from error
     if not isinstance(content, dict) or content.get("format") != CALIBRATION:
         raise UserError(f"{path}: not a calibration (no {CALIBRATION!r} mark); {cure}")
@@ -50,20 +44,10 @@ def read_calibration(path: str | os.PathLike) -> dict:
         value = content.get(name)
         if type(value) not in (int, float) or not low < value < 1e9:  # NaN fails too
             raise UserError(f"{path}: {name} {value!r:.40} cannot be; {cure}")
-    if name := wrong_kind(content, KINDS):
-        raise UserError(f"{path}: {name} cannot be; {cure}")
+    if model and content.get("model_sha256") != sha256(model):
+        raise UserError(f"{path} was fitted for another model file than {model} "
+                        f"({content.get('model')}); {cure}")  # fmt: skip
     return content
-
-
-def calibration_of(path: Path, model: Path) -> dict:
-    """`read_calibration` of one that was fitted for this very model file. Raises UserError."""
-    made = read_calibration(path)
-    if made.get("model_sha256") != sha256(model):
-        raise UserError(
-            f"{path} was fitted for another model file ({made.get('model')}): fit one for {model} "
-            "with evaluate.py --calibrate SPLIT or predict.py --measured"
-        )
-    return made
 
 
 # --------------------------------------------------------------------------------------- the fit
@@ -144,68 +128,50 @@ def parse_measured(text: str) -> tuple[str, int, int, float]:
     return name, *parse_pixel(pixel), positive(metres)
 
 
-def look_up(measured: list[tuple[str, int, int, float]], predictor: Callable) -> list[dict]:
-    """`parse_measured`'s points -> picture, x, y, measured_m, and before_m: what the network says.
-    Raises UserError: no such picture or pixel, no depth there."""
-    depth_of = functools.lru_cache(1)(lambda name: predictor(read_picture(Path(name))))
-    points = []
-    for name, x, y, metres in measured:
-        try:
-            depth = depth_of(name)
-        except UserError as error:
-            raise UserError(f"--measured {name}: {error}") from error
-        check_inside(name, depth.shape, x, y)
-        if (before := depth_at(depth, x, y)) is None:
-            raise UserError(f"{name}:{x},{y}: the network has no depth there; measure another")
-        points.append({"picture": name, "x": x, "y": y, "measured_m": metres, "before_m": before})
-    return points
-
-
-def fit_points(points: list[dict]) -> tuple[float, float, list[str]]:
-    """Scale and shift (metres) by log error, all points alike; each gets its "after_m" and
-    "residual", a share of the measured; and what there is to say against the fit.
+def fit_points(x: np.ndarray, y: np.ndarray) -> tuple[float, float, list[str]]:
+    """Scale and shift (metres) that bring x, the network's metres (n,), to y, those measured, by
+    log error, and what there is to say against it.
 
     The shift is 0 under three points, and where all lie at about one distance: nothing tells it
     from the scale there. Raises UserError: no fit, or a scale that no camera explains.
     """
-    x, y = (np.array([p[name] for p in points]) for name in ("before_m", "measured_m"))
-    advice, spread = [], y.max() / y.min()
-    if len(points) < 3:
-        advice.append("scale only: three or more points, near and far, give a shift as well")
-    elif spread < 1.5:
-        advice.append(f"scale only: all points lie at {y.min():.3g} to {y.max():.3g} m; measure "
-                      "near and far ones for a shift")  # fmt: skip
-    if advice:
+    advice = [f"{len(x)} of 6 points: the residuals flatter, take more"] if len(x) < 6 else []
+    if len(x) < 3 or y.max() < 1.5 * y.min():
+        advice.append(f"scale only: {len(x)} points at {y.min():.3g} to {y.max():.3g} m; measure "
+                      "three or more, near and far, for a shift")  # fmt: skip
         a, b = float(np.exp(np.median(np.log(y / x)))), 0.0
     else:
         a, b = fit_calibration([(x, y)], math.inf)
-        if len(points) < 6:
-            advice.append(f"{len(points)} points for two numbers: the residuals flatter; take 6")
     if not 1 / 3 <= a <= 3:
-        raise UserError(
-            f"--measured: a scale of {a:.3g} is no camera's. Metres? These pictures? X,Y from the "
-            "top left? Otherwise the points are too few, or too close to one another"
-        )
-    after = np.maximum(a * x + b, 0)
-    residual = np.round(after / y - 1, 6) + 0.0  # no -0.0
-    for i, point in enumerate(points):
-        point |= {"after_m": float(after[i]), "residual": float(residual[i])}
-        others = np.delete(np.abs(residual), i)
-        limit = min(0.25, max(0.1, 3 * np.median(others))) if others.size else 0.25
-        if abs(residual[i]) > limit:
-            advice.append(f"{point['picture']}:{point['x']},{point['y']} does not fit "
-                          f"({residual[i]:+.0%}): measure it anew, away from edges")  # fmt: skip
-    if (middle := np.median(np.abs(residual))) > 0.1:
-        advice.append(f"a weak fit: half of the points are off by {middle:.0%} or more")
-    if b < 0:
-        advice.append(f"what the network sees nearer than {-b / a:.2f} m becomes no depth")
+        raise UserError(f"--measured: a scale of {a:.3g} is no camera's. Metres? These pictures? "
+                        "X,Y from the top left? Or too few points, or too close")  # fmt: skip
     return a, b, advice
 
 
 def measure(measured: list, predictor: Callable, model: Path, file: Path) -> dict:
-    """--measured's points -> `file`: printed, returned for --json. Raises UserError, OSError."""
-    points = look_up(measured, predictor)
-    a, b, advice = fit_points(points)
+    """`parse_measured`'s points -> `file`: printed, returned for --json. Raises UserError: no such
+    picture or pixel, no depth there, no fit; OSError."""
+    depth_of = functools.lru_cache(1)(lambda name: predictor(read_picture(Path(name))))
+    points = []
+    for name, x, y, metres in measured:
+        try:
+            if (before := depth_at(depth_of(name), x, y)) is None:
+                raise UserError(f"the network has no depth at {x},{y}; measure another point")
+        except UserError as error:
+            raise UserError(f"--measured {name}: {error}") from error
+        points.append({"picture": name, "x": x, "y": y, "measured_m": metres, "before_m": before})
+    x, y = (np.array([p[key] for p in points]) for key in ("before_m", "measured_m"))
+    a, b, advice = fit_points(x, y)
+    after = np.maximum(a * x + b, 0)
+    residual = after / y - 1
+    median = np.median(np.abs(residual))
+    for point, d, share in zip(points, after.tolist(), residual.tolist()):
+        point |= {"after_m": d, "residual": share}
+        if abs(share) > max(0.1, 3 * median):
+            advice.append(f"{point['picture']}:{point['x']},{point['y']} does not fit "
+                          f"({share:+.0%}): measure it anew, away from edges")  # fmt: skip
+    if median > 0.1:
+        advice.append(f"a weak fit: half of the points are off by {median:.0%} or more")
     made = {
         "format": CALIBRATION, "model": str(model), "model_sha256": sha256(model), "scale": a,
         "shift_m": b, "pairs": len({p["picture"] for p in points}), "points": points,

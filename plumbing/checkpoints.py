@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from plumbing.files import UserError, quoted, replacing, wrong_kind
+from plumbing.files import UserError, quoted, replacing
 
 CHECKPOINT_FORMAT = "litedepth-1"  # in every checkpoint; raised when an old file could be misread
 # What a checkpoint says of itself, where somebody relies on it; any may lack.
@@ -159,8 +159,9 @@ def read_checkpoint(path: str | os.PathLike, training: bool = False) -> dict:
             f"{path}: not a LiteDepth checkpoint (no {CHECKPOINT_FORMAT!r} mark). A file of "
             "backbone weights goes to train.py --pretrained FILE"
         )
-    if name := wrong_kind(content, CHECKPOINT_KINDS):
-        raise CheckpointError(f"{path}: {name} cannot be; take another checkpoint")
+    for name, kind in CHECKPOINT_KINDS.items():
+        if not isinstance(value := content.get(name, kind()), kind):
+            raise CheckpointError(f"{path}: {name} {value!r:.40} cannot be; take another one")
     size = content.get("image_size", [1, 1])
     if len(size) != 2 or not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in size):
         raise CheckpointError(f"{path}: image_size {size!r:.80} cannot be")

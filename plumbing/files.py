@@ -113,21 +113,15 @@ def plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json(content: dict) -> str:
-    """With paths as text."""
-    return json.dumps(plain(content), indent=1, allow_nan=False, default=str) + "\n"
-
-
 def write_json(path: Path, content: dict) -> None:
-    """Writes it whole or not at all; missing folders are made. Raises OSError."""
+    """Writes it whole or not at all, paths as text; missing folders are made; "-" is stdout.
+    Raises OSError."""
+    text = json.dumps(plain(content), indent=1, allow_nan=False, default=str) + "\n"
+    if str(path) == "-":
+        print(text, end="")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, to_json(content).encode())
-
-
-def wrong_kind(content: dict, kinds: dict[str, type]) -> str:
-    """The first name and value that is there and not of its kind; "" = there is none."""
-    wrong = (k for k, kind in kinds.items() if not isinstance(content.get(k, kind()), kind))
-    return next((f"{name} {content[name]!r:.40}" for name in wrong), "")
+    write_file(path, text.encode())
 
 
 def why_not_writable(folder: Path) -> str:

@@ -253,18 +253,16 @@ def resize_depth(depth: np.ndarray, size: tuple[int, int], how: str) -> np.ndarr
     return depth.take(cols, 1).take(rows, 0)  # several times faster than depth[rows, cols]
 
 
-def check_inside(name: object, size: tuple[int, int], x: int, y: int) -> None:
-    """Raises UserError where a picture (H, W) has no such pixel."""
-    if not (0 <= x < size[1] and 0 <= y < size[0]):
-        raise UserError(
-            f"{name}: {x},{y} lies outside this picture, {size[1]} wide and {size[0]} high (x to "
-            "the right, y down, both from 0)"
-        )
+class OutsideError(UserError):
+    """A pixel that a picture does not have."""
 
 
 def depth_at(depth: np.ndarray, x: int, y: int) -> float | None:
     """Metres at a pixel of (H, W): the median of what is known in the 5x5 around it, which the
-    picture's border cuts; None where nothing is."""
+    picture's border cuts; None where nothing is. Raises OutsideError."""
+    H, W = depth.shape
+    if not (0 <= x < W and 0 <= y < H):
+        raise OutsideError(f"{x},{y} lies outside this picture, {W} wide and {H} high")
     part = depth[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
     part = part[np.isfinite(part) & (part > 0)]
     return float(np.median(part)) if part.size else None

@@ -65,7 +65,7 @@ def camera(
 
 
 def point_cloud(
-    rgb: np.ndarray, depth: np.ndarray, own: np.ndarray, K: tuple[float, float, float, float], *,
+    rgb: np.ndarray, depth: np.ndarray, own: np.ndarray, K: tuple[float, float, float, float],
     edge: float, near_far: tuple[float, float] | None,
 ) -> np.ndarray:  # fmt: skip
     """RGB u8 (H, W, 3), its depth (H, W) in metres, the network's own (resized by nearest), fx fy

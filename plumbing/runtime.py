@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import time
 import zipfile
@@ -53,29 +52,19 @@ def read_metadata(content: bytes, name: str) -> dict:
     foreign, older than `seal` or of another format.
     """
     anew = "copy it anew, or write it again with export.py"
-    if content[4:8] != b"TFL3":
-        raise UserError(f"{name}: not a TFLite file (empty, or a web page?): {anew}")
-    if content[-22:-18] != b"PK\5\6":
-        raise UserError(
-            f"{name}: no {MEMBER} at its end, so it is cut short (copy it anew), or older or "
-            "foreign (write it again with export.py)"
-        )
+    if content[4:8] != b"TFL3" or content[-22:-18] != b"PK\5\6":
+        raise UserError(f"{name}: no TFLite file of export.py, or cut short: {anew}")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             start = archive.getinfo(MEMBER).header_offset
             metadata = json.loads(archive.read(MEMBER))
-        form, *stamp = (metadata[key] for key in ("format", "bytes", "sha256"))
+        stamp = [metadata[key] for key in ("format", "bytes", "sha256")]
     # All that zipfile and json raise on bytes that are not what they should be.
     except (zipfile.BadZipFile, zlib.error, EOFError, LookupError, OSError, RuntimeError, TypeError,
             ValueError) as error:  # fmt: skip
         raise UserError(f"{name}: foreign, or damaged at its end ({error}): {anew}") from error
-    if form != TFLITE_FORMAT:
-        raise UserError(
-            f"{name}: format {form!r}, and this predict.py reads {TFLITE_FORMAT!r}: "
-            "take the predict.py that lies beside the export.py that wrote it, or export anew"
-        )
-    if stamp != [start, hashlib.sha256(content[:start]).hexdigest()]:
-        raise UserError(f"{name}: damaged, it has not the checksum it was written with: {anew}")
+    if stamp != [TFLITE_FORMAT, start, hashlib.sha256(content[:start]).hexdigest()]:
+        raise UserError(f"{name}: damaged, or of another version than this program: {anew}")
     return metadata
 
 
@@ -86,20 +75,19 @@ def read_metadata(content: bytes, name: str) -> dict:
 View = tuple[tuple[float, float, float, float], np.ndarray]
 
 
+def slices(box: tuple[float, ...], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of an array (H, W) = size that are inside a View's box."""
+    top, left, bottom, right = np.rint(np.multiply(box, (*size, *size))).astype(int)
+    return np.s_[top:bottom, left:right]
+
+
 def assemble(views: list[View], size: tuple[int, int], how: str) -> np.ndarray:
-    """Depth (H, W) = size in metres from `Predictor.look`: later views lie on earlier ones, and
-    what is beside the first (a pixel or two) is as its edge. how: see `resize_depth`."""
-    depth = None
+    """Depth (H, W) = size in metres from `Predictor.look`: later views lie on earlier ones. how:
+    see `resize_depth`."""
+    depth = np.empty(size, np.float32)
     for box, native in views:
-        top, left, bottom, right = np.rint(np.multiply(box, (*size, *size))).astype(int)
-        part = resize_depth(native, (bottom - top, right - left), how)
-        if depth is not None:
-            depth = depth.copy()
-            depth[top:bottom, left:right] = part
-        elif part.shape == tuple(size):
-            depth = part
-        else:
-            depth = np.pad(part, ((top, size[0] - bottom), (left, size[1] - right)), "edge")
+        part = depth[slices(box, size)]
+        part[:] = resize_depth(native, part.shape, how)
     return depth
 
 
@@ -129,37 +117,35 @@ class Predictor:
         return assemble(self.look(rgb), rgb.shape[:2], self.resize)
 
     def look(self, rgb: np.ndarray) -> list[View]:
-        """The network's own maps of the picture, for `assemble`: its middle, cut as evaluate.py
-        does; where it has another shape than `size`, before it the whole, squeezed to that.
+        """The network's own maps of the picture, for `assemble`: last its middle, cut as
+        evaluate.py does; where it has another shape than `size`, before it the whole, squeezed.
 
         The middle's metres are kept. The whole, which sees how all hangs together, is multiplied on
         each side by the median ratio of both in the quarter of the middle next to it.
         """
-        (H, W), before = rgb.shape[:2], len(self.milliseconds)
+        H, W = rgb.shape[:2]
         top, left, h, w = aspect_crop((H, W), self.size)
+        middle = whole = self.native(rgb[top : top + h, left : left + w])
         box = top / H, left / W, (top + h) / H, (left + w) / W
-        middle = self.native(rgb[top : top + h, left : left + w])
-        if same_shape((H, W), self.size):
-            return [(box, self.adjust(middle))]
-        if self.tells_shape:
-            self.tells_shape = False
-            notice(f"{H}x{W} (high x wide) has another shape than the network's {self.size[0]}x"
-                   f"{self.size[1]}: its middle {h}x{w} is looked at by itself, the rest squeezed "
-                   "and scaled to that; best is a network trained with such an --image_size and "
-                   "--size")  # fmt: skip
-        whole = self.native(rgb).copy()
-        self.milliseconds[before:] = [sum(self.milliseconds[before:])]
-        rows, columns = whole.shape
-        part = whole[int(box[0] * rows) : math.ceil(box[2] * rows),
-                     int(box[1] * columns) : math.ceil(box[3] * columns)]  # fmt: skip
-        a, b = (resize_depth(d, (64, 64), "nearest") for d in (middle, part))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = a / b
-        ratio, sides = (ratio, whole) if h < H else (ratio.T, whole.T)
-        for near, side in zip((ratio[:16], ratio[-16:]), np.array_split(sides, 2)):
-            near = near[np.isfinite(near) & (near > 0)]
-            side *= np.median(near) if near.size else 1
-        return [((0, 0, 1, 1), self.adjust(whole)), (box, self.adjust(middle))]
+        if not same_shape((H, W), self.size):
+            if self.tells_shape:
+                self.tells_shape = False
+                notice(f"{H}x{W} (high x wide) has another shape than the network's {self.size[0]}x"
+                       f"{self.size[1]}: its middle {h}x{w} is looked at by itself, the rest "
+                       "squeezed and scaled to that; best is a network trained with such an "
+                       "--image_size and --size")  # fmt: skip
+            whole = self.native(rgb).copy()
+            self.milliseconds[-2:] = [sum(self.milliseconds[-2:])]
+            part = whole[slices(box, whole.shape)]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = resize_depth(middle, part.shape, "nearest") / part
+            ratio, sides = (ratio, whole) if h < H else (ratio.T, whole.T)
+            n = len(ratio) // 4 + 1
+            for near, side in zip((ratio[:n], ratio[-n:]), np.array_split(sides, 2)):
+                near = near[np.isfinite(near) & (near > 0)]
+                side *= np.median(near) if near.size else 1
+        views = [((0, 0, 1, 1), whole), (box, middle)]
+        return [(at, self.adjust(d)) for at, d in views[(h, w) == (H, W) :]]
 
     def calibrate(self, scale: float, shift: float) -> None:
         """From now on d is max(0, scale d + shift), metres; holes stay holes."""
@@ -190,8 +176,7 @@ def tell_shape(path: Path, size: tuple[int, int], trained: tuple[int, int]) -> N
     if not same_shape(size, trained):
         (H, W), (h, w) = size, trained
         notice(f"{path}: trained on {h}x{w}, and {H}x{W} has another shape: pictures are squeezed, "
-               "and depth suffers; leave out --image_size and export.py --input_size, or give one "
-               "of the trained shape (predict.py takes pictures of any)")  # fmt: skip
+               "and depth suffers; leave out --image_size and export.py --input_size")  # fmt: skip
 
 
 def newest_model(names: tuple[str, ...]) -> Path:

@@ -89,10 +89,10 @@ GOOD = read_metadata(seal(FLATBUFFER, described()), "m.tflite")
 
 
 @pytest.mark.parametrize("content, told", [
-    (b"<!DOCTYPE html>", "not a TFLite file"), (FLATBUFFER, "older or foreign"),
+    (b"<!DOCTYPE html>", "no TFLite file"), (FLATBUFFER, "or cut short"),
     (zipped("labels.txt", "labels"), "foreign"), (zipped("litedepth.json", "{}"), "foreign"),
-    (zipped("litedepth.json", json.dumps(GOOD | {"format": "other"})), "format 'other'"),
-    (zipped("litedepth.json", json.dumps(GOOD | {"sha256": "0"})), "checksum"),
+    (zipped("litedepth.json", json.dumps(GOOD | {"format": "other"})), "another version"),
+    (zipped("litedepth.json", json.dumps(GOOD | {"sha256": "0"})), "damaged"),
 ])  # fmt: skip
 def test_files_that_seal_did_not_write_are_refused_with_the_cure(content, told):
     with pytest.raises(UserError, match=f"m.tflite: .*{told}.*export"):

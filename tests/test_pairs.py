@@ -318,7 +318,7 @@ STORED = {
 
 
 def with_exif(path: Path, orientation: int, order: str = ">", late=False, more=0) -> None:
-    """Gives a JPEG or PNG an EXIF orientation; late: behind a PNG's pixels; more: bytes after it."""
+    """Gives a JPEG or PNG an EXIF orientation; late: behind a PNG pixels; more: bytes after."""
     mark = b"MM" if order == ">" else b"II"
     exif = struct.pack(f"{order}2sHIHHHIHHI", mark, 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     exif += bytes(more)
