@@ -88,7 +88,8 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> d
     points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]
     near, far = o.range or auto_range([depth])
     made = {"file": path, "size": list(size), "points": points, "known": float((depth > 0).mean())}
-    made |= {kind: o.out / f"{name}_{kind.replace('_', '.')}" for kind in ("depth_png", "color_png")}
+    for kind in ("depth", "color"):
+        made[f"{kind}_png"] = o.out / f"{name}_{kind}.png"
     write_picture(made["depth_png"], millimetres(depth))
     write_picture(made["color_png"], panel(rgb, None, depth, near, far))
     if K:
