@@ -74,9 +74,8 @@ STDOUT = Path("-")  # --json without a name
 
 
 def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> dict:
-    """A picture -> <name>_depth.png, <name>_color.png and perhaps <name>.ply in o.out; these, its
-    size, depths at points, and the share of it that has any, for --json. Raises UserError, such
-    as OutsideError, before anything is written; OSError."""
+    """A picture -> <name>_depth.png, <name>_color.png, perhaps <name>.ply in o.out; what --json
+    says of it. Raises UserError, such as OutsideError, before anything is written; OSError."""
     rgb = read_picture(path)
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
@@ -87,9 +86,10 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> d
     depth = assemble(views, size, predictor.resize)
     points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]
     near, far = o.range or auto_range([depth])
-    made = {"file": path, "size": list(size), "points": points, "known": float((depth > 0).mean())}
-    for kind in ("depth", "color"):
-        made[f"{kind}_png"] = o.out / f"{name}_{kind}.png"
+    made = {
+        "file": path, "size": list(size), "points": points, "known": float((depth > 0).mean()),
+        "depth_png": o.out / f"{name}_depth.png", "color_png": o.out / f"{name}_color.png",
+    }  # fmt: skip
     write_picture(made["depth_png"], millimetres(depth))
     write_picture(made["color_png"], panel(rgb, None, depth, near, far))
     if K:

@@ -165,10 +165,8 @@ class Predictor:
 def check_uncalibrated(predictor: Predictor, path: Path) -> None:
     """Raises UserError where the model file holds a calibration."""
     if predictor.calibration:
-        raise UserError(
-            f"{path} holds a calibration already, and a second would apply on top: give the .pt "
-            "that it was exported from to --model, or a .tflite exported without --calibration"
-        )
+        raise UserError(f"{path} holds a calibration already, and a second would apply on top: "
+                        "give the .pt that it was exported from to --model")  # fmt: skip
 
 
 def tell_shape(path: Path, size: tuple[int, int], trained: tuple[int, int]) -> None:

@@ -212,8 +212,7 @@ def test_metres_at_a_point(tmp_path, toy, capsys):
         "a.png:1,2=0": "positive", "a.png:1,2=-1": "positive", "a.png:1,2=nan": "positive",
         "a.png:1,2=inf": "positive", "a.png:1,2=1,5": "positive", "a.png:1=2": "X,Y",
         "a.png=2": "PICTURE:X,Y=METRES", "absent.png:1,2=1": "--measured absent.png: ",
-        "b.png:64,2=1": "b.png: 64,2 lies outside",
-        "c.png:9,9=1": "c.png: the network has no depth at 9,9",
+        "b.png:64,2=1": "b.png: 64,2 lies outside", "c.png:9,9=1": "no depth at 9,9",
         "b.png:1,10=1600": "scale of 1e+03", "b.png:1,10=0.5": "scale of 0.312",
     }.items()),
 ])  # fmt: skip
