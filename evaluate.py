@@ -386,7 +386,8 @@ def open_calibration(
 ) -> dict | None:
     """What --calibrate fits or --calibration names; None for neither."""
     if args.calibrate:
-        source, root = take(args, Source), resolve(args.data)
+        source = take(args, Source)
+        root = resolve(args.data, args.image_size, args.furniture)
         fit = open_split(root, args.calibrate, source)
         check_apart(root, args.calibrate, fit, source, pairs)
         fit = spread(fit, args.calibrate_pictures or len(fit))
@@ -435,7 +436,8 @@ def main(argv: list[str] | None = None) -> int:
     if calibrates:
         runtime.check_uncalibrated(predictor, path)
     args.image_size = predictor.size
-    source, root = take(args, Source), resolve(args.data)
+    source = take(args, Source)
+    root = resolve(args.data, args.image_size, args.furniture)
     pairs = open_split(root, args.split, source)
     made = open_calibration(args, path, predictor, pairs)
 

@@ -215,7 +215,7 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         p.set_defaults(model="student")
     add(p, losses.Loss)
     add(p, Source).add_argument(
-        "--extra_data", nargs="+", default=[], metavar="ROOT|synthetic:N",
+        "--extra_data", nargs="+", default=[], metavar="ROOT|synthetic:N|rooms:N",
         help="more sets to train on, mixed with --data pair by pair; validation stays --data's "
         "(same --split and --depth_scale; default none)",
     )  # fmt: skip
@@ -240,7 +240,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def open_data(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
-    roots = [resolve(place) for place in (args.data, *args.extra_data)]
+    roots = [
+        resolve(place, args.image_size, args.furniture) for place in (args.data, *args.extra_data)
+    ]
     # Of the training pairs packing looks at every file.
     source = take(args, Source)
     pairs = [p for root in roots for p in open_split(root, args.split, source, False)]

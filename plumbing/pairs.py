@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plumbing import scenes
+from plumbing import rooms, scenes
 from plumbing.cameras import camera_of, fit_K, keys_of, read_cameras, scale_K
 from plumbing.files import UserError, natural, notice
 from plumbing.flags import flag, parse_intrinsics, parse_size, positive
@@ -44,8 +44,13 @@ class Source:
     """data (Sec. 4.1)"""
 
     data: str = flag(
-        "synthetic:512", "folder with <split>.txt lists or <split>/{rgb,depth}/ folders, or N "
-        "embedded scenes rendered once", metavar="ROOT|synthetic:N",
+        "synthetic:512", "folder with <split>.txt lists or <split>/{rgb,depth}/ folders; or N "
+        "embedded scenes, or N pictures of furnished rooms and streets (see --furniture), rendered "
+        "once", metavar="ROOT|synthetic:N|rooms:N",
+    )  # fmt: skip
+    furniture: Path | None = flag(
+        None, "rooms:N: folder of Sweet Home 3D's .sh3f archives (default: where apt install "
+        "sweethome3d-furniture puts them)", Path, metavar="DIR",
     )  # fmt: skip
     split: str = flag("train", "which split of the data to use")
     image_size: tuple[int, int] = flag(
@@ -85,13 +90,19 @@ class Pair(NamedTuple):
     depth_orientation: str = "stored"  # or "upright"
 
 
-def resolve(data: str) -> Path:
-    """The folder behind `--data`: itself, or the rendered set of "synthetic:N"."""
-    if data.startswith("synthetic:"):
-        count = data.removeprefix("synthetic:")
+def resolve(
+    data: str, image_size: tuple[int, int] | None = None, furniture: Path | None = None
+) -> Path:
+    """The folder behind `--data`: itself, or the rendered set of "synthetic:N" or, no larger than
+    image_size, "rooms:N". Raises DataError, UserError."""
+    kind, _, count = data.partition(":")
+    if kind in ("synthetic", "rooms") and ":" in data:
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", count):
-            raise DataError(f"--data {data}: give a positive number of scenes, as in synthetic:512")
-        return scenes.ensure(int(count))
+            raise DataError(f"--data {data}: give a positive number, as in {kind}:512")
+        if kind == "synthetic":
+            return scenes.ensure(int(count))
+        H, W = image_size or (480, 640)
+        return rooms.ensure(int(count), (min(H, 480), min(W, 640)), furniture)
     root = Path(data)
     if not root.is_dir():
         raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")

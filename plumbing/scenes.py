@@ -16,8 +16,11 @@ one broadcast sum for all faces, no division, and the w buffer is just one more 
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
-import tempfile
+import shutil
+import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +35,7 @@ from plumbing.files import (
     notice,
     progress,
     usable_cores,
+    write_file,
     write_json,
 )
 
@@ -445,10 +449,13 @@ def expose(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(rgb, (3, 3), rng.uniform(0.35, 0.7))
 
 
-def sense(rng: np.random.Generator, fx: float, z, slope, bright, gloss) -> np.ndarray:
+def sense(
+    rng: np.random.Generator, fx: float, z, slope, bright, gloss, near=NEAR, far=FAR,
+    baseline=BASELINE,
+) -> np.ndarray:  # fmt: skip
     """True depth z (H, W) in metres -> what a stereo sensor reports: uint16 mm, 0 = hole (Fig. 3).
 
-    Holes: outside NEAR..FAR (the sky is beyond FAR), where the second eye, BASELINE to the right,
+    Holes: outside near..far (the sky is beyond), where the second eye, `baseline` to the right,
     does not see the point, and blobs that are likelier at grazing angles, in the dark, on gloss.
     Noise grows with z^2, as a constant error of disparity makes it.
     """
@@ -458,14 +465,14 @@ def sense(rng: np.random.Generator, fx: float, z, slope, bright, gloss) -> np.nd
         coarse = rng.standard_normal((-(-H // cell), -(-W // cell)), np.float32)
         return cv2.resize(coarse, (W, H), None, 0, 0, cv2.INTER_LINEAR)
 
-    column = np.arange(W) - fx * BASELINE / z  # the second eye's
+    column = np.arange(W) - fx * baseline / z  # the second eye's
     first = np.minimum.accumulate(column[:, ::-1], axis=1)[:, ::-1]  # of this pixel and all right
     hole = (first < column - 1) | (column < 0)
     risk = np.maximum(1 - 4 * slope, 0) + np.maximum(0.8 - 12 * bright, 0) + 0.9 * gloss
     hole |= 1.2 * blobs(8) + risk > 2.1
-    hole |= z > FAR  # before the noise, which would bring bits of the sky down to earth
+    hole |= z > far  # before the noise, which would bring bits of the sky down to earth
     z = z + z * z * (0.0008 * blobs(3))
-    hole |= (z < NEAR) | (z > FAR)
+    hole |= (z < near) | (z > far)
     return np.where(hole, 0, z * 1000 + 0.5).astype(np.uint16)
 
 
@@ -485,54 +492,79 @@ def render(stream: int, index: int, size: tuple[int, int] = (480, 640)) -> Scene
 # ------------------------------------------------------------------------------------ the data set
 
 
-def write_scene(folder: Path, stream: int, index: int) -> tuple[str, dict[str, float]]:
-    """Render a scene into folder/{rgb,depth}; its stem and intrinsics."""
-    scene, stem = render(stream, index), f"{index:06d}"
-    rgb = cv2.imencode(".jpg", scene.rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
-    depth = cv2.imencode(".png", scene.depth, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
-    (folder / f"rgb/{stem}.jpg").write_bytes(rgb)  # not cv2.imwrite: it hides why a write failed
-    (folder / f"depth/{stem}.png").write_bytes(depth)
-    return stem, scene.intrinsics
+def write_scene(render: Render, folder: Path, stream: int, index: int) -> tuple[str, dict]:
+    """Renders a picture into folder/{rgb,depth,camera}, unless it is there; its stem, intrinsics."""
+    stem = f"{index:06d}"
+    camera = folder / f"camera/{stem}.json"  # written last: what a stopped run left is gone on with
+    if not camera.is_file():
+        scene = render(stream, index)
+        rgb = cv2.imencode(".jpg", scene.rgb[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 95))[1]
+        depth = cv2.imencode(".png", scene.depth, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1]
+        write_file(folder / f"rgb/{stem}.jpg", rgb.tobytes())
+        write_file(folder / f"depth/{stem}.png", depth.tobytes())
+        write_json(camera, scene.intrinsics)
+    return stem, json.loads(camera.read_bytes())
 
 
 def ensure(count: int) -> Path:
-    """The folder of `count` training and max(1, count // 8) validation scenes; made if missing.
+    """The folder of `count` embedded scenes and their validation; made if missing."""
+    return rendered(f"synthetic-{VERSION}-{count}", count, render)
 
-        <cache_root>/synthetic-v3-<count>/{train,val}/{rgb/*.jpg, depth/*.png, intrinsics.json}
 
-    Training draws from stream 0, validation from 1: never the same scene. One process per usable
-    core. Written aside and renamed when whole, so that a killed run leaves nothing that passes for
-    a set; a second builder waits for the first. UserError where it cannot be written.
+Render = Callable[[int, int], Scene]
+
+
+def rendered(name: str, count: int, render: Render, together: int = 1) -> Path:
+    """The folder of `count` training and max(1, count // 8) validation pictures of
+    render(stream, index); made if missing.
+
+        <cache_root>/<name>/{train,val}/{rgb/*.jpg, depth/*.png, intrinsics.json}
+
+    Training draws from stream 0, validation from 1: never the same picture. One process per usable
+    core, `together` neighbouring indices in each. Made aside and renamed when whole; what a killed
+    run has done is kept, and gone on with. A second builder waits for the first. UserError where it
+    cannot be written.
     """
-    root, name = cache_root(), f"synthetic-{VERSION}-{count}"
+    root = cache_root()
     if (root / name).is_dir():
         return root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(root, name, lambda: notice(f"another process renders {name}: waiting")):
             if not (root / name).is_dir():
-                write_set(root, name, count)
+                write_set(root, name, count, render, together)
     except OSError as error:
         raise UserError(
-            f"cannot write the synthetic data: {error}; set LITEDEPTH_CACHE to a writable folder "
-            "with room (0.5 MB a scene)"
+            f"cannot write the rendered pictures: {error}; set LITEDEPTH_CACHE to a writable "
+            "folder with room (0.5 MB a picture at 480x640); it then goes on where it was"
         ) from error
     return root / name
 
 
-def write_set(root: Path, name: str, count: int) -> None:
-    """The folder `name` in root, of `count` training scenes; see `ensure`. Raises OSError."""
+def write_set(root: Path, name: str, count: int, render: Render, together: int) -> None:
+    """The folder `name` in root; see `rendered`. Raises OSError."""
+    aside = root / f".{name}.unfinished"
     # spawn: a fork of a process whose OpenCV or PyTorch threads have run can hang for good.
     spawn = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root) as aside,
-        ProcessPoolExecutor(min(count, usable_cores()), spawn, cv2.setNumThreads, (1,)) as pool,
-    ):
-        for stream, (split, n) in enumerate([("train", count), ("val", max(1, count // 8))]):
-            folder = Path(aside, "set", split)
-            (folder / "rgb").mkdir(parents=True)
-            (folder / "depth").mkdir()
-            scenes = pool.map(write_scene, [folder] * n, [stream] * n, range(n))
-            frames = dict(progress(scenes, n, f"{name} {split}"))
-            write_json(folder / "intrinsics.json", {"frames": frames})
-        Path(aside, "set").rename(root / name)
+    workers = min(-(-count // together), usable_cores())
+    with ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
+        try:
+            for stream, (split, n) in enumerate([("train", count), ("val", max(1, count // 8))]):
+                folder = aside / split
+                for kind in ("rgb", "depth", "camera"):
+                    (folder / kind).mkdir(parents=True, exist_ok=True)
+                write = functools.partial(write_scene, render, folder, stream)
+                made = pool.map(write, range(n), chunksize=together)
+                frames = dict(progress(made, n, f"{name} {split}"))
+                write_json(folder / "intrinsics.json", {"frames": frames})
+        except BaseException:  # Ctrl-C as well
+            pool.shutdown(cancel_futures=True)
+            raise
+    for split in ("train", "val"):
+        shutil.rmtree(aside / split / "camera")
+    aside.rename(root / name)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    cv2.setNumThreads(1)
