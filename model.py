@@ -34,6 +34,7 @@ from plumbing.checkpoints import (
 )
 from plumbing.flags import any_number, below_1, between, flag, parse_size, positive, several
 from plumbing.run import pick_device
+from plumbing.runtime import SHIPPED
 from plumbing.swin import SWIN, SWIN_URL, Swin, swin_weights
 from plumbing.weights import backbone_weights, mobilenet_weights, weights_file
 
@@ -282,7 +283,7 @@ class LiteDepth(DepthNetwork):
     merged: the stem already holds Eq. 3-5 (made by `merge_normalization`, not by users).
     """
 
-    published = IMAGENET_URL, 10.0
+    published = IMAGENET_URL, 60.0
     public_weights = staticmethod(mobilenet_weights)
 
     def __init__(
@@ -432,15 +433,16 @@ def runner(
 def load_pretrained(network: DepthNetwork, source: str) -> str:
     """Sec. 4.2 "the encoder is pretrained on ImageNet". -> what was loaded, in one line.
 
-    source: "auto" (the public file of `network.published` if it is cached or comes in time, else
-    from scratch, which the line says loudly), "imagenet" (the same with more patience, but its
-    absence is an error), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file
+    source: "auto" (see `start_from_shipped`), "imagenet" (the public file of `network.published`,
+    cached or downloaded), "none", a file or a URL (kept in torch.hub's cache, see `fetch`). A file
     may be a public backbone (encoder only; wrappers, prefixes, a classifier are ignored) or one of
     our checkpoints (whole network). Raises CheckpointError.
     """
-    path, why = weights_file(source, *network.published)
-    if path is None:
-        return why
+    if source == "none":
+        return "none: from scratch"
+    if source == "auto":
+        return start_from_shipped(network)
+    path = weights_file(source, *network.published)
     content = read_weights(path)
     if is_ours(content):
         load_weights(network, content.get("model"), path)
@@ -450,6 +452,24 @@ def load_pretrained(network: DepthNetwork, source: str) -> str:
     told = f"{path}: {len(weights)} tensors ({', '.join([*weights][:4]):.250}, ...)"
     load_weights(network.encoder, network.public_weights(weights, network.encoder), told)
     return f"encoder from {path.name}"
+
+
+def start_from_shipped(network: DepthNetwork) -> str:
+    """weights/litedepth.pt of this repository, trained on rendered rooms and streets: the whole
+    network where decoder, mean and std are the same, the encoder of any other student. The network
+    is never asked, so that every machine starts alike.
+
+    PAPER: "pretrained on ImageNet": --pretrained imagenet."""
+    path = SHIPPED.with_suffix(".pt")
+    if not isinstance(network, LiteDepth) or not path.is_file():
+        return "none: from scratch (--pretrained imagenet is the paper's)"
+    shipped = load(path)
+    theirs, own = shipped.model_args, network.model_args
+    same = all([*theirs[k]] == [*own[k]] for k in ("decoder", "mean", "std"))
+    part, name = ("", "whole network") if same else ("encoder.", "encoder")
+    weights = {k: v for k, v in shipped.state_dict().items() if k.startswith(part)}
+    network.load_state_dict(network.state_dict() | weights)
+    return f"{name} from weights/{path.name}, which has seen rendered rooms and streets"
 
 
 # ------------------------------------------------------------------------------------------- flags
@@ -482,10 +502,11 @@ class Network:
         several(3, positive, "three numbers R,G,B"), metavar="R,G,B",
     )  # fmt: skip
     pretrained: str = flag(
-        "auto", "encoder weights: auto = public ImageNet weights if they are cached or download "
-        "within 10 s (a teacher's: 600 s), else from scratch (said loudly); imagenet = insist; "
-        "none = never ask; a FILE (.pth, .safetensors) of timm, of Swin's authors or of ours; a "
-        "URL is downloaded once, then read from torch.hub's cache: delete it there to have it anew",
+        "auto", "where to start: auto = a student from weights/litedepth.pt of this repository, a "
+        "teacher from scratch; imagenet = the encoder's public ImageNet weights, as in the paper, "
+        "cached or downloaded; none = from scratch; a FILE (.pth, .safetensors) of timm, of Swin's "
+        "authors or of ours; a URL is downloaded once, then read from torch.hub's cache: delete it "
+        "there to have it anew",
         metavar="auto|imagenet|none|FILE|URL",
     )  # fmt: skip
 

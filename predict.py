@@ -62,11 +62,22 @@ from plumbing.pictures import (
     write_picture,
 )
 from plumbing.points import camera, parse_camera, ply, point_cloud
-from plumbing.runtime import Predictor, assemble, check_uncalibrated, load_predictor, newest_model
+from plumbing.runtime import (
+    SHIPPED,
+    Predictor,
+    assemble,
+    check_uncalibrated,
+    load_predictor,
+    newest_model,
+)
 from plumbing.video import HEAD, Moving, is_video, named, predict_video
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MODELS = ("best.pt", "model.tflite")
+TRUST = (
+    "weights/litedepth.tflite, which has seen rendered rooms and streets and no real picture: it "
+    "tells near from far; its metres are often off by a third, outdoors by more (weights/README.md)"
+)
 STDOUT = Path("-")  # --json without a name
 
 
@@ -244,7 +255,7 @@ def make_parser() -> argparse.ArgumentParser:
     g = p.add_argument_group("the network").add_argument
     g("--model", type=Path, metavar="FILE",
         help=".pt of train.py or .tflite of export.py (default: the newest best.pt or model.tflite "
-        "of runs/student and runs/distilled)")
+        "of runs/student and runs/distilled, else weights/litedepth.tflite)")
     g("--image_size", type=parse_size, metavar="HxW",
         help="pictures are resized to this first; keep it at the training pictures' size "
         "(default: the model file's own, or 480x640 where a .pt does not say). A .tflite takes its "
@@ -324,7 +335,9 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
     """The exit code, and what --json tells. Raises UserError, OSError."""
     o, moving = take(args, Output), take(args, Moving)
     files = collect(args.inputs)
-    model = args.model or newest_model(MODELS)
+    model = args.model or newest_model(MODELS, SHIPPED)
+    if model == SHIPPED and not args.model:
+        notice(TRUST)
     load = functools.partial(
         load_predictor, model, open_checkpoint, image_size=args.image_size,
         resize=o.resize or "nearest", device=args.device,

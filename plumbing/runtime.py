@@ -19,6 +19,8 @@ from plumbing.files import UserError, notice, usable_cores
 from plumbing.pictures import aspect_crop, resize_depth, resize_picture, same_shape
 
 TFLITE_FORMAT, MEMBER = "litedepth-tflite-1", "litedepth.json"  # see `seal`
+# Ours, trained on rendered rooms and streets; see weights/README.md.
+SHIPPED = Path(__file__).resolve().parent.parent / "weights/litedepth.tflite"
 RUNS = ("runs/student", "runs/distilled")  # where train.py and distill.py write, if not told
 
 
@@ -177,11 +179,14 @@ def tell_shape(path: Path, size: tuple[int, int], trained: tuple[int, int]) -> N
                "and depth suffers; leave out --image_size and export.py --input_size")  # fmt: skip
 
 
-def newest_model(names: tuple[str, ...]) -> Path:
-    """The newest file of these names in RUNS, under the current folder. Raises UserError."""
+def newest_model(names: tuple[str, ...], shipped: Path | None = None) -> Path:
+    """The newest file of these names in RUNS, under the current folder, else `shipped`. Raises
+    UserError."""
     wanted = [Path(run, name) for run in RUNS for name in names]
     found = [path for path in wanted if path.is_file()]
     if not found:
+        if shipped and shipped.is_file():
+            return shipped
         raise UserError(
             f"no model here (looked for {', '.join(map(str, wanted))}): train one with train.py, "
             "or name a file with --model FILE"

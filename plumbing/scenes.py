@@ -493,7 +493,7 @@ def render(stream: int, index: int, size: tuple[int, int] = (480, 640)) -> Scene
 
 
 def write_scene(render: Render, folder: Path, stream: int, index: int) -> tuple[str, dict]:
-    """Renders a picture into folder/{rgb,depth,camera}, unless it is there; its stem, intrinsics."""
+    """A picture in folder/{rgb,depth,camera}, made if missing; its stem and intrinsics."""
     stem = f"{index:06d}"
     camera = folder / f"camera/{stem}.json"  # written last: what a stopped run left is gone on with
     if not camera.is_file():

@@ -18,24 +18,14 @@ from plumbing.checkpoints import CheckpointError
 from plumbing.files import notice, sha256, write_file
 
 
-def weights_file(source: str, url: str | None, seconds: float) -> tuple[Path | None, str]:
-    """The file that --pretrained means; None where there is none, and a line that says so.
-
-    url, seconds: of the network's public ImageNet weights, None = nobody published them. Raises
-    CheckpointError.
-    """
-    if source == "none":
-        return None, "none: from scratch"
-    if source not in ("auto", "imagenet"):
-        return fetch(source, 600.0) if "://" in source else Path(source), ""
-    try:
-        if url is None:
-            raise CheckpointError("nobody has published any for this network, which is ours")
-        return fetch(url, seconds if source == "auto" else 6 * seconds), ""
-    except CheckpointError as error:
-        if source == "imagenet":
-            raise
-        return None, f"NO IMAGENET WEIGHTS, more epochs will be needed ({error})"
+def weights_file(source: str, url: str | None, seconds: float) -> Path:
+    """The file that --pretrained imagenet, FILE or URL means. url, seconds: of the network's public
+    ImageNet weights, None = nobody published them. Raises CheckpointError."""
+    if source != "imagenet":
+        return fetch(source, 600.0) if "://" in source else Path(source)
+    if url is None:
+        raise CheckpointError("nobody has published any for this network, which is ours")
+    return fetch(url, seconds)
 
 
 def fetch(url: str, seconds: float) -> Path:

@@ -206,16 +206,18 @@ def test_ensure_writes_the_set_once(tmp_path, monkeypatch):
 def test_two_at_once_and_one_killed_leave_one_whole_set(tmp_path, monkeypatch):
     monkeypatch.setenv("LITEDEPTH_CACHE", str(tmp_path))
     killed = python("S.ensure(8)", start_new_session=True)
-    while not list(tmp_path.glob(".*/set/train/rgb/*.jpg")) and killed.poll() is None:
+    while not (made := list(tmp_path.glob(".*/train/camera/*.json"))) and killed.poll() is None:
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL and not list(tmp_path.glob("synthetic*"))
+    kept = made[0].with_suffix(".jpg").name, made[0].stat().st_mtime_ns
     two = [python("print(S.ensure(8))") for _ in range(2)]
     results = [p.communicate() for p in two]
     folder = tmp_path / f"synthetic-{S.VERSION}-8"
     assert [out.strip() for out, _ in results] == [str(folder)] * 2, results
     assert len(list(folder.glob("train/rgb/*.jpg"))) == 8
-    assert len(list(tmp_path.iterdir())) == 3, "the set, its lock, and what was killed"
+    assert len(list(tmp_path.iterdir())) == 2, "the set and its lock: what was killed went on"
+    assert (folder / "train/rgb" / kept[0]).stat().st_mtime_ns <= kept[1]  # not drawn twice
 
 
 def test_errors_say_what_to_do(tmp_path, monkeypatch):
@@ -227,7 +229,7 @@ def test_errors_say_what_to_do(tmp_path, monkeypatch):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); S.ensure(1)"
     said = python(limit).communicate()[1]
     assert "File too large" in said and "set LITEDEPTH_CACHE" in said
-    assert not [p for p in (tmp_path / "full").iterdir() if p.is_dir()]
+    assert not list((tmp_path / "full").rglob("*.jpg"))
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
