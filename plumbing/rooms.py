@@ -26,7 +26,7 @@ from plumbing.furniture import Library, Model, library
 from plumbing.pictures import cv2
 from plumbing.scenes import TILE, Scene, World, atlas, entries, expose, rotation, sense
 
-VERSION = "v1"  # part of the folder's name; raise it when the pictures change
+VERSION = "v2"  # part of the folder's name; raise it when the pictures change
 VIEWS = 4  # of one place
 SIGHT = 65.0  # metres: 16-bit millimetres end there
 STREETS = 0.25  # share of places that are outdoors
@@ -605,7 +605,7 @@ def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, si
                       ["stereo_out", "scanner"])  # fmt: skip
     near, far, baseline = SENSORS[kind]
     depth = sense(rng, K["fx"], z, slope.reshape(size), rgb[..., 1] / np.float32(255),
-                  gloss.reshape(size), near, rng.uniform(0.7, 1) * far, baseline)  # fmt: skip
+                  gloss.reshape(size), (near, rng.uniform(0.7, 1) * far, baseline))  # fmt: skip
     if kind == "scanner" and rng.random() < 0.5:  # lines of a rotating LiDAR
         depth[np.arange(size[0]) % 4 > 0] = 0
     return Scene(rgb, depth, K)

@@ -450,16 +450,15 @@ def expose(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
 
 
 def sense(
-    rng: np.random.Generator, fx: float, z, slope, bright, gloss, near=NEAR, far=FAR,
-    baseline=BASELINE,
-) -> np.ndarray:  # fmt: skip
+    rng: np.random.Generator, fx: float, z, slope, bright, gloss, sensor=(NEAR, FAR, BASELINE)
+) -> np.ndarray:
     """True depth z (H, W) in metres -> what a stereo sensor reports: uint16 mm, 0 = hole (Fig. 3).
 
     Holes: outside near..far (the sky is beyond), where the second eye, `baseline` to the right,
     does not see the point, and blobs that are likelier at grazing angles, in the dark, on gloss.
     Noise grows with z^2, as a constant error of disparity makes it.
     """
-    H, W = z.shape
+    (H, W), (near, far, baseline) = z.shape, sensor
 
     def blobs(cell):
         coarse = rng.standard_normal((-(-H // cell), -(-W // cell)), np.float32)
