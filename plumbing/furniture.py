@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -144,12 +145,16 @@ def catalogue(archive: zipfile.ZipFile) -> list[dict[str, str]]:
 
 
 def credits(models: Iterable[Model]) -> str:
-    """A markdown table."""
-    rows = set()
+    """A markdown table: an author's titles under one licence in a row."""
+    rows = defaultdict(set)
     for m in models:
-        licence = f"[{m.licence}](https://creativecommons.org/{LICENCES[m.licence]}/)"
-        rows.add(f"| {m.name} | {m.creator} | {licence} | {m.archive} |\n")
-    return "".join(["| title | author | licence | archive |\n|---|---|---|---|\n", *sorted(rows)])
+        rows[m.creator, m.licence, m.archive].add(m.name)
+    lines = [
+        f"| {author} | [{licence}](https://creativecommons.org/{LICENCES[licence]}/) | {archive} | "
+        f"{', '.join(sorted(titles))} |\n"
+        for (author, licence, archive), titles in sorted(rows.items())
+    ]
+    return "".join(["| author | licence | archive | titles |\n|---|---|---|---|\n", *lines])
 
 
 def mesh(archive: zipfile.ZipFile, row: dict[str, str]) -> list:

@@ -122,9 +122,9 @@ def test_a_models_own_licence_wins_and_credits_name_it(folder):
     found = furniture.library(folder)
     by, page = "Creative Commons Attribution 3.0", "https://creativecommons.org"
     assert furniture.credits(found.models * 2).splitlines()[2:] == [
-        f"| Chair | Jane Doe | [Creative Commons Zero]({page}/publicdomain/zero/1.0/) | a.sh3f |",
-        f"| Lily \u20ac | Nmn9 | [{by}]({page}/licenses/by/3.0/) | a.sh3f |",
-        f"| Plain | A & B | [{by} United States]({page}/licenses/by/3.0/us/) | a.sh3f |",
+        f"| A & B | [{by} United States]({page}/licenses/by/3.0/us/) | a.sh3f | Plain |",
+        f"| Jane Doe | [Creative Commons Zero]({page}/publicdomain/zero/1.0/) | a.sh3f | Chair |",
+        f"| Nmn9 | [{by}]({page}/licenses/by/3.0/) | a.sh3f | Lily \u20ac |",
     ]
 
 
