@@ -76,7 +76,8 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".p
 MODELS = ("best.pt", "model.tflite")
 TRUST = (
     "weights/litedepth.tflite, which has seen rendered rooms and streets and no real picture: it "
-    "tells near from far; its metres are often off by a third, outdoors by more (weights/README.md)"
+    "tells near from far, but its metres are off by half on the average (weights/README.md); better: "
+    "--measured, or a model of your own"
 )
 STDOUT = Path("-")  # --json without a name
 
@@ -336,7 +337,7 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
     o, moving = take(args, Output), take(args, Moving)
     files = collect(args.inputs)
     model = args.model or newest_model(MODELS, SHIPPED)
-    if model == SHIPPED and not args.model:
+    if model == SHIPPED:
         notice(TRUST)
     load = functools.partial(
         load_predictor, model, open_checkpoint, image_size=args.image_size,
@@ -354,7 +355,8 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
     if args.calibration and not args.measured:
         made = calibration.read_calibration(args.calibration, model)
         predictor.calibrate(made["scale"], made["shift_m"])
-    print(f"model: {model}{'' if args.model else ' (the newest)'} ({predictor.about})")
+    newest = " (the newest)" * (not args.model and model != SHIPPED)
+    print(f"model: {model}{newest} ({predictor.about})")
     if why := why_not_writable(o.out):
         raise UserError(f"--out {o.out}: {why}; name a folder that can be written to")
     digest = sha256(model) if args.json else None

@@ -473,6 +473,19 @@ def test_default_model_is_the_newest(tmp_path, monkeypatch, capsys):
     assert newest_model(names) == files[3] and newest_model(("best.pt",)) == files[0]
 
 
+def test_without_a_model_of_ones_own_the_shipped_one_is_taken_and_told(tmp_path, toy, capsys):
+    shipped = tmp_path / "litedepth.tflite"
+    with pytest.raises(UserError, match="no model here"):
+        newest_model(("no.pt",), shipped)
+    shipped.touch()
+    assert newest_model(("no.pt",), shipped) == shipped
+    assert predict.SHIPPED == Path(predict.__file__).parent / "weights/litedepth.tflite"
+    source = write(tmp_path / "a.png", picture())
+    assert command(source, "--out", tmp_path, "--model", predict.SHIPPED) == 0
+    told = capsys.readouterr()
+    assert "no real picture" in told.err and "(the newest)" not in told.out
+
+
 # ------------------------------------------------------------------------------------------ colours
 
 
