@@ -459,6 +459,7 @@ def test_wrong_commands_exit_2_with_one_line(tmp_path, toy, monkeypatch, capsys,
 
 def test_default_model_is_the_newest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "SHIPPED", tmp_path / "none.tflite")
     write(tmp_path / "a.png", picture())
     assert command("a.png") == 2
     assert "train.py" in (told := capsys.readouterr().err) and "--model" in told
