@@ -595,7 +595,7 @@ def make_parser() -> argparse.ArgumentParser:
         "training on it would be a mistake, 2 a wrong command.",
     )  # fmt: skip
     p.add_argument(
-        "--check", required=True, metavar="ROOT|synthetic:N",
+        "--check", required=True, metavar="ROOT|synthetic:N|rooms:N",
         help="folder with <split>.txt lists or <split>/{rgb,depth}/ folders, as train.py --data",
     )  # fmt: skip
     p.add_argument("--split", default="train", help="split to train on (default train)")

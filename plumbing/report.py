@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from plumbing.device import run_times
-from plumbing.files import notice, progress
+from plumbing.files import UserError, notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
 from plumbing.pairs import WAYS, DataError, Pair, list_pairs, read_pair, resolve, spread
 from plumbing.runtime import Predictor, interpreter
@@ -28,7 +28,7 @@ class Comparison:
 
     data: str | None = flag(
         None, "data set to compare on and to take int8's ranges from (default: that of the "
-        "checkpoint's run, where its args.json names it)", metavar="ROOT|synthetic:N",
+        "checkpoint's run, where its args.json names it)", metavar="ROOT|synthetic:N|rooms:N",
     )  # fmt: skip
     split: str | None = flag(
         None, "which pictures of --data to compare on (default: the --val_split of the "
@@ -74,8 +74,12 @@ class Comparison:
             depth_orientation=self.depth_orientation or ran.get("depth_orientation"),
         )  # fmt: skip
         try:
+            if (filled.data or "").startswith("rooms:"):  # of the size that the run has rendered
+                folder = ran.get("furniture") and Path(ran["furniture"])
+                root = resolve(filled.data, ran.get("image_size"), folder)
+                filled = replace(filled, data=str(root))
             filled.pairs(filled.split, self.pictures)
-        except DataError as error:
+        except UserError as error:
             if self.data:
                 raise
             notice(f"{error}; only the test pictures are compared")

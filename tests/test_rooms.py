@@ -1,5 +1,7 @@
 """Rooms and streets: geometry computed by hand, a tiny library of furniture made here."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ pytest.importorskip("embreex")
 import test_furniture
 
 from plumbing import rooms
+from plumbing.report import Comparison
 
 SIZE = (48, 64)
 THINGS = {
@@ -78,6 +81,11 @@ def test_depth_and_projection_are_right_by_hand(folder, monkeypatch):
 def test_a_stopped_run_goes_on_where_it_was(folder):
     made = rooms.ensure(3, SIZE, folder)
     assert len([*made.glob("train/rgb/*.jpg")]) == 3 and len([*made.glob("val/depth/*.png")]) == 1
+    run = folder / "run/best.pt"  # export.py compares on the run's own pictures, and draws none
+    run.parent.mkdir()
+    ran = {"data": "rooms:3", "image_size": SIZE, "furniture": str(folder)}
+    run.with_name("args.json").write_text(json.dumps(ran))
+    assert Comparison().of(run).pairs("val", None)[0].rgb == made / "val/rgb/000000.jpg"
     other = made.with_name(made.name.replace("-3-", "-4-"))
     aside = made.with_name(f".{other.name}.unfinished")
     for part, end in ("rgb", "jpg"), ("depth", "png"), ("camera", "json"):
