@@ -92,8 +92,10 @@ def predict_picture(path: Path, name: str, predictor: Predictor, o: Output) -> d
     size = rgb.shape[:2]
     # A map of 32x40 cells fills no 12 megapixels: no more points than the network's picture has.
     cloud_size = min(size, predictor.size, key=math.prod)
-    turn = orientation(path.read_bytes())
-    K = camera(o.intrinsics, path.stem, size, cloud_size, turn) if o.ply else None
+    K = None
+    if o.ply:
+        turn = orientation(path.read_bytes())
+        K = camera(o.intrinsics, path.stem, size, cloud_size, turn)
     views = predictor.look(rgb)  # metres, as the network gives them
     depth = assemble(views, size, predictor.resize)
     points = [{"x": x, "y": y, "depth_m": depth_at(depth, x, y)} for x, y in o.at or ()]

@@ -448,7 +448,7 @@ VALIDATION_FLAGS = {
 FREE_FLAGS = (
     "out", "resume", "dry_run", "device", "threads", "workers", "cache", "ram_cache", "kernels",
     "loss_form", "data_device", "compile", "val_every", "pretrained", "save_minutes", "max_skipped",
-    "skip_bad",
+    "skip_bad", "furniture",
 )  # fmt: skip
 
 

@@ -85,6 +85,12 @@ def rows(out: Path) -> list[dict]:
 # ---------------------------------------------------------------------------------------- schedule
 
 
+def test_a_checkpoint_can_hold_all_flags():
+    """As JSON: a folder of furniture is where something lies, and stays out."""
+    kept = train.run.lasting_flags(vars(train.parse(["--data", "rooms:8", "--furniture", "here"])))
+    assert kept["data"] == "rooms:8" and "furniture" not in kept
+
+
 @pytest.mark.parametrize(
     "step, printed", [(0, 4.0e-7), (750, 1.99292e-3), (1500, 3.97087e-3), (69550, 2.60766e-3)]
 )
