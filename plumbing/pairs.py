@@ -329,6 +329,8 @@ def check_files(pairs: list[Pair], refuse: bool = True) -> list[tuple[Header, li
     def check(pair: Pair) -> tuple[Header, list[int]] | None:
         try:
             rgb = header_of(pair.rgb)
+            if not refuse and rgb.orientation == 1:
+                return rgb, [1]  # the pack reads its depth
             return rgb, check_headers(rgb, header_of(pair.depth), pair)
         except DataError:
             if refuse:
