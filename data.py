@@ -371,7 +371,8 @@ class Loader:
     PAPER: silent on how crops of several sizes share a batch; the released code pads.
     The order is keyed by (seed, epoch), a sample by (seed, epoch, index), a batch's size by (seed,
     epoch, batch); none depends on threads or on share = (rank, world), how many processes share
-    every batch. resident: the whole packed set on the device, see batches.on_device.
+    every batch. With --extra_share an epoch is all of reader.own and that share of the others.
+    resident: the whole packed set on the device, see batches.on_device.
     """
 
     AHEAD = 2  # batches prepared while the network works
@@ -380,7 +381,11 @@ class Loader:
         self, reader: Reader, network: torch.nn.Module, crop: Crop, loss: losses.Loss,
         batch_size: int, seed: int, share: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
-        (rank, world), pairs = share, len(reader.pairs)
+        self._mixed = len(reader.pairs), 0, 0
+        if (part := reader.reading.extra_share) and reader.own is not None:
+            own = reader.own
+            self._mixed = own, len(reader.pairs) - own, round(own * part / (1 - part))
+        (rank, world), pairs = share, self._mixed[0] + self._mixed[2]
         if batch_size > pairs:
             if rank == 0:
                 notice(f"batch size {pairs}, not {batch_size}: there are no more pairs")
@@ -403,7 +408,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch; what does not fill a batch waits for another epoch's order."""
-        return len(self.pairs) // self.batch_size
+        return (self._mixed[0] + self._mixed[2]) // self.batch_size
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -411,7 +416,11 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """Pair numbers of one epoch, (len(self), batch_size)."""
-        order = stream(self.seed, epoch, 0, 2).permutation(len(self.pairs))
+        rng, (own, more, drawn) = stream(self.seed, epoch, 0, 2), self._mixed
+        order = rng.permutation(own)
+        if drawn:  # of the other pairs as many, all of them before one comes again
+            order = np.concatenate([order, own + np.resize(rng.permutation(more), drawn)])
+            order = rng.permutation(order)
         return order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
 
     def recipe(self, epoch: int, number: int) -> Recipe:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from plumbing import openmp  # isort: skip  # noqa: F401  first: it must be there before PyTorch is
 
 import argparse
+import copy
 import functools
 import math
 import os
@@ -92,6 +93,11 @@ class Schedule:
     clip: float = flag(
         35.0, "largest gradient norm, 0 = no limit (default 35, as released)", nonnegative
     )
+    keep_start: float = flag(
+        0.0, "best.pt, and what is validated, is the average of the network and of what it started "
+        "from, of which it keeps this share: fine-tuned, it forgets less of other places", below_1,
+        metavar="SHARE",
+    )  # fmt: skip
     amp: bool = flag(
         False, "bfloat16 autocast; losses stay float32 (pays on a GPU, slower on most CPUs)"
     )
@@ -196,6 +202,30 @@ def fit(
     return progress.log
 
 
+class Averaged:
+    """--keep_start: validates, and makes best.pt, keep * what the run started from + (1 - keep) *
+    the network, BatchNorm's statistics as well.
+
+    PAPER: has none. Fine-tuning forgets what the start knew of other places; on the straight line
+    between the two networks little of what was learned is lost before most of that is back.
+    """
+
+    def __init__(
+        self, validator: evaluate.Validator, start: model.DepthNetwork, keep: float
+    ) -> None:
+        self.validator, self.trained, self.keep = validator, validator.network, keep
+        self.network = validator.network = copy.deepcopy(self.trained)
+        self.start = {k: v.to(self.trained.mean.device, copy=True)
+                      for k, v in start.state_dict().items()}  # fmt: skip
+
+    def __call__(self, epoch: int) -> dict[str, float]:
+        now = self.trained.state_dict()
+        mean = {k: torch.lerp(v, self.start[k], self.keep) if v.is_floating_point() else v
+                for k, v in now.items()}  # fmt: skip
+        self.network.load_state_dict(mean)
+        return self.validator(epoch)
+
+
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -238,14 +268,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def open_data(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to train and to validate on (none for --val_split none). Raises DataError."""
+def open_data(args: argparse.Namespace) -> tuple[list[list[Pair]], list[Pair]]:
+    """The pairs to train on, by set, and to validate on (none for --val_split none). Raises
+    DataError."""
     roots = [
         resolve(place, args.image_size, args.furniture) for place in (args.data, *args.extra_data)
     ]
     # Of the training pairs packing looks at every file.
     source = take(args, Source)
-    pairs = [p for root in roots for p in open_split(root, args.split, source, False)]
+    pairs = [open_split(root, args.split, source, False) for root in roots]
     if args.val_split == "none":
         return pairs, []
     return pairs, open_split(roots[0], args.val_split, source, not args.skip_bad)
@@ -339,7 +370,8 @@ def prepare(
         run.check_writable(args.out)
     resume = run.read_resume(take(args, Run), vars(args))
     with run.first_process_first():  # it renders synthetic scenes; the others then find them
-        pairs, val = open_data(args)
+        sets, val = open_data(args)
+    pairs = [pair for each in sets for pair in each]
     torch.manual_seed(args.seed)
     crop, source, reading = take(args, data.Crop), take(args, Source), take(args, Reading)
     reading = replace(reading, workers=args.workers or run.cores())
@@ -350,6 +382,7 @@ def prepare(
     except ValueError as error:  # flags that do not go together
         raise UserError(str(error)) from error
     network, weights = start(args, resume)
+    first_weights = start(args, None)[0] if resume and args.keep_start else network
     network.to(device, memory_format=torch.channels_last)
     objective = wrap(network, loss)
     if args.compile:  # in place; each size of --crop_batch size is compiled by itself
@@ -359,6 +392,8 @@ def prepare(
     if args.dry_run:  # which packs nothing
         reading = replace(reading, cache="none")
     reader = open_reader(pairs, source, reading, maps, quiet=not first)
+    if args.extra_data:
+        reader.own = len(set(sets[0]).intersection(reader.pairs))
     share = run.rank(), run.world_size()
     loader = data.Loader(reader, network, crop, loss_flags, args.batch_size, args.seed, share)
     if args.data_device == "cuda" and not args.dry_run:
@@ -366,6 +401,8 @@ def prepare(
     validate = None
     if val and first and not args.dry_run:
         validate = evaluate.Validator(network, val, source, device, args.out, args.ram_cache)
+        if args.keep_start:
+            validate = Averaged(validate, first_weights, args.keep_start)
     kernels = args.kernels
     if kernels == "cpp":
         kernels += f" ({data.litedepth_kernels.isa()})"
@@ -410,7 +447,8 @@ def train(
     state = {"image_size": list(args.image_size), "flags": run.lasting_flags(vars(args))}
 
     def save(path: Path, **more: object) -> None:
-        model.save(path, network, **state, **more)
+        best = path.name == "best.pt" and validate is not None
+        model.save(path, validate.network if best else network, **state, **more)
 
     steps = schedule.epochs, len(loader)
     progress = run.Progress(take(args, Run), save, objective, optimizer, steps, resume)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plumbing.files import UserError, notice, usable_cores
-from plumbing.flags import flag, nonnegative, whole
+from plumbing.flags import below_1, flag, nonnegative, whole
 from plumbing.pack import Pack, make_stamp, open_pack, pack_folder, relative, row_of
 from plumbing.pairs import (
     DataError,
@@ -54,6 +54,10 @@ class Reading:
         metavar="GB",
     )  # fmt: skip
     skip_bad: bool = flag(False, "leave out pairs that cannot be read instead of stopping")
+    extra_share: float = flag(
+        0.0, "share of an epoch that is drawn from --extra_data; an epoch is then each pair of "
+        "--data and as many others (default: each pair of all)", below_1, metavar="SHARE",
+    )  # fmt: skip
 
     @property
     def threads(self) -> int:
@@ -68,7 +72,10 @@ class Reader:
     for each of them or None (see read_teacher); its map is a hole wherever the pair has a truth.
     failed: a picture's file -> why its pair cannot be read; with a pack all of them, and `pairs`
     has none of these; without one those that were met, in whose place the next pair stood.
+    own: how many of pairs, the first ones, are --data's (None: all), the others --extra_data's.
     """
+
+    own: int | None = None
 
     def __init__(
         self, pairs: list[Pair], source: Source, reading: Reading,

@@ -24,26 +24,28 @@ from plumbing import scenes
 from plumbing.files import UserError
 from plumbing.furniture import Library, Model, library
 from plumbing.pictures import cv2
-from plumbing.scenes import TILE, Scene, World, atlas, entries, expose, rotation, sense
+from plumbing.scenes import TEXTURES, TILE, Scene, World, atlas, entries, rotation, sense
 
-VERSION = "v2"  # part of the folder's name; raise it when the pictures change
+VERSION = "v4"  # part of the folder's name; raise it when the pictures change
 VIEWS = 4  # of one place
+MAKES = 6  # of each texture, with other numbers
+KINDS = len(TEXTURES)
 SIGHT = 65.0  # metres: 16-bit millimetres end there
-STREETS = 0.25  # share of places that are outdoors
+STREETS = 0.2  # share of places that are outdoors
 
 # Least and largest width, height, depth in metres; things along a metre of wall and on a square
 # metre of floor; what stands at the walls: OWN things and words of the catalogue's names and
 # categories (one that comes twice is twice as likely).
 ROOMS = entries("""\
-living   3   2.4 3.5  7   3   9   0.5  0.12 living living living misc
-bedroom  2.6 2.4 3    5   2.8 5.5 0.45 0.08 bedroom bedroom bedroom living misc
-kitchen  2.2 2.4 2.6  5   2.8 6   0.7  0.06 kitchen kitchen kitchen counter misc
-bath     1.7 2.3 2    3.5 2.6 4   0.6  0.03 bathroom bathroom bathroom misc
-office   2.8 2.5 3.5  8   3.2 10  0.6  0.18 office office desk shelf shelf living
-lab      4   2.7 4    10  4   12  0.6  0.12 desk shelf counter office misc kitchen
-store    2.5 2.4 3    8   4.5 10  0.7  0.15 shelf shelf cartons bin misc
-corridor 1.3 2.3 6    2.6 3   20  0.12 0.01 living office misc shelf
-hall     8   3.2 9    18  7   26  0.25 0.05 living office shelf cartons misc""")
+living   3   2.4 3.5  6   3   7   0.9  0.3  living living living shelf misc
+bedroom  2.6 2.4 3    4.5 2.8 5   0.8  0.2  bedroom bedroom bedroom living misc
+kitchen  2.2 2.4 2.6  4.5 2.8 5   1.2  0.25 kitchen kitchen counter counter counter misc
+bath     1.7 2.3 2    3.5 2.6 4   1    0.1  bathroom bathroom bathroom misc
+office   2.8 2.5 3.5  7   3.2 8   1    0.35 office desk desk shelf shelf living
+lab      4   2.7 4    9   4   10  1    0.3  desk shelf counter office misc kitchen
+store    2.5 2.4 3    7   4.5 8   1.2  0.3  shelf shelf cartons bin misc
+corridor 1.3 2.3 6    2.6 3   20  0.2  0.02 living office misc shelf art
+hall     8   3.2 9    16  7   22  0.5  0.12 living office shelf cartons misc""")
 
 # Least and largest width, height, depth in metres; how high others stand on it, as a share of its
 # height (0: nowhere); then boxes: how likely, paint (one of them), two corners as shares of width,
@@ -101,6 +103,12 @@ WORLD = Frame(np.zeros(3))
 furniture_of = functools.cache(library)
 
 
+@functools.cache
+def textures() -> np.ndarray:
+    """MAKES atlases of scenes.py, one below the other."""
+    return np.concatenate([atlas(7 + make, 0.35) for make in range(MAKES)])
+
+
 class Place:
     """A place as it grows: triangles, paints, lamps, and what the floor has room for."""
 
@@ -116,11 +124,22 @@ class Place:
         self.sky = None  # colour (3,) overhead; None: indoors
 
     def skin(self, paint: str | int) -> int:
-        """The number of a paint; of a new one of the words."""
+        """The number of a paint; of a new one of the words, with a texture of its own kind or, now
+        and then, of another."""
         if isinstance(paint, str):
-            self.paints.append(self.paint(self.pick(paint)))
+            row = self.paint(self.pick(paint))
+            row[0] *= math.exp(self.rng.normal(0, 0.4))
+            row[1] = self.rng.integers(KINDS * MAKES) if self.u() < 0.2 else self.make(row[1])
+            half = 3 * self.u() ** 2 * (row[5:8] - row[2:5]) / 2
+            middle = (row[2:5] + row[5:8]) / 2
+            row[2:8] = np.r_[middle - half, middle + half].clip(0.005, 1)
+            self.paints.append(row)
             return len(self.paints) - 1
         return paint
+
+    def make(self, kind: float) -> float:
+        """A layer of the textures that is of that kind."""
+        return kind + KINDS * self.rng.integers(MAKES)
 
     def mesh(self, vertices, faces, paint, frame: Frame = WORLD) -> None:
         """vertices (n, 3) m in the frame, faces (k, 3), paint: a number, or one for each (k,)."""
@@ -146,12 +165,22 @@ class Place:
         points = np.broadcast_arrays(x * np.cos(TURN), y, x * np.sin(TURN))
         self.sheet(np.stack(points, -1) * size + at, paint)
 
+    def foliage(self, at, size, leaf: float, paint: str | int) -> None:
+        """Leaves of that length in a ball of half sizes (3,)."""
+        count = int(min(60 * np.prod(size) ** (2 / 3) / leaf**2, 1500)) // 4
+        ball, *sides = self.rng.standard_normal((3, count, 3))
+        ball *= (self.u(0.5, 1, count) / np.linalg.norm(ball, axis=1))[:, None]
+        along, across = (leaf * side / np.linalg.norm(side, axis=1)[:, None] for side in sides)
+        corners = np.stack([along, across, -along, -across], 1) / 2 + (ball * size + at)[:, None]
+        faces = 4 * np.arange(count)[:, None, None] + [[0, 1, 2], [0, 2, 3]]
+        self.mesh(corners.reshape(-1, 3), faces.reshape(-1, 3), self.skin(paint))
+
     def tree(self, frame: Frame, height: float) -> None:
         self.lathe(TUBE, np.array([0.03, 0.7, 0.03]) * height, "wood", frame.at)
-        leaf, trunk = self.skin("leaf"), self.u(0.15, 0.45)
-        for _ in range(self.rng.integers(4, 12)):
+        trunk = self.u(0.1, 0.45)
+        for leaf in [self.skin("leaf"), self.skin("leaf")] * self.rng.integers(2, 6):
             at = frame.at + height * (self.u(-0.22, 0.22, 3) + [0, self.u(trunk, 0.85), 0])
-            self.lathe(BALL, self.u(0.08, 0.24, 3) * height, leaf, at)
+            self.foliage(at, self.u(0.08, 0.24, 3) * height, 0.04 * height * self.u(0.5, 1.5), leaf)
 
     def choose(self, words: str, test) -> Model | None:
         """A model whose category or name has one of the words and that passes the test."""
@@ -179,8 +208,10 @@ class Place:
         paint += len(self.paints)
         self.mesh(self.furniture.vertices[v0:v1], self.furniture.faces[f0:f1], paint, frame)
         for row in np.array(self.furniture.paints[used], float):
-            row[2:8] *= np.tile(self.u(0.6, 1.3) * self.u(0.8, 1.2, 3), 2)
-            self.paints.append(np.r_[row[:2], row[2:8].clip(0.01, 0.95), row[8:]])
+            row[1] = self.make(row[1])
+            row[2:8] *= np.tile(self.u(0.5, 1.3) * self.u(0.8, 1.2, 3), 2)
+            row[2:5] *= self.u(0.4, 1)
+            self.paints.append(np.r_[row[:2], row[2:8].clip(0.005, 0.95), row[8:]])
 
     def build(self, name: str, frame: Frame, size, skins: dict | None = None) -> None:
         """One of our OWN things; skins: {paint: its number}, which grows."""
@@ -237,8 +268,12 @@ class Place:
         for _ in range(count if self.tops else 0):
             frame, w, d = self.tops[self.rng.integers(len(self.tops))]
             spot = frame.to(w * self.u(-0.5, 0.5), 0, d * self.u(-0.5, 0.5), self.u(-3, 3))
-            model = self.choose("kitchen misc office living", lambda m: max(m.size) < 0.5)
-            if model and self.u() < 0.7:
+            if frame.at[1] < 0.01 and not self.room_for(spot, 0.3, 0.3):  # on the floor
+                continue
+            self.targets.append(spot.at)
+            model = self.choose("kitchen misc office living", lambda m: max(m.size) < 0.5
+                                and m.faces[1] - m.faces[0] < 6000)  # fmt: skip
+            if model and self.u() < 0.6:
                 self.put(model, spot)
             elif self.u() < 0.5:
                 r, h = self.u(0.02, 0.08), self.u(0.05, 0.25)
@@ -252,7 +287,7 @@ class Place:
 
 def indoor(place: Place) -> list[np.ndarray]:
     """One or two rooms that open into each other; where cameras may stand: x0, z0, x1, z1."""
-    u, kind = place.u, place.pick(" ".join(ROOMS) + " living office lab")
+    u, kind = place.u, place.pick(" ".join(ROOMS) + " living office office lab kitchen")
     W, H, D = u(*np.array(ROOMS[kind].split()[:6], float).reshape(2, 3))
     areas, door = [np.array([-W / 2, 0, W / 2, D])], (np.inf, 0, 0, 0)
     if u() < 0.55:  # an arm of an L, or a second room behind a door
@@ -278,8 +313,10 @@ def indoor(place: Place) -> list[np.ndarray]:
             furnish(place, frame, length, ROOMS[kind].split())
         lamps(place, (x0, z0, x1, z1), H)
         groups(place, (x0, z0, x1, z1), float(ROOMS[kind].split()[7]))
+        spot = Frame(np.array([u(x0, x1), 0, u(z0, z1)]))
+        place.tops.append((spot, 1.5, 1.5))
         kind = place.pick(" ".join(ROOMS))
-    place.clutter(int(u(5, 25) * len(areas)))
+    place.clutter(int(u(10, 50) * len(areas)))
     return areas
 
 
@@ -325,10 +362,10 @@ def window(place: Place, foot: Frame, w: float, h: float) -> None:
 def furnish(place: Place, frame: Frame, length: float, kind: list[str]) -> None:
     """What stands before a wall or hangs on it; kind: a row of ROOMS."""
     u = place.u
-    for _ in range(int(length * float(kind[6]) * u(0.5, 2))):
+    for _ in range(int(length * float(kind[6]) * u(0.6, 2))):
         back = frame.to(u(0.3, max(0.4, length - 0.3)), 0, 0.08)
         place.stand(place.pick(" ".join(kind[8:])), back, (length - 0.2, 2.3), hung=True)
-    if u() < 0.4:  # a picture, a board
+    for _ in range(place.rng.integers(0, 4)):  # pictures, boards
         size = u((0.3, 0.3, 0.03), (1.6, 0.9, 0.03))
         place.build("art", frame.to(u(0.2, 0.8) * length, u(1, 1.4), 0.08), size)
 
@@ -493,7 +530,7 @@ class Tracer:
         texels = row[:, 0] * TILE  # a metre
         u = (np.where(side, p[:, 2], p[:, 0]) * texels).astype(np.intp) % TILE
         v = (np.where(flat, p[:, 2], p[:, 1]) * texels).astype(np.intp) % TILE
-        mix = atlas()[v + row[:, 1].astype(np.intp) * (TILE + 1), u]
+        mix = textures()[v + row[:, 1].astype(np.intp) * (TILE + 1), u]
         mix = 0.5 + (mix - 0.5) / np.maximum(pixel * texels, 1)
         colour = row[:, 2:5] + mix[:, None] * (row[:, 5:8] - row[:, 2:5])
         return colour, row[:, 8], row[:, 9]
@@ -521,11 +558,25 @@ class Tracer:
         """Light at p: of the lamps, and by one ray what is reflected there, (k, 3)."""
         around = rng.standard_normal(p.shape, np.float32)
         rays = n + 0.999 * around / np.sqrt(dot(around, around))  # by the cosine
+        return self.light(rng, p, n, True) + self.along(rng, p, rays)
+
+    def along(self, rng: np.random.Generator, p: np.ndarray, rays: np.ndarray) -> np.ndarray:
+        """What comes from there along rays (k, 3), lit without shadows."""
         _, face, there, normal = self.cast(p, rays)
         colour, _, glow = self.albedo(face, there, 0.1)
-        second = colour * (0.7 * self.light(rng, there, normal, False) + 0.15 + glow[:, None])
-        second = np.where(face[:, None] < 0, self.beyond(rays), second.clip(0, 8))
-        return self.light(rng, p, n, True) + second
+        second = colour * (0.5 * self.light(rng, there, normal, False) + 0.08 + glow[:, None])
+        return np.where(face[:, None] < 0, self.beyond(rays), second.clip(0, 8))
+
+    def mirrored(self, rng: np.random.Generator, p, n, rays, gloss) -> np.ndarray:
+        """What glossy surfaces reflect towards where rays come from, more when seen at a slant."""
+        some = np.flatnonzero(gloss > 0)
+        p, n, rays = p[some], n[some], rays[some]
+        away = -dot(n, rays)
+        slant = 1 - away[:, 0] / np.sqrt(dot(rays, rays)[:, 0])
+        share = gloss[some] * (0.05 + 0.6 * slant**3)
+        light = np.zeros((len(gloss), 3), np.float32)
+        light[some] = share[:, None] * self.along(rng, p, rays + 2 * away * n)
+        return light
 
 
 def smooth(light: np.ndarray, z: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -549,17 +600,22 @@ def aim(place: Place, areas: list, rng: np.random.Generator) -> tuple:
     u, focal = rng.uniform, math.exp(rng.uniform(math.log(0.55), math.log(1.1)))
     x0, z0, x1, z1 = areas[rng.integers(len(areas))]
     if place.sky is not None:
-        eye = np.array([u(x0, x1), u(1.1, 2.2) if u() < 0.8 else u(0.5, 1.1), u(z0, z1)])
+        eye = np.array([u(x0, x1), u(1.1, 2.2) if u() < 0.65 else u(0.25, 1.1), u(z0, z1)])
         yaw, pitch = rng.normal(0, 0.35) + np.pi * (u() < 0.2), rng.normal(0.06, 0.1)
-    elif place.targets and u() < 0.3:  # close to something
+    elif place.targets and u() < 0.35:  # close to something
         yaw, pitch, away = u(-np.pi, np.pi), u(0.05, 1.2), u(0.3, 1.3)
         back = rotation(0, yaw, 0) @ rotation(pitch, 0, 0) @ [0, 0, away]
         eye = place.targets[rng.integers(len(place.targets))] - back
         yaw, pitch = yaw + u(-0.2, 0.2), pitch + u(-0.15, 0.15)
     else:
-        eye = np.array([u(x0 + 0.2, x1 - 0.2), u(0.4, 1.9), u(z0 + 0.2, z1 - 0.2)])
-        yaw = math.atan2((x0 + x1) / 2 - eye[0], (z0 + z1) / 2 - eye[2]) + rng.normal(0, 0.9)
-        pitch = np.clip(rng.normal(0.22, 0.25), -0.35, 1.05)
+        height = u(0.2, 0.8) if u() < 0.3 else u(0.8, 1.9)  # some are carried by robots
+        eye = np.array([u(x0 + 0.2, x1 - 0.2), height, u(z0 + 0.2, z1 - 0.2)])
+        yaw, pitch = u(-np.pi, np.pi), rng.normal(0.22, 0.25)
+        if place.targets and u() < 0.75:
+            x, y, z = place.targets[rng.integers(len(place.targets))] - eye
+            yaw, pitch = math.atan2(x, z) + rng.normal(0, 0.3), math.atan2(-y, math.hypot(x, z))
+            pitch += rng.normal(0, 0.15)
+        pitch = np.clip(pitch, -0.35, 1.05)
     roll = rotation(0, 0, rng.normal(0, 0.04))
     axes = rotation(0, yaw, 0) @ rotation(pitch, 0, 0) @ np.diag([1, -1, 1]) @ roll
     return eye, axes, focal
@@ -575,6 +631,24 @@ def rays_of(axes: np.ndarray, focal: float, size) -> tuple[np.ndarray, dict]:
     return np.float32(rays), K
 
 
+def develop(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
+    """Linear (H, W, 3) -> uint8: exposure, white balance, a camera's curve, lens, noise, JPEG."""
+    u = rng.uniform
+    warm = math.exp(rng.normal(0, 0.12))
+    gain = np.array([warm, math.exp(rng.normal(0, 0.04)), 1 / warm])
+    meter = np.minimum(linear.mean(2), 4 * np.median(linear)).mean()  # not at a window's light
+    shot = linear * (gain * math.exp(rng.normal(-1.5, 0.35)) / max(meter, 1e-6))
+    soft = u(0.25, 0.7) * linear.shape[1] / 320
+    shot = cv2.GaussianBlur(np.float32(shot.clip(0, 2)), (5, 5), soft)
+    shot = shot.clip(0, 1) ** u(0.42, 0.55)
+    shot += u(0, 1.3) * (shot * shot * (3 - 2 * shot) - shot)  # contrast
+    shot += u(0, 1) * (shot - cv2.GaussianBlur(shot, (5, 5), 1.2))  # sharpened
+    noise = rng.standard_normal(linear.shape, np.float32) * (u(0, 0.015) * (1.2 - shot))
+    rgb = ((shot + noise) * 255).clip(0, 255).astype(np.uint8)
+    jpeg = cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, int(u(50, 100))))[1]
+    return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+
+
 def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, size) -> Scene:
     """A picture from somewhere in a place."""
 
@@ -582,11 +656,14 @@ def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, si
         some = np.ascontiguousarray(rays[::step, ::step].reshape(-1, 3))
         return tracer.cast(np.zeros_like(some) + np.float32(eye), some)
 
-    for _ in range(20):  # not from within a cupboard, nor of a bare wall before the nose
+    for _ in range(20):  # not from a cupboard or the next flat, nor of a bare wall or the sky alone
         eye, axes, focal = aim(place, areas, rng)
         rays, K = rays_of(axes, focal, size)
         z = look(8)[0].clip(0, SIGHT)
-        if np.percentile(z, 2) > 0.25 and np.percentile(z, 95) > 0.6 and np.ptp(z) > 0.1:
+        near, far = np.percentile(z, (2, 95))
+        inside = any(x0 < eye[0] < x1 and z0 < eye[2] < z1 for x0, z0, x1, z1 in areas)
+        seen = near > 0.25 and far > max(0.6, near * rng.uniform(1, 3.5))
+        if inside and eye[1] > 0.1 and seen and (z < SIGHT).mean() > 0.4:
             break
     t, face, p, normal = look(1)
     z, flat = t.clip(0, 1e5).reshape(size), rays.reshape(-1, 3)
@@ -594,12 +671,15 @@ def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, si
     half_p, half_n = (np.ascontiguousarray(a.reshape(*size, 3)[::2, ::2]) for a in (p, normal))
     light = tracer.gathered(rng, half_p.reshape(-1, 3), half_n.reshape(-1, 3))
     light = smooth(light.reshape(half_p.shape), z[::2, ::2], half_n)
-    light = cv2.resize(light, size[::-1]).reshape(-1, 3)
-    linear = colour * (light + (0.02 + 4 * glow[:, None]))
+    half = half_p.reshape(-1, 3), half_n.reshape(-1, 3), rays[::2, ::2].reshape(-1, 3)
+    mirror = tracer.mirrored(rng, *half, gloss.reshape(size)[::2, ::2].ravel())
+    light, mirror = (cv2.resize(a.reshape(half_p.shape), size[::-1]).reshape(-1, 3)
+                     for a in (light, mirror))  # fmt: skip
+    linear = colour * (light + (0.02 + 4 * glow[:, None])) + mirror
     linear = np.where(face[:, None] < 0, tracer.beyond(flat), linear).reshape(*size, 3)
     Y, X = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     linear *= (1 - rng.uniform(0, 0.17) * (X * X + Y * Y))[..., None]  # vignetting
-    rgb = expose(rng, np.ascontiguousarray(linear.transpose(2, 0, 1), np.float32).clip(0, 60))
+    rgb = develop(rng, linear)
     slope = np.abs(dot(normal, flat)) / np.sqrt(dot(flat, flat))
     kind = rng.choice(["light", "stereo", "phone"] if place.sky is None else
                       ["stereo_out", "scanner"])  # fmt: skip

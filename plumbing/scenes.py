@@ -274,15 +274,19 @@ TILE = 256  # texels along a tile's side
 
 
 @functools.cache
-def atlas() -> np.ndarray:
+def atlas(seed: int = 7, spread: float = 0.0) -> np.ndarray:
     """All textures, one below the other, each with its first row again at its end so that it
-    repeats without a seam: (12 * 257, 256) float32 in 0..1."""
-    rng = np.random.default_rng(7)  # the same in every process: part of VERSION
+    repeats without a seam: (12 * 257, 256) float32 in 0..1. spread: how far their numbers vary."""
+    rng = np.random.default_rng(seed)  # the same in every process: part of VERSION
     y, x = np.mgrid[:TILE, :TILE] / TILE
     fx, fy = np.meshgrid(np.fft.rfftfreq(TILE, 1 / TILE), np.fft.fftfreq(TILE, 1 / TILE))
     images = []
     for text in TEXTURES.values():
         rows, cols, joint, shift, much, beta, along, rough, base = map(float, text.split())
+        if spread:
+            cells = np.array([rows, cols]) * np.exp(rng.normal(0, spread, 2))
+            rows, cols = np.maximum(np.rint(cells), 1)
+            joint, beta, rough = np.array([joint, beta, rough]) * np.exp(rng.normal(0, spread, 3))
         row = np.floor(y * rows)
         across = (x * cols + shift * (row % 2)) % cols
         cell = rng.uniform(0.45, 1, (int(rows), int(cols)))[row.astype(int), across.astype(int)]

@@ -50,12 +50,14 @@ def loader_of(pairs: list[Pair], teacher=None, share=(0, 1), **changes) -> data.
     )  # fmt: skip
     reading = Reading(
         changes.pop("threads", 2), changes.pop("cache", "none"), changes.pop("ram_cache", 0.0),
-        changes.pop("skip_bad", False),
+        changes.pop("skip_bad", False), changes.pop("extra_share", 0.0),
     )  # fmt: skip
+    own = changes.pop("own", None)
     network = Eye(**{k: changes.pop(k) for k in ("size", "mean", "std") if k in changes})
     batch_size, seed = changes.pop("batch_size", 4), changes.pop("seed", 0)
     crop = replace(changes.pop("crop", CROP), **changes)
     reader = open_reader(pairs, source, reading, teacher)
+    reader.own = own
     return data.Loader(reader, network, crop, losses.Loss(), batch_size, seed, share)
 
 
@@ -419,6 +421,19 @@ def test_sec32_samples_do_not_depend_on_threads_or_batch_size(
     batches = copies(loader.epoch(0))
     assert len(batches) == len(loader) == 8 // batch_size
     assert_same(joined(batches), reference)
+
+
+@pytest.mark.parametrize("own, share, drawn", [(4, 0.5, 4), (2, 0.5, 2), (2, 0.75, 6), (4, 0.7, 9)])
+def test_an_epoch_is_all_own_pairs_and_a_share_of_others(make_loader, pairs, own, share, drawn):
+    loader = make_loader(pairs, own=own, extra_share=share, batch_size=1)
+    seen = np.array([loader.order(epoch)[:, 0] for epoch in range(40)])
+    assert len(loader) == seen.shape[1] == own + drawn
+    counts = np.array([np.bincount(row, minlength=8) for row in seen])
+    assert (counts[:, :own] == 1).all() and (counts[:, own:].sum(1) == drawn).all()
+    assert (np.ptp(counts[:, own:], axis=1) <= 1).all()  # none twice before all were there
+    assert (counts[:, own:].sum(0) > 0).all()
+    first = np.mean(seen[:, 0] < own)  # shuffled
+    assert 0 < first < 1
 
 
 def test_sec32_samples_are_keyed_by_seed_epoch_and_index(pairs, make_loader, reference):

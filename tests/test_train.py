@@ -156,7 +156,50 @@ def test_extra_data_is_trained_on_and_not_validated_on(root, tmp_path, capsys):
     assert train.main(few) == 0
     assert "13 pairs of" in capsys.readouterr().out
     args = json.loads((tmp_path / "run/args.json").read_text())
-    assert (args["train_pairs"], args["val_pairs"]) == (13, 3)
+    assert (args["train_pairs"], args["val_pairs"], args["steps_per_epoch"]) == (13, 3, 3)
+    assert train.main([*few, "--extra_share", "0.5"]) == 0  # 8 and 8 of the 5
+    assert json.loads((tmp_path / "run/args.json").read_text())["steps_per_epoch"] == 4
+
+
+def test_keep_start_averages_what_is_shown_and_not_what_is_trained(root, tmp_path):
+    """best.pt lies on the line between start and last.pt, is what was validated, and after a stop
+    the same again."""
+    plain = flags(root, tmp_path / "plain", "--epochs", "2")
+    assert train.main(plain) == 0
+    start = tmp_path / "plain/last.pt"
+    few = [*plain, "--pretrained", str(start), "--out"]
+    assert train.main([*few, str(tmp_path / "alone")]) == 0
+    keep = [*few, str(tmp_path / "kept"), "--keep_start", "0.75", "--val_every", "2"]
+    assert train.main(keep) == 0
+    a, b, c = (weights(tmp_path / f"{name}/last.pt") for name in ("plain", "alone", "kept"))
+    assert all(torch.equal(b[k], c[k]) for k in b)
+    mean = weights(tmp_path / "kept/best.pt")
+    for k in mean:
+        if mean[k].is_floating_point():
+            assert torch.allclose(mean[k], 0.75 * a[k] + 0.25 * b[k], rtol=1e-4, atol=1e-5), k
+    row = json.loads((tmp_path / "kept/log.jsonl").read_text().splitlines()[-1])
+    source = train.take(train.parse(plain), train.Source)
+    pairs = train.open_split(root, "val", source)
+    network = model.load(tmp_path / "kept/best.pt")
+    scored = Validator(network, pairs, source, torch.device("cpu"), tmp_path, 0)(0)
+    assert row["si_rmse"] == pytest.approx(scored["si_rmse"], abs=1e-6)
+    keep += ["--out", str(tmp_path / "two")]
+    with pytest.MonkeyPatch.context() as patch:  # stopped after the first epoch
+        patch.setattr(train.run.Progress, "epoch_done", stopped(train.run.Progress.epoch_done))
+        assert train.main(keep) == 130
+    assert train.main([*keep, "--resume"]) == 0
+    again = weights(tmp_path / "two/best.pt")
+    assert all(torch.equal(again[k], mean[k]) for k in mean)
+
+
+def stopped(real):
+    """Progress.epoch_done with a Ctrl-C in it."""
+
+    def call(self, *args, **named):
+        self._signal = signal.SIGINT
+        return real(self, *args, **named)
+
+    return call
 
 
 def test_a_teacher_trains_and_says_what_is_next(root, tmp_path, capsys):
