@@ -114,6 +114,11 @@ TEACHER = {
 }  # fmt: skip
 
 
+# --finetune: what it sets; by steps, so that few pairs are seen as long as many.
+FINETUNE = {"epochs": None, "val_every": None, "min_lr_ratio": 0.01, "keep_start": 0.4}
+FINETUNE_STEPS, FINETUNE_LOOKS = 3000, 20  # steps in all, validations on the way
+
+
 # ---------------------------------------------------------------------------- Eq. 11, the objective
 
 
@@ -237,9 +242,14 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         "3.4) with the losses of Sec. 3.3.",
     )
     add(p, Run)
-    add(p, Schedule)
+    schedule = add(p, Schedule)
     add(p, model.Network)
     if teachers:
+        schedule.add_argument(
+            "--finetune", action="store_true",
+            help=f"for your own pairs: from --pretrained, {FINETUNE_STEPS:,} steps however few "
+            "pairs there are, --min_lr_ratio 0.01 --keep_start 0.4; each may be given otherwise",
+        )  # fmt: skip
         add(p, model.Backbone)
     else:
         p.set_defaults(model="student")
@@ -262,8 +272,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.model != "student":
-        parser.set_defaults(**TEACHER)
+    if args.model != "student" or args.finetune:
+        parser.set_defaults(**(FINETUNE if args.finetune else TEACHER))
         args = parser.parse_args(argv)
     return args
 
@@ -372,6 +382,8 @@ def prepare(
     with run.first_process_first():  # it renders synthetic scenes; the others then find them
         sets, val = open_data(args)
     pairs = [pair for each in sets for pair in each]
+    if args.keep_start and not val:
+        raise UserError("--keep_start makes best.pt, which needs --val_split (0 = without)")
     torch.manual_seed(args.seed)
     crop, source, reading = take(args, data.Crop), take(args, Source), take(args, Reading)
     reading = replace(reading, workers=args.workers or run.cores())
@@ -396,6 +408,9 @@ def prepare(
         reader.own = len(set(sets[0]).intersection(reader.pairs))
     share = run.rank(), run.world_size()
     loader = data.Loader(reader, network, crop, loss_flags, args.batch_size, args.seed, share)
+    if args.epochs is None:
+        args.epochs = math.ceil(FINETUNE_STEPS / len(loader))
+    args.val_every = args.val_every or math.ceil(args.epochs / FINETUNE_LOOKS)
     if args.data_device == "cuda" and not args.dry_run:
         loader.resident = upload(reader.pack, device)
     validate = None

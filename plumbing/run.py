@@ -484,7 +484,7 @@ def read_resume(flags: Run, args: dict) -> dict | None:
     then, now = checkpoint["flags"], lasting_flags(args)
     changed = {k: f"--{k} {quoted([v])}" for k, v in then.items()
                if now.get(k) not in (v, "auto", None)}  # fmt: skip
-    if (done := checkpoint["epoch"]) > args["epochs"]:
+    if (done := checkpoint["epoch"]) > (args["epochs"] or done):
         raise UserError(f"--resume: {path} has more epochs done: give --epochs {done:d} or more")
     network = [told for name, told in changed.items() if name in NETWORK_FLAGS]
     if network:

@@ -192,6 +192,25 @@ def test_keep_start_averages_what_is_shown_and_not_what_is_trained(root, tmp_pat
     assert all(torch.equal(again[k], mean[k]) for k in mean)
 
 
+def test_finetune_counts_steps_and_each_of_its_flags_may_be_given(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "FINETUNE_STEPS", 5)
+    few = flags(root, tmp_path / "run", "--finetune")
+    assert train.main(few) == 0
+    args = json.loads((tmp_path / "run/args.json").read_text())
+    assert (args["epochs"], args["val_every"], args["keep_start"]) == (3, 1, 0.4)  # 2 steps each
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(train, "FINETUNE_STEPS", 9)
+    assert train.main([*few, "--resume"]) == 0
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 5
+    given = train.parse([*few, "--epochs", "7", "--keep_start", "0", "--min_lr_ratio", "1"])
+    assert (given.epochs, given.keep_start, given.min_lr_ratio, given.lr) == (7, 0, 1, 4e-3)
+
+
+def test_keep_start_needs_validation(root, tmp_path):
+    with pytest.raises(UserError, match="--keep_start makes best.pt, which needs --val_split"):
+        train.main(flags(root, tmp_path, "--finetune", "--val_split", "none"))
+
+
 def stopped(real):
     """Progress.epoch_done with a Ctrl-C in it."""
 
