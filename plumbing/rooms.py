@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,10 +189,9 @@ class Place:
 
     def put(self, model: Model, frame: Frame) -> None:
         """A model of the library, in another cloth or wood; the middle of its foot at the frame."""
-        vertices, faces = slice(*model.vertices), slice(*model.faces)
+        faces = slice(*model.faces)
         used, paint = np.unique(self.furniture.material[faces], return_inverse=True)
-        triangles = self.furniture.vertices[vertices][self.furniture.faces[faces]]
-        self.mesh(triangles, paint + len(self.paints), frame)
+        self.mesh(self.furniture.triangles[faces], paint + len(self.paints), frame)
         for row in np.array(self.furniture.paints[used], float):
             row[1] += KINDS * self.rng.integers(MAKES)
             row[2:8] *= np.tile(self.u(0.5, 1.3) * self.u(0.8, 1.2, 3), 2)
@@ -462,16 +462,6 @@ def facade(place: Place, frame: Frame, length: float) -> None:
 # ---------------------------------------------------------------------------------- rays and light
 
 
-def embree() -> tuple[type, type]:
-    """Its classes of a scene and of a mesh. Raises UserError."""
-    try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
-    except ImportError as error:
-        raise UserError(f"--data rooms:N needs embreex: pip install embreex ({error})") from None
-    return EmbreeScene, TriangleMesh
-
-
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(n, 3), (n, 3) -> (n, 1)."""
     return np.einsum("ij,ij->i", a, b)[:, None]
@@ -481,7 +471,9 @@ class Tracer:
     """A place's triangles in embree."""
 
     def __init__(self, place: Place) -> None:
-        EmbreeScene, TriangleMesh = embree()
+        from embreex.mesh_construction import TriangleMesh  # only --data rooms:N needs it
+        from embreex.rtcore_scene import EmbreeScene
+
         triangles, self.paint = map(np.concatenate, zip(*place.parts))
         a, b, c = triangles.swapaxes(0, 1)
         normal = np.cross(b - a, c - a)
@@ -689,6 +681,7 @@ def ensure(count: int, size: tuple[int, int], furniture: Path | None) -> Path:
     made = f"rooms-{VERSION}-{count}-{size[0]}x{size[1]}{own}"
     if not (scenes.cache_root() / made).is_dir():
         library(furniture)  # once, before the workers ask for it, and with its own errors
-        embree()
+        if not find_spec("embreex"):
+            raise UserError("--data rooms:N needs embreex: pip install embreex")
     draw = functools.partial(render, size=size, furniture=furniture)
     return scenes.rendered(made, count, draw, 4 * VIEWS)
