@@ -34,7 +34,7 @@ LICENCES = {  # what may be used, and its page at creativecommons.org; the narro
 }
 # Texture, tiles per metre, contrast, least gloss, glow; then what tells it in the name of a
 # material or its picture or in the model's category: the first row that fits is taken.
-LOOKS = r"""plain 1 .02 0 1 bulb
+LOOKS = [row.split(None, 5) for row in r"""plain 1 .02 0 1 bulb
 plain  1   .03 1   0 mirror|espejo
 wood   1   .2  .1  0 wood|madera|fusta|oak|pine\b|trunk|bark|rattan|bamboo
 leaves 2   .3  0   0 leaf|leav|plant|grass|petal|flower
@@ -43,7 +43,7 @@ plain  1   .05 .7  0 metal|chrom|inox|steel|brass|gold|silver|\balu|iron\b|hierr
 cloud  1   .2  .1  0 marbl|marmol|stone|granit|rock|tile
 grain  2   .1  0   0 concrete|tire|rubber|card|paper|living room$|bedroom$
 cloud  .7  .12 0   0 exterior$
-plain  1   .06 0   0 $""".splitlines()
+plain  1   .06 0   0 $""".splitlines()]
 
 
 class Model(NamedTuple):
@@ -146,12 +146,11 @@ def credits(models: Iterable[Model]) -> str:
     rows = defaultdict(set)
     for m in models:
         rows[m.creator, m.licence, m.archive].add(m.name)
-    lines = [
-        f"| {author} | [{licence}](https://creativecommons.org/{LICENCES[licence]}/) | {archive} | "
-        f"{', '.join(sorted(titles))} |\n"
-        for (author, licence, archive), titles in sorted(rows.items())
-    ]
-    return "".join(["| author | licence | archive | titles |\n|---|---|---|---|\n", *lines])
+    table = "| author | licence | archive | titles |\n|---|---|---|---|\n"
+    for (author, licence, archive), titles in sorted(rows.items()):
+        link = f"[{licence}](https://creativecommons.org/{LICENCES[licence]}/)"
+        table += f"| {author} | {link} | {archive} | {', '.join(sorted(titles))} |\n"
+    return table
 
 
 def mesh(archive: zipfile.ZipFile, row: dict[str, str]) -> list:
@@ -214,8 +213,7 @@ def materials(archive, folder: str, mtl: str, category: str) -> dict[str, list]:
         if image is not None:
             colour = image.mean((0, 1))[::-1] / 255
         words = f"{name} {given['map_Kd']} {category}".lower()
-        looks = (row.split(None, 5) for row in LOOKS)
-        texture, *numbers, _ = next(look for look in looks if re.search(look[5], words))
+        texture, *numbers, _ = next(look for look in LOOKS if re.search(look[5], words))
         tiles, contrast, gloss, glow = map(float, numbers)
         gloss = max(gloss, min(shine.mean(), 1) * min(float(given["Ns"]) / 200, 1))
         dark, light = (np.clip(colour * (1 + s * contrast), 0.02, 1) ** 2 for s in (-1, 1))

@@ -329,29 +329,27 @@ def wall(place: Place, frame: Frame, length: float, H: float, paint: int, hole) 
 
 def window(place: Place, foot: Frame, w: float, h: float) -> None:
     """Frame, curtains and daylight of a hole in the wall."""
-    u = place.u
     place.build("window", foot, (w, h, 0.06))
     t, cloth = np.linspace(0, 1, 24), place.skin("cloth")
-    edges = (-0.25, u(0.1, 0.4) * w), (u(0.6, 0.9) * w, w + 0.25)
-    for x0, x1 in edges if u() < 0.5 else ():  # two folded cloths
-        deep = 0.11 + 0.04 * np.sin(24 * u(1, 2) * t)
-        ends = [[u(-foot.at[1], 0)], [h + 0.15]]
+    edges = (-0.25, place.u(0.1, 0.4) * w), (place.u(0.6, 0.9) * w, w + 0.25)
+    for x0, x1 in edges if place.u() < 0.5 else ():  # two folded cloths
+        deep = 0.11 + 0.04 * np.sin(24 * place.u(1, 2) * t)
+        ends = [[place.u(-foot.at[1], 0)], [h + 0.15]]
         folds = np.broadcast_arrays(x0 + (x1 - x0) * t, ends, deep)
         place.sheet(np.stack(folds, -1), cloth, foot.to(-w / 2, 0, 0))
     along = foot.to(w, 0, 0).at - foot.at
-    colour = u(2, 14) * w * h * np.array([0.9, 1, u(1, 1.25)])
+    colour = place.u(2, 14) * w * h * np.array([0.9, 1, place.u(1, 1.25)])
     place.lamps.append((foot.to(-w / 2, 0, 0.1).at, [along, [0, h, 0]], colour))
 
 
 def furnish(place: Place, frame: Frame, length: float, kind: list[str]) -> None:
     """What stands before a wall or hangs on it; kind: a row of ROOMS."""
-    u = place.u
-    for _ in range(int(length * float(kind[6]) * u(0.6, 2))):
-        back = frame.to(u(0.3, max(0.4, length - 0.3)), 0, 0.08)
+    for _ in range(int(length * float(kind[6]) * place.u(0.6, 2))):
+        back = frame.to(place.u(0.3, max(0.4, length - 0.3)), 0, 0.08)
         place.stand(place.pick(" ".join(kind[8:])), back, (length - 0.2, 2.3), hung=True)
     for _ in range(place.rng.integers(0, 4)):  # pictures, boards
-        size = u((0.3, 0.3, 0.03), (1.6, 0.9, 0.03))
-        place.build("art", frame.to(u(0.2, 0.8) * length, u(1, 1.4), 0.08), size)
+        size = place.u((0.3, 0.3, 0.03), (1.6, 0.9, 0.03))
+        place.build("art", frame.to(place.u(0.2, 0.8) * length, place.u(1, 1.4), 0.08), size)
 
 
 def groups(place: Place, area, crowded: float) -> None:
@@ -398,13 +396,12 @@ def outdoor(place: Place) -> list[np.ndarray]:
     place.box((-150, -1, -150), (150, 0, 150), "grass paving asphalt")
     place.box((-road, 0, -150), (road, 0.01, 150), "asphalt")
     white, gap, edge = place.skin("ceiling"), u(3, 8), u() < 0.5
-    for z in np.arange(-20, 80, gap):
-        place.box((-0.06, 0.01, z), (0.06, 0.015, z + gap * 0.5), white)
-    if edge:
-        place.box((road - 0.3, 0.01, -20), (road - 0.18, 0.015, 80), white)
-    z = u(3, 25)
-    for x in np.arange(0.3 - road, road - 0.4, 1) if u() < 0.3 else ():  # a crossing
-        place.box((x, 0.01, z), (x + 0.5, 0.016, z + 3), white)
+    marks = [(-0.06, z, 0.06, z + gap * 0.5, 0.015) for z in np.arange(-20, 80, gap)]
+    marks += [(road - 0.3, -20, road - 0.18, 80, 0.015)] * edge
+    z, crossing = u(3, 25), np.arange(0.3 - road, road - 0.4, 1) if u() < 0.3 else ()
+    marks += [(x, z, x + 0.5, z + 3, 0.016) for x in crossing]
+    for x0, z0, x1, z1, y in marks:
+        place.box((x0, 0.01, z0), (x1, y, z1), white)
     for side in (-1, 1):
         kerb(place, WORLD.to(side * road, 0, 32.5 - side * 57.5, -side * np.pi / 2), path)
     for z in np.arange(u(5, 12), 75, u(8, 30)):
@@ -463,8 +460,8 @@ def facade(place: Place, frame: Frame, length: float) -> None:
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 3), (n, 3) -> (n, 1)."""
-    return np.einsum("ij,ij->i", a, b)[:, None]
+    """(..., 3), (..., 3) -> (..., 1)."""
+    return np.einsum("...i,...i", a, b)[..., None]
 
 
 class Tracer:
@@ -500,7 +497,7 @@ class Tracer:
         """Linear colour (n, 3), gloss and glow (n,) at points p of faces; pixel: its size there,
         metres; what is finer has no contrast."""
         row, n = self.paints[self.paint[face]], np.abs(self.normal[face])
-        facing = n[:, [1, 2, 0]].argmax(1)
+        facing = n[:, [1, 2, 0]].argmax(1)  # up or down, ahead or back, to a side
         across = np.take_along_axis(p, np.array([[0, 2], [0, 1], [2, 1]])[facing], 1)
         texels = row[:, 0] * TILE  # a metre
         u, v = (across.T * texels).astype(np.intp) % TILE
@@ -525,8 +522,8 @@ class Tracer:
 
     def beyond(self, rays: np.ndarray) -> np.ndarray:
         """What is seen where nothing is: the sky, or daylight outside a window."""
-        up = rays[:, 1] / np.sqrt(dot(rays, rays)[:, 0])
-        return self.sky * (1.1 - 0.5 * np.clip(up, 0, 1))[:, None]
+        up = rays[:, 1:2] / np.sqrt(dot(rays, rays))
+        return self.sky * (1.1 - 0.5 * np.clip(up, 0, 1))
 
     def gathered(self, rng: np.random.Generator, p: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Light at p: of the lamps, and by one ray what is reflected there, (k, 3)."""
@@ -546,23 +543,23 @@ class Tracer:
         some = np.flatnonzero(gloss > 0)
         p, n, rays = p[some], n[some], rays[some]
         away = -dot(n, rays)
-        slant = 1 - away[:, 0] / np.sqrt(dot(rays, rays)[:, 0])
-        share = gloss[some] * (0.05 + 0.6 * slant**3)
+        slant = 1 - away / np.sqrt(dot(rays, rays))
         light = np.zeros((len(gloss), 3), np.float32)
-        light[some] = share[:, None] * self.along(rng, p, rays + 2 * away * n)
+        light[some] = self.along(rng, p, rays + 2 * away * n)
+        light[some] *= gloss[some, None] * (0.05 + 0.6 * slant**3)
         return light
 
 
 def smooth(light: np.ndarray, z: np.ndarray, n: np.ndarray) -> np.ndarray:
     """(h, w, 3): each pixel's mean over those around it that lie in its plane."""
     for step in (1, 2, 4):
-        total, weight = np.zeros_like(light), np.zeros_like(z)
+        total, weight = np.zeros_like(light), np.zeros_like(z[..., None])
         for shift in itertools.product((-step, 0, step), repeat=2):
             like = np.abs(np.roll(z, shift, (0, 1)) - z) < 0.04 * step * z
-            like &= np.einsum("ijk,ijk->ij", np.roll(n, shift, (0, 1)), n) > 0.9
-            total += like[..., None] * np.roll(light, shift, (0, 1))
+            like = like[..., None] & (dot(np.roll(n, shift, (0, 1)), n) > 0.9)
+            total += like * np.roll(light, shift, (0, 1))
             weight += like
-        light = total / np.maximum(weight, 1)[..., None]
+        light = total / np.maximum(weight, 1)
     return light
 
 
