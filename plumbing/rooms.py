@@ -126,12 +126,9 @@ class Place:
         and then, of another."""
         if not isinstance(paint, str):
             return paint
-        row = self.paint(self.pick(paint))
+        row, any_of = self.paint(self.pick(paint)), self.rng.integers
         row[0] *= math.exp(self.rng.normal(0, 0.4))
-        if self.u() < 0.2:
-            row[1] = self.rng.integers(KINDS * MAKES)
-        else:
-            row[1] += KINDS * self.rng.integers(MAKES)
+        row[1] = any_of(KINDS * MAKES) if self.u() < 0.2 else row[1] + KINDS * any_of(MAKES)
         half = 3 * self.u() ** 2 * (row[5:8] - row[2:5]) / 2
         middle = (row[2:5] + row[5:8]) / 2
         row[2:8] = np.r_[middle - half, middle + half].clip(0.005, 1)
@@ -267,7 +264,7 @@ class Place:
                 self.build("book", spot, self.u(0.04, 0.25, 3))
 
 
-# ------------------------------------------------------------------------------------------ rooms
+# ------------------------------------------------------------------------------ rooms and streets
 
 
 def indoor(place: Place) -> list[np.ndarray]:
@@ -379,9 +376,6 @@ def lamps(place: Place, area, H: float) -> None:
         at = np.array([x - w / 2, y, z - d / 2])
         place.box(at, at + [w, 0.05, d], bulb)
         place.lamps.append((at - [0, 0.02, 0], [[w, 0, 0], [0, 0, d]], colour))
-
-
-# ---------------------------------------------------------------------------------------- streets
 
 
 def outdoor(place: Place) -> list[np.ndarray]:
@@ -595,8 +589,7 @@ def aim(place: Place, areas: list, rng: np.random.Generator) -> tuple:
 def rays_of(axes: np.ndarray, focal: float, size) -> tuple[np.ndarray, dict]:
     """(H, W, 3) float32 of every pixel, whose parameter is the depth; and the intrinsics."""
     H, W = size
-    K = {"fx": focal * W, "fy": focal * W, "cx": (W - 1) / 2, "cy": (H - 1) / 2,
-         "width": W, "height": H}  # fmt: skip
+    K = dict(fx=focal * W, fy=focal * W, cx=(W - 1) / 2, cy=(H - 1) / 2, width=W, height=H)
     X, Y = (np.arange(W) - K["cx"]) / K["fx"], (np.arange(H)[:, None] - K["cy"]) / K["fy"]
     rays = np.stack(np.broadcast_arrays(X, Y, 1.0), -1) @ axes.T
     return np.float32(rays), K
@@ -604,24 +597,34 @@ def rays_of(axes: np.ndarray, focal: float, size) -> tuple[np.ndarray, dict]:
 
 def develop(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
     """Linear (H, W, 3) -> uint8: exposure, white balance, a camera's curve, lens, noise, JPEG."""
-    u = rng.uniform
     warm = math.exp(rng.normal(0, 0.12))
     gain = np.array([warm, math.exp(rng.normal(0, 0.04)), 1 / warm])
     meter = np.minimum(linear.mean(2), 4 * np.median(linear)).mean()  # not at a window's light
     shot = linear * (gain * math.exp(rng.normal(-1.5, 0.35)) / max(meter, 1e-6))
-    soft = u(0.25, 0.7) * linear.shape[1] / 320
+    soft = rng.uniform(0.25, 0.7) * linear.shape[1] / 320
     shot = cv2.GaussianBlur(np.float32(shot.clip(0, 2)), (5, 5), soft)
-    shot = shot.clip(0, 1) ** u(0.42, 0.55)
-    shot += u(0, 1.3) * (shot * shot * (3 - 2 * shot) - shot)  # contrast
-    shot += u(0, 1) * (shot - cv2.GaussianBlur(shot, (5, 5), 1.2))  # sharpened
-    noise = rng.standard_normal(linear.shape, np.float32) * (u(0, 0.015) * (1.2 - shot))
+    shot = shot.clip(0, 1) ** rng.uniform(0.42, 0.55)
+    shot += rng.uniform(0, 1.3) * (shot * shot * (3 - 2 * shot) - shot)  # contrast
+    shot += rng.uniform(0, 1) * (shot - cv2.GaussianBlur(shot, (5, 5), 1.2))  # sharpened
+    noise = rng.standard_normal(linear.shape, np.float32) * (rng.uniform(0, 0.015) * (1.2 - shot))
     rgb = ((shot + noise) * 255).clip(0, 255).astype(np.uint8)
-    jpeg = cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, int(u(50, 100))))[1]
+    jpeg = cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(50, 100))))[1]
     return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
 
-def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, size) -> Scene:
-    """A picture from somewhere in a place."""
+@functools.lru_cache(1)
+def place_of(stream: int, number: int, furniture: Path | None) -> tuple[Place, Tracer, list]:
+    """A place and where cameras may stand in it."""
+    rng = np.random.default_rng([stream, number, 2])
+    place = Place(rng, library(furniture))
+    areas = (outdoor if rng.random() < STREETS else indoor)(place)
+    return place, Tracer(place), areas
+
+
+def render(stream: int, index: int, size=(480, 640), furniture: Path | None = None) -> Scene:
+    """Picture `index` of `stream` (both >= 0); the same bits in every run, process and order."""
+    place, tracer, areas = place_of(stream, index // VIEWS, furniture)
+    rng = np.random.default_rng([stream, index, 3])
     for _ in range(20):  # not from a cupboard or the next flat, nor of a bare wall or the sky alone
         eye, axes, focal = aim(place, areas, rng)
         rays, K = rays_of(axes, focal, size)
@@ -654,21 +657,6 @@ def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, si
     if kind == "scanner" and rng.random() < 0.5:  # lines of a rotating LiDAR
         depth[np.arange(size[0]) % 4 > 0] = 0
     return Scene(rgb, depth, K)
-
-
-@functools.lru_cache(1)
-def place_of(stream: int, number: int, furniture: Path | None) -> tuple[Place, Tracer, list]:
-    """A place and where cameras may stand in it."""
-    rng = np.random.default_rng([stream, number, 2])
-    place = Place(rng, library(furniture))
-    areas = (outdoor if rng.random() < STREETS else indoor)(place)
-    return place, Tracer(place), areas
-
-
-def render(stream: int, index: int, size=(480, 640), furniture: Path | None = None) -> Scene:
-    """Picture `index` of `stream` (both >= 0); the same bits in every run, process and order."""
-    place, tracer, areas = place_of(stream, index // VIEWS, furniture)
-    return view(place, tracer, areas, np.random.default_rng([stream, index, 3]), size)
 
 
 def ensure(count: int, size: tuple[int, int], furniture: Path | None) -> Path:

@@ -72,7 +72,8 @@ def test_depth_and_projection_are_right_by_hand(folder, monkeypatch):
     np.testing.assert_allclose(points[front.ravel()][:, 2], 2.999, atol=1e-4)
     np.testing.assert_allclose(normal[front.ravel()] - [0, 0, -1], 0, atol=1e-5)
     monkeypatch.setattr(rooms, "aim", lambda *_: (eye, axes, 0.75))
-    scene = rooms.view(place, tracer, [], np.random.default_rng(0), SIZE)
+    monkeypatch.setattr(rooms, "place_of", lambda *_: (place, tracer, []))
+    scene = rooms.render(0, 0, SIZE)
     assert scene.intrinsics == K
     shown = scene.depth[front & (scene.depth > 0)]
     assert len(shown) > 30 and abs(shown / 1000 - 4).max() < 0.1  # the sensor's noise
