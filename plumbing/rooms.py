@@ -469,6 +469,8 @@ class Tracer:
         a, b, c = triangles.swapaxes(0, 1)
         normal = np.cross(b - a, c - a)
         self.normal = normal / np.maximum(np.sqrt(dot(normal, normal)), 1e-12)
+        facing = np.abs(self.normal[:, [1, 2, 0]]).argmax(1)  # up, ahead or to a side
+        self.axes = np.array([[0, 2], [0, 1], [2, 1]])[facing]  # that a texture runs along
         self.paints = np.array(place.paints, np.float32)
         self.lamps = sorted(place.lamps, key=lambda lamp: -lamp[2].sum())[:4]
         self.sky = np.float32([5, 5.5, 6] if place.sky is None else place.sky)  # or by a window
@@ -490,11 +492,9 @@ class Tracer:
     def albedo(self, face: np.ndarray, p: np.ndarray, pixel) -> tuple[np.ndarray, ...]:
         """Linear colour (n, 3), gloss and glow (n,) at points p of faces; pixel: its size there,
         metres; what is finer has no contrast."""
-        row, n = self.paints[self.paint[face]], np.abs(self.normal[face])
-        facing = n[:, [1, 2, 0]].argmax(1)  # up or down, ahead or back, to a side
-        across = np.take_along_axis(p, np.array([[0, 2], [0, 1], [2, 1]])[facing], 1)
+        row = self.paints[self.paint[face]]
         texels = row[:, 0] * TILE  # a metre
-        u, v = (across.T * texels).astype(np.intp) % TILE
+        u, v = (np.take_along_axis(p, self.axes[face], 1).T * texels).astype(np.intp) % TILE
         mix = textures()[v + row[:, 1].astype(np.intp) * (TILE + 1), u]
         mix = 0.5 + (mix - 0.5) / np.maximum(pixel * texels, 1)
         colour = row[:, 2:5] + mix[:, None] * (row[:, 5:8] - row[:, 2:5])
@@ -638,11 +638,11 @@ def render(stream: int, index: int, size=(480, 640), furniture: Path | None = No
     t, face, p, normal = tracer.cast(eye, flat)
     z = t.reshape(size)
     colour, gloss, glow = tracer.albedo(face, p, t / K["fx"])
-    coarse = np.arange(t.size).reshape(size)[::2, ::2]  # every other pixel
-    half, shape = coarse.ravel(), (*coarse.shape, 3)
-    light = tracer.gathered(rng, p[half], normal[half]).reshape(shape)
-    light = smooth(light, z[::2, ::2], normal[coarse])
-    mirror = tracer.mirrored(rng, p[half], normal[half], flat[half], gloss[half]).reshape(shape)
+    half = np.arange(t.size).reshape(size)[::2, ::2].ravel()  # every other pixel
+    at, facing, shape = p[half], normal[half], (*z[::2, ::2].shape, 3)
+    light = tracer.gathered(rng, at, facing).reshape(shape)
+    light = smooth(light, z[::2, ::2], facing.reshape(shape))
+    mirror = tracer.mirrored(rng, at, facing, flat[half], gloss[half]).reshape(shape)
     light, mirror = (cv2.resize(a, size[::-1]).reshape(-1, 3) for a in (light, mirror))
     linear = colour * (light + (0.02 + 4 * glow[:, None])) + mirror
     linear = np.where(face[:, None] < 0, tracer.beyond(flat), linear).reshape(*size, 3)
