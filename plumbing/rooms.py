@@ -459,7 +459,7 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class Tracer:
-    """A place's triangles in embree."""
+    """A place's triangles in embree: what rays meet, and the light there."""
 
     def __init__(self, place: Place) -> None:
         from embreex.mesh_construction import TriangleMesh  # only --data rooms:N needs it

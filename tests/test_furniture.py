@@ -128,6 +128,13 @@ def test_a_models_own_licence_wins_and_credits_name_it(folder):
     ]
 
 
+def test_a_whole_cache_is_read_without_its_lock(folder, monkeypatch):
+    write(folder / "a.sh3f", {"Box": {}})
+    first = furniture.library(folder)
+    monkeypatch.setattr(furniture, "locked", None)
+    assert furniture.library(folder).models == first.models
+
+
 def test_broken_models_are_left_out_and_broken_archives_named(folder, capsys):
     write(folder / "a.sh3f", {"Good": {}, "Bad": {"width": "wide"}, "Lost": {"model": "/x.obj"}})
     assert [m.name for m in furniture.library(folder).models] == ["Good"]
