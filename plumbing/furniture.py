@@ -21,7 +21,7 @@ import numpy as np
 from plumbing.files import UserError, cache_root, locked, notice, progress, write_json
 from plumbing.scenes import TEXTURES
 
-VERSION = "v1"  # part of the cache's name; raise it when what is made of an archive changes
+VERSION = "v2"  # part of the cache's name; raise it when what is made of an archive changes
 FOLDER = Path("/usr/share/sweethome3d/furniture")
 MOST = 30_000  # triangles of a model
 SKIPPED = ("Characters", "Staircases")
@@ -34,7 +34,7 @@ LICENCES = {  # what may be used, and its page at creativecommons.org; the narro
 }
 # Texture, tiles per metre, contrast, least gloss, glow; then what tells it in the name of a
 # material or its picture or in the model's category: the first row that fits is taken.
-LOOKS = r"""plain 1 .02 0 1 bulb
+LOOKS = [row.split(None, 5) for row in r"""plain 1 .02 0 1 bulb
 plain  1   .03 1   0 mirror|espejo
 wood   1   .2  .1  0 wood|madera|fusta|oak|pine\b|trunk|bark|rattan|bamboo
 leaves 2   .3  0   0 leaf|leav|plant|grass|petal|flower
@@ -43,12 +43,12 @@ plain  1   .05 .7  0 metal|chrom|inox|steel|brass|gold|silver|\balu|iron\b|hierr
 cloud  1   .2  .1  0 marbl|marmol|stone|granit|rock|tile
 grain  2   .1  0   0 concrete|tire|rubber|card|paper|living room$|bedroom$
 cloud  .7  .12 0   0 exterior$
-plain  1   .06 0   0 $""".splitlines()
+plain  1   .06 0   0 $""".splitlines()]
 
 
 class Model(NamedTuple):
     """size [width, height, depth], elevation of its foot above the floor and top, how high above
-    its foot things stand on it (< 0: nowhere), in metres; its [from, to] in Library's arrays."""
+    its foot things stand on it (< 0: nowhere), in metres; faces: its [from, to] in Library."""
 
     archive: str
     name: str
@@ -58,18 +58,15 @@ class Model(NamedTuple):
     size: list[float]
     elevation: float
     top: float
-    vertices: list[int]
     faces: list[int]
 
 
 class Library(NamedTuple):
-    """vertices (V, 3) float32 metres, x right, y up from the foot, z to the front, the middle at
-    x = z = 0; faces (F, 3) int32, counted from the model's first vertex; material (F,) uint16,
-    rows of paints (M, 10) float32, which are World.paint's."""
+    """triangles (F, 3, 3) float32 metres, x right, y up from the foot, z to the front, a model's
+    middle at x = z = 0; material (F,) uint16, rows of paints (M, 10) float32: World.paint's."""
 
     models: list[Model]
-    vertices: np.ndarray
-    faces: np.ndarray
+    triangles: np.ndarray
     material: np.ndarray
     paints: np.ndarray
 
@@ -85,17 +82,19 @@ def library(folder: Path | None = None) -> Library:
         )
     state = zlib.crc32(repr([(path.name, path.stat().st_size) for path in archives]).encode())
     made = cache_root() / f"furniture-{VERSION}-{state:08x}"
-    made.mkdir(parents=True, exist_ok=True)
-    with locked(made, "index", lambda: notice("another process reads the furniture: waiting")):
-        if not (made / "index.json").exists():
-            write_library(made, archives)
-    models = [Model(*row) for row in json.loads((made / "index.json").read_text())["models"]]
+    index = made / "index.json"
+    if not index.exists():
+        made.mkdir(parents=True, exist_ok=True)
+        with locked(made, "index", lambda: notice("another process reads the furniture: waiting")):
+            if not index.exists():
+                write_library(made, archives)
+    models = [Model(*row) for row in json.loads(index.read_text())["models"]]
     return Library(models, *(np.load(made / f"{key}.npy", "r") for key in Library._fields[1:]))
 
 
 def write_library(folder: Path, archives: list[Path]) -> None:
     """The arrays; index.json is last, so a folder that has one is whole."""
-    models, parts, ends = [], [], np.zeros(4, int)
+    models, parts, faces, looks = [], [], 0, 0
     for path in archives:
         try:
             archive = zipfile.ZipFile(path)
@@ -104,19 +103,17 @@ def write_library(folder: Path, archives: list[Path]) -> None:
             raise UserError(f"{path}: a broken archive ({error}); get it again") from error
         for row in progress(rows, len(rows), path.name):
             try:
-                about, *arrays = mesh(archive, row)
+                about, triangles, material, paints = mesh(archive, row)
             except BROKEN as error:
                 notice(f"{path.name}: {row['name']} is broken ({error}) and left out")
                 continue
-            if len(arrays[1]) <= MOST:
-                arrays[2] += ends[3]
-                starts, ends = ends, ends + [len(array) for array in arrays]
-                spans = np.stack([starts, ends], 1)[:2].tolist()
-                models.append([path.name, *about, *spans])
-                parts.append(arrays)
+            if len(triangles) <= MOST:
+                models.append([path.name, *about, [faces, faces + len(triangles)]])
+                parts.append((triangles, material + looks, paints))
+                faces, looks = faces + len(triangles), looks + len(paints)
     if not models:
         raise UserError(f"{archives[0].parent}: no model of its .sh3f archives can be used")
-    for name, kind, arrays in zip(Library._fields[1:], ("f4", "i4", "u2", "f4"), zip(*parts)):
+    for name, kind, arrays in zip(Library._fields[1:], ("f4", "u2", "f4"), zip(*parts)):
         np.save(folder / f"{name}.npy", np.concatenate(arrays).astype(kind))
     write_json(folder / "index.json", {"models": models})
 
@@ -149,35 +146,33 @@ def credits(models: Iterable[Model]) -> str:
     rows = defaultdict(set)
     for m in models:
         rows[m.creator, m.licence, m.archive].add(m.name)
-    lines = [
-        f"| {author} | [{licence}](https://creativecommons.org/{LICENCES[licence]}/) | {archive} | "
-        f"{', '.join(sorted(titles))} |\n"
-        for (author, licence, archive), titles in sorted(rows.items())
-    ]
-    return "".join(["| author | licence | archive | titles |\n|---|---|---|---|\n", *lines])
+    table = "| author | licence | archive | titles |\n|---|---|---|---|\n"
+    for (author, licence, archive), titles in sorted(rows.items()):
+        link = f"[{licence}](https://creativecommons.org/{LICENCES[licence]}/)"
+        table += f"| {author} | {link} | {archive} | {', '.join(sorted(titles))} |\n"
+    return table
 
 
 def mesh(archive: zipfile.ZipFile, row: dict[str, str]) -> list:
-    """Model's fields from name to top; vertices, faces, material and paints, the materials
-    counted from 0. Raises one of BROKEN."""
+    """Model's fields from name to top; triangles, material, counted from 0, and paints. Raises
+    one of BROKEN."""
     cm = {"elevation": 0, "dropOnTopElevation": row["height"]} | row
     keys = ("width", "height", "depth", "elevation", "dropOnTopElevation")
     *size, up, top = (float(cm[key]) / 100 for key in keys)
     points, faces, material, names, mtl = parse(archive.read(row["model"]).decode("latin-1"))
     turn = np.array(cm.get("modelRotation", "1 0 0 0 1 0 0 0 1").split(), float).reshape(3, 3)
-    points = points @ turn.T
-    low, high = points[faces].min((0, 1)), points[faces].max((0, 1))
-    points = (points - (low + high) / 2) * size / np.where(high > low, high - low, 1)
-    points[:, 1] += size[1] / 2
+    triangles = (points @ turn.T)[faces]
+    low, high = triangles.min((0, 1)), triangles.max((0, 1))
+    triangles = (triangles - (low + high) / 2) * size / np.where(high > low, high - low, 1)
+    triangles[..., 1] += size[1] / 2
     looks = materials(archive, row["model"].rpartition("/")[0], mtl, row["category"])
     paints = np.array([looks.get(name, looks[""]) for name in names])
-    a, b, c = points[faces].swapaxes(0, 1)
+    a, b, c = triangles.swapaxes(0, 1)
     keep = np.cross(b - a, c - a).any(1)  # what has no area has no normal
     solid = keep & (paints[material, 10] > CLEAR)
     keep = solid if solid.any() else keep
-    used, faces = np.unique(faces[keep], return_inverse=True)
     about = [*(row[key] for key in ("name", "category", "creator", "licence")), size, up, top]
-    return [about, points[used], faces.reshape(-1, 3), material[keep], paints[:, :10]]
+    return [about, np.float32(triangles[keep]), material[keep], paints[:, :10]]
 
 
 def parse(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str], str]:
@@ -218,8 +213,7 @@ def materials(archive, folder: str, mtl: str, category: str) -> dict[str, list]:
         if image is not None:
             colour = image.mean((0, 1))[::-1] / 255
         words = f"{name} {given['map_Kd']} {category}".lower()
-        looks = (row.split(None, 5) for row in LOOKS)
-        texture, *numbers, _ = next(look for look in looks if re.search(look[5], words))
+        texture, *numbers, _ = next(look for look in LOOKS if re.search(look[5], words))
         tiles, contrast, gloss, glow = map(float, numbers)
         gloss = max(gloss, min(shine.mean(), 1) * min(float(given["Ns"]) / 200, 1))
         dark, light = (np.clip(colour * (1 + s * contrast), 0.02, 1) ** 2 for s in (-1, 1))

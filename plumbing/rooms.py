@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,42 +49,42 @@ corridor 1.3 2.3 6    2.6 3   20  0.2  0.02 living office misc shelf art
 hall     8   3.2 9    16  7   22  0.5  0.12 living office shelf cartons misc""")
 
 # Least and largest width, height, depth in metres; how high others stand on it, as a share of its
-# height (0: nowhere); then boxes: how likely, paint (one of them), two corners as shares of width,
-# height and depth. Things face +z.
+# height (0: nowhere); then how likely, paint (one of them), and boxes: two corners as shares of
+# width, height and depth. Things face +z.
 OWN = entries("""\
-shelf   .6 .8 .25 1.6 2.2 .5 0; 1 wood,lacquer 0 0 0 .02 1 1; 1 wood,lacquer .98 0 0 1 1 1; \
+shelf   .6 .8 .25 1.6 2.2 .5 0; 1 wood,lacquer 0 0 0 .02 1 1  .98 0 0 1 1 1; \
 .6 wood,lacquer 0 0 0 1 1 .03
-desk    1 .68 .55 2 .95 .85 1; 1 wood,lacquer 0 .96 0 1 1 1; 1 rubber 0 0 0 .04 .96 .08; \
-1 rubber .96 0 0 1 .96 .08; 1 rubber 0 0 .92 .04 .96 1; 1 rubber .96 0 .92 1 .96 1; \
+desk    1 .68 .55 2 .95 .85 1; 1 wood,lacquer 0 .96 0 1 1 1; \
+1 rubber 0 0 0 .04 .96 .08  .96 0 0 1 .96 .08  0 0 .92 .04 .96 1  .96 0 .92 1 .96 1; \
 .5 wood,lacquer .05 .06 .1 .3 .96 .9; .7 lacquer,art .1 1 .2 .42 1.55 .27; \
 .5 lacquer .55 1 .25 .85 1.5 .3; .8 rubber .12 1 .5 .4 1.04 .75
 counter 1 .85 .5 3 .95 .65 1; 1 lacquer 0 0 0 1 .96 .95; 1 wood 0 .96 0 1 1 1; \
-1 rubber .03 .84 0 .47 .86 1; 1 rubber .53 .84 0 .97 .86 1; .6 lacquer 0 1.55 0 1 2.2 .6
-bin     .3 .15 .3 .8 .6 .8 .05; 1 card,toy 0 0 0 1 .05 1; 1 card,toy 0 0 0 .02 1 1; \
-1 card,toy .98 0 0 1 1 1; 1 card,toy 0 0 0 1 1 .02; 1 card,toy 0 0 .98 1 1 1
+1 rubber .03 .84 0 .47 .86 1  .53 .84 0 .97 .86 1; .6 lacquer 0 1.55 0 1 2.2 .6
+bin     .3 .15 .3 .8 .6 .8 .05; \
+1 card,toy 0 0 0 1 .05 1  0 0 0 .02 1 1  .98 0 0 1 1 1  0 0 0 1 1 .02  0 0 .98 1 1 1
 carton  .3 .15 .3 .8 .5 .8 1; 1 card 0 0 0 1 1 1
-cartons .3 .5 .3 .8 1.5 .8 1; 1 card 0 0 0 1 .4 1; 1 card .03 .4 .05 .95 .75 .9; \
-.6 card .1 .75 .1 1 1 .95
+cartons .3 .5 .3 .8 1.5 .8 1; 1 card 0 0 0 1 .4 1  .03 .4 .05 .95 .75 .9; .6 card .1 .75 .1 1 1 .95
 book    .02 .1 .1 .3 .4 .4 0; 1 books,card,toy,lacquer,cloth 0 0 0 1 1 1
 rug     .6 .012 .6 2.2 .012 2.2 0; 1 cloth 0 0 0 1 1 1
 art     .3 .3 .03 1.6 1.1 .03 0; 1 art,art,lacquer 0 0 0 1 1 1
 door    .9 2.03 .08 .9 2.03 .08 0; 1 wood,lacquer 0 0 0 1 1 1; 1 rubber .85 .5 0 .95 .52 1.6
-window  1 1 .06 1 1 .06 0; 1 wood,lacquer 0 0 0 1 .05 1; \
-1 wood,lacquer 0 .95 0 1 1 1; 1 wood,lacquer 0 0 0 .04 1 1; \
-1 wood,lacquer .96 0 0 1 1 1; 1 wood,lacquer .48 0 0 .52 1 1
+window  1 1 .06 1 1 .06 0; \
+1 wood,lacquer 0 0 0 1 .05 1  0 .95 0 1 1 1  0 0 0 .04 1 1  .96 0 0 1 1 1  .48 0 0 .52 1 1
 front   1 1 .05 1 1 .05 0; 1 lacquer -.06 -.06 0 1.06 1.06 .6; 1 glass 0 0 0 1 1 1
 pole    .08 2.5 .08 .2 8 .2 0; 1 lacquer 0 0 0 1 1 1""")
 
-SENSORS = {  # nearest and farthest depth, metres between its two eyes
+SENSORS = {  # nearest and farthest depth, metres between its two eyes; the last two outdoors
     "light": (0.45, 8, 0.075), "stereo": (0.25, 12, 0.05), "phone": (0.2, 6, 0.01),
     "stereo_out": (0.3, SIGHT, 0.1), "scanner": (1.0, SIGHT, 0.01),
 }  # fmt: skip
 
-CORNERS = np.indices((2, 2, 2)).reshape(3, 8).T
-BOX = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
-                [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])  # fmt: skip
-TURN, ARC = np.linspace(0, 2 * np.pi, 13), np.linspace(0, np.pi, 8)
-BALL, TUBE = np.stack([np.sin(ARC), np.cos(ARC)], 1), np.array([[1, 0], [1, 1], [0, 1]])
+# Triangles of a box whose sides are 1; rings of a tube whose radius and height are 1, with a lid.
+BOX = np.indices((2, 2, 2)).reshape(3, 8).T[[
+    [0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
+    [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]]  # fmt: skip
+TURN = np.linspace(0, 2 * np.pi, 13)[:, None]
+TUBE = np.array([np.cos(TURN) * [r, 0, 0] + np.sin(TURN) * [0, 0, r] + [0, y, 0]
+                 for r, y in ((1, 0), (1, 1), (0, 1))])  # fmt: skip
 
 
 class Frame(NamedTuple):
@@ -100,9 +101,6 @@ class Frame(NamedTuple):
 WORLD = Frame(np.zeros(3))
 
 
-furniture_of = functools.cache(library)
-
-
 @functools.cache
 def textures() -> np.ndarray:
     """MAKES atlases of scenes.py, one below the other."""
@@ -115,10 +113,10 @@ class Place:
     def __init__(self, rng: np.random.Generator, furniture: Library) -> None:
         self.rng, self.u, self.furniture = rng, rng.uniform, furniture
         self.paint, self.pick = World(rng).paint, World(rng).pick
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # vertices, faces, paint
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []  # triangles (k, 3, 3) m, paint (k,)
         self.paints: list[np.ndarray] = []
         self.lamps: list[tuple] = []  # corner (3,), edges (2, 3) m; colour (3,): strength * area
-        self.taken: list[np.ndarray] = []  # x0, z0, x1, z1 of what stands on the floor
+        self.taken: list[tuple] = []  # from, to (x, z) of what stands on the floor
         self.tops: list[tuple[Frame, float, float]] = []  # where small things may stand; w, d
         self.targets: list[np.ndarray] = []  # (3,): what close-ups look at
         self.sky = None  # colour (3,) overhead; None: indoors
@@ -126,61 +124,46 @@ class Place:
     def skin(self, paint: str | int) -> int:
         """The number of a paint; of a new one of the words, with a texture of its own kind or, now
         and then, of another."""
-        if isinstance(paint, str):
-            row = self.paint(self.pick(paint))
-            row[0] *= math.exp(self.rng.normal(0, 0.4))
-            row[1] = self.rng.integers(KINDS * MAKES) if self.u() < 0.2 else self.make(row[1])
-            half = 3 * self.u() ** 2 * (row[5:8] - row[2:5]) / 2
-            middle = (row[2:5] + row[5:8]) / 2
-            row[2:8] = np.r_[middle - half, middle + half].clip(0.005, 1)
-            self.paints.append(row)
-            return len(self.paints) - 1
-        return paint
+        if not isinstance(paint, str):
+            return paint
+        row, any_of = self.paint(self.pick(paint)), self.rng.integers
+        row[0] *= math.exp(self.rng.normal(0, 0.4))
+        row[1] = any_of(KINDS * MAKES) if self.u() < 0.2 else row[1] + KINDS * any_of(MAKES)
+        half = 3 * self.u() ** 2 * (row[5:8] - row[2:5]) / 2
+        middle = (row[2:5] + row[5:8]) / 2
+        row[2:8] = np.r_[middle - half, middle + half].clip(0.005, 1)
+        self.paints.append(row)
+        return len(self.paints) - 1
 
-    def make(self, kind: float) -> float:
-        """A layer of the textures that is of that kind."""
-        return kind + KINDS * self.rng.integers(MAKES)
-
-    def mesh(self, vertices, faces, paint, frame: Frame = WORLD) -> None:
-        """vertices (n, 3) m in the frame, faces (k, 3), paint: a number, or one for each (k,)."""
-        if frame.yaw:
-            vertices = vertices @ rotation(0, frame.yaw, 0).T
-        self.parts.append((np.float32(vertices + frame.at), faces, np.full(len(faces), paint)))
+    def mesh(self, triangles: np.ndarray, paint, frame: Frame = WORLD) -> None:
+        """triangles (k, 3, 3) m in the frame; paint: a number, or one for each (k,)."""
+        placed = np.dot(triangles, rotation(0, frame.yaw, 0).T) + frame.at
+        self.parts.append((np.float32(placed), np.full(len(placed), paint)))
 
     def box(self, low, high, paint: str | int, frame: Frame = WORLD) -> None:
         """From corner low to corner high (3,) of the frame."""
-        low = np.array(low, float)
-        self.mesh(low + (high - low) * CORNERS, BOX, self.skin(paint), frame)
+        self.mesh(np.subtract(high, low) * BOX + low, self.skin(paint), frame)
 
     def sheet(self, points: np.ndarray, paint: str | int, frame: Frame = WORLD) -> None:
         """A surface through points (rows, columns, 3) of the frame."""
-        k = np.arange(points[..., 0].size).reshape(points.shape[:2])
-        p, q, r, s = (part.ravel() for part in (k[:-1, :-1], k[:-1, 1:], k[1:, :-1], k[1:, 1:]))
-        faces = np.concatenate([np.stack([p, q, r], 1), np.stack([q, s, r], 1)])
-        self.mesh(points.reshape(-1, 3), faces, self.skin(paint), frame)
+        p, q, r, s = points[:-1, :-1], points[:-1, 1:], points[1:, :-1], points[1:, 1:]
+        triangles = np.moveaxis(np.array([[p, q, r], [q, s, r]]), 1, 3).reshape(-1, 3, 3)
+        self.mesh(triangles, self.skin(paint), frame)
 
-    def lathe(self, profile: np.ndarray, size, paint: str | int, at) -> None:
-        """A round body: profile (k, 2) of radius and height, times size (3,), its foot `at`."""
-        x, y = profile.T[..., None]
-        points = np.broadcast_arrays(x * np.cos(TURN), y, x * np.sin(TURN))
-        self.sheet(np.stack(points, -1) * size + at, paint)
-
-    def foliage(self, at, size, leaf: float, paint: str | int) -> None:
-        """Leaves of that length in a ball of half sizes (3,)."""
-        count = int(min(60 * np.prod(size) ** (2 / 3) / leaf**2, 1500)) // 4
-        ball, *sides = self.rng.standard_normal((3, count, 3))
-        ball *= (self.u(0.5, 1, count) / np.linalg.norm(ball, axis=1))[:, None]
-        along, across = (leaf * side / np.linalg.norm(side, axis=1)[:, None] for side in sides)
-        corners = np.stack([along, across, -along, -across], 1) / 2 + (ball * size + at)[:, None]
-        faces = 4 * np.arange(count)[:, None, None] + [[0, 1, 2], [0, 2, 3]]
-        self.mesh(corners.reshape(-1, 3), faces.reshape(-1, 3), self.skin(paint))
-
-    def tree(self, frame: Frame, height: float) -> None:
-        self.lathe(TUBE, np.array([0.03, 0.7, 0.03]) * height, "wood", frame.at)
+    def tree(self, foot: np.ndarray, height: float) -> None:
+        """A trunk, and balls of leaves."""
+        self.sheet(TUBE * np.array([0.03, 0.7, 0.03]) * height + foot, "wood")
         trunk = self.u(0.1, 0.45)
-        for leaf in [self.skin("leaf"), self.skin("leaf")] * self.rng.integers(2, 6):
-            at = frame.at + height * (self.u(-0.22, 0.22, 3) + [0, self.u(trunk, 0.85), 0])
-            self.foliage(at, self.u(0.08, 0.24, 3) * height, 0.04 * height * self.u(0.5, 1.5), leaf)
+        for paint in [self.skin("leaf"), self.skin("leaf")] * self.rng.integers(2, 6):
+            at = foot + height * (self.u(-0.22, 0.22, 3) + [0, self.u(trunk, 0.85), 0])
+            size, leaf = self.u(0.08, 0.24, 3) * height, 0.04 * height * self.u(0.5, 1.5)
+            count = int(min(60 * np.prod(size) ** (2 / 3) / leaf**2, 1500)) // 4
+            ball, *sides = self.rng.standard_normal((3, count, 3))
+            ball *= (self.u(0.5, 1, count) / np.linalg.norm(ball, axis=1))[:, None]
+            along, across = (leaf * side / np.linalg.norm(side, axis=1)[:, None] for side in sides)
+            corners = np.stack([along, across, -along, -across], 1) / 2
+            corners += (ball * size + at)[:, None]
+            self.mesh(corners[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 3), paint)
 
     def choose(self, words: str, test) -> Model | None:
         """A model whose category or name has one of the words and that passes the test."""
@@ -196,19 +179,18 @@ class Place:
         c, s = abs(math.cos(frame.yaw)), abs(math.sin(frame.yaw))
         half, middle = np.array([w * c + d * s, w * s + d * c]) / 2, frame.at[::2]
         low, high = middle - half, middle + half
-        if any((low < b[2:]).all() and (high > b[:2]).all() for b in self.taken):
-            return False
-        self.taken.append(np.r_[low, high])
-        return True
+        free = all((low >= b).any() or (high <= a).any() for a, b in self.taken)
+        if free:
+            self.taken.append((low, high))
+        return free
 
     def put(self, model: Model, frame: Frame) -> None:
         """A model of the library, in another cloth or wood; the middle of its foot at the frame."""
-        (v0, v1), (f0, f1) = model.vertices, model.faces
-        used, paint = np.unique(self.furniture.material[f0:f1], return_inverse=True)
-        paint += len(self.paints)
-        self.mesh(self.furniture.vertices[v0:v1], self.furniture.faces[f0:f1], paint, frame)
+        faces = slice(*model.faces)
+        used, paint = np.unique(self.furniture.material[faces], return_inverse=True)
+        self.mesh(self.furniture.triangles[faces], paint + len(self.paints), frame)
         for row in np.array(self.furniture.paints[used], float):
-            row[1] = self.make(row[1])
+            row[1] += KINDS * self.rng.integers(MAKES)
             row[2:8] *= np.tile(self.u(0.5, 1.3) * self.u(0.8, 1.2, 3), 2)
             row[2:5] *= self.u(0.4, 1)
             self.paints.append(np.r_[row[:2], row[2:8].clip(0.005, 0.95), row[8:]])
@@ -217,11 +199,11 @@ class Place:
         """One of our OWN things; skins: {paint: its number}, which grows."""
         skins = {} if skins is None else skins
         for row in OWN[name].split(";")[1:]:
-            chance, paint, *box = row.split()
-            if self.u() < float(chance):
-                low, high = (np.array(box, float).reshape(2, 3) - [0.5, 0, 0.5]) * size
-                skins[paint] = self.skin(skins.get(paint, paint.replace(",", " ")))
-                self.box(low, high, skins[paint], frame)
+            chance, paint, *numbers = row.split()
+            for box in np.array(numbers, float).reshape(-1, 2, 3):
+                if self.u() < float(chance):
+                    skins[paint] = self.skin(skins.get(paint, paint))
+                    self.box(*(box - [0.5, 0, 0.5]) * size, skins[paint], frame)
 
     def stand(self, what: str, back: Frame, most, hung: bool = False) -> Frame | None:
         """One of our OWN things, or a model of a width and height of at `most` (2,), the middle of
@@ -265,7 +247,7 @@ class Place:
 
     def clutter(self, count: int) -> None:
         """Small things on tables and in bins: models under half a metre, boxes, cups."""
-        for _ in range(count if self.tops else 0):
+        for _ in range(count):
             frame, w, d = self.tops[self.rng.integers(len(self.tops))]
             spot = frame.to(w * self.u(-0.5, 0.5), 0, d * self.u(-0.5, 0.5), self.u(-3, 3))
             if frame.at[1] < 0.01 and not self.room_for(spot, 0.3, 0.3):  # on the floor
@@ -277,12 +259,12 @@ class Place:
                 self.put(model, spot)
             elif self.u() < 0.5:
                 r, h = self.u(0.02, 0.08), self.u(0.05, 0.25)
-                self.lathe(TUBE, (r, h, r), "toy lacquer card", spot.at)
+                self.sheet(TUBE * [r, h, r] + spot.at, "toy lacquer card")
             else:
                 self.build("book", spot, self.u(0.04, 0.25, 3))
 
 
-# ------------------------------------------------------------------------------------------ rooms
+# ------------------------------------------------------------------------------ rooms and streets
 
 
 def indoor(place: Place) -> list[np.ndarray]:
@@ -305,7 +287,7 @@ def indoor(place: Place) -> list[np.ndarray]:
         place.box((x0 - 0.1, H, z0 - 0.1), (x1 + 0.1, H + 0.2, z1 + 0.1), ceiling)
         paint = place.skin("wallpaper wallpaper wallpaper wallpaper plaster")
         for k, (x, z) in enumerate([(x0, z0), (x1, z0), (x1, z1), (x0, z1)]):
-            frame, length = Frame(np.array([x, 0, z]), -k * np.pi / 2), (x1 - x0, z1 - z0)[k % 2]
+            frame, length = WORLD.to(x, 0, z, -k * np.pi / 2), (x1 - x0, z1 - z0)[k % 2]
             hole = (0, 0, 0, 0)
             if k % 2 and abs(x - door[0]) < 0.01:
                 hole = (*sorted((abs(door[1] - z), abs(door[2] - z))), 0, door[3])
@@ -313,8 +295,7 @@ def indoor(place: Place) -> list[np.ndarray]:
             furnish(place, frame, length, ROOMS[kind].split())
         lamps(place, (x0, z0, x1, z1), H)
         groups(place, (x0, z0, x1, z1), float(ROOMS[kind].split()[7]))
-        spot = Frame(np.array([u(x0, x1), 0, u(z0, z1)]))
-        place.tops.append((spot, 1.5, 1.5))
+        place.tops.append((WORLD.to(u(x0, x1), 0, u(z0, z1)), 1.5, 1.5))
         kind = place.pick(" ".join(ROOMS))
     place.clutter(int(u(10, 50) * len(areas)))
     return areas
@@ -345,42 +326,40 @@ def wall(place: Place, frame: Frame, length: float, H: float, paint: int, hole) 
 
 def window(place: Place, foot: Frame, w: float, h: float) -> None:
     """Frame, curtains and daylight of a hole in the wall."""
-    u = place.u
     place.build("window", foot, (w, h, 0.06))
     t, cloth = np.linspace(0, 1, 24), place.skin("cloth")
-    edges = (-0.25, u(0.1, 0.4) * w), (u(0.6, 0.9) * w, w + 0.25)
-    for x0, x1 in edges if u() < 0.5 else ():  # two folded cloths
-        deep = 0.11 + 0.04 * np.sin(24 * u(1, 2) * t)
-        rows = [np.stack([x0 + (x1 - x0) * t, 0 * t + y, deep], 1)
-                for y in (u(-foot.at[1], 0), h + 0.15)]  # fmt: skip
-        place.sheet(np.array(rows), cloth, foot.to(-w / 2, 0, 0))
+    edges = (-0.25, place.u(0.1, 0.4) * w), (place.u(0.6, 0.9) * w, w + 0.25)
+    for x0, x1 in edges if place.u() < 0.5 else ():  # two folded cloths
+        deep = 0.11 + 0.04 * np.sin(24 * place.u(1, 2) * t)
+        ends = [[place.u(-foot.at[1], 0)], [h + 0.15]]
+        folds = np.broadcast_arrays(x0 + (x1 - x0) * t, ends, deep)
+        place.sheet(np.stack(folds, -1), cloth, foot.to(-w / 2, 0, 0))
     along = foot.to(w, 0, 0).at - foot.at
-    colour = u(2, 14) * w * h * np.array([0.9, 1, u(1, 1.25)])
+    colour = place.u(2, 14) * w * h * np.array([0.9, 1, place.u(1, 1.25)])
     place.lamps.append((foot.to(-w / 2, 0, 0.1).at, [along, [0, h, 0]], colour))
 
 
 def furnish(place: Place, frame: Frame, length: float, kind: list[str]) -> None:
     """What stands before a wall or hangs on it; kind: a row of ROOMS."""
-    u = place.u
-    for _ in range(int(length * float(kind[6]) * u(0.6, 2))):
-        back = frame.to(u(0.3, max(0.4, length - 0.3)), 0, 0.08)
+    for _ in range(int(length * float(kind[6]) * place.u(0.6, 2))):
+        back = frame.to(place.u(0.3, max(0.4, length - 0.3)), 0, 0.08)
         place.stand(place.pick(" ".join(kind[8:])), back, (length - 0.2, 2.3), hung=True)
     for _ in range(place.rng.integers(0, 4)):  # pictures, boards
-        size = u((0.3, 0.3, 0.03), (1.6, 0.9, 0.03))
-        place.build("art", frame.to(u(0.2, 0.8) * length, u(1, 1.4), 0.08), size)
+        size = place.u((0.3, 0.3, 0.03), (1.6, 0.9, 0.03))
+        place.build("art", frame.to(place.u(0.2, 0.8) * length, place.u(1, 1.4), 0.08), size)
 
 
 def groups(place: Place, area, crowded: float) -> None:
     """Tables with chairs and single things away from the walls, rugs."""
     u, (x0, z0, x1, z1) = place.u, area
     for _ in range(int((x1 - x0) * (z1 - z0) * crowded * u(0.4, 2)) + (u() < 0.4)):
-        at = np.array([u(x0 + 0.4, x1 - 0.4), 0, u(z0 + 0.4, z1 - 0.4)])
-        back = Frame(at, place.rng.integers(4) * np.pi / 2 + u(-0.3, 0.3))
+        x, z = u(x0 + 0.4, x1 - 0.4), u(z0 + 0.4, z1 - 0.4)
+        back = WORLD.to(x, 0, z, place.rng.integers(4) * np.pi / 2 + u(-0.3, 0.3))
         what = place.pick("table table sofa chair chair cartons bin plant lamp desk misc rug")
         middle = place.stand(what, back, (2.5, 2.2))
         for k in range(place.rng.integers(1, 7) if middle and what == "table" else 0):
             turned = middle.to(0, 0, 0, k * np.pi / 2)
-            away = np.linalg.norm(middle.at - at) * (1 if k % 2 == 0 else 1.4) + u(0.4, 0.9)
+            away = np.linalg.norm(middle.at - back.at) * (1 if k % 2 == 0 else 1.4) + u(0.4, 0.9)
             seat = turned.to(u(-0.3, 0.3), 0, away, np.pi + u(-0.4, 0.4))
             place.stand("chair stool", seat, (0.8, 1.3))
 
@@ -399,9 +378,6 @@ def lamps(place: Place, area, H: float) -> None:
         place.lamps.append((at - [0, 0.02, 0], [[w, 0, 0], [0, 0, d]], colour))
 
 
-# ---------------------------------------------------------------------------------------- streets
-
-
 def outdoor(place: Place) -> list[np.ndarray]:
     """A street: road, pavements, facades or gardens, vehicles, trees, poles; sun and sky."""
     u = place.u
@@ -414,19 +390,17 @@ def outdoor(place: Place) -> list[np.ndarray]:
     place.box((-150, -1, -150), (150, 0, 150), "grass paving asphalt")
     place.box((-road, 0, -150), (road, 0.01, 150), "asphalt")
     white, gap, edge = place.skin("ceiling"), u(3, 8), u() < 0.5
-    for z in np.arange(-20, 80, gap):
-        place.box((-0.06, 0.01, z), (0.06, 0.015, z + gap * 0.5), white)
-    if edge:
-        place.box((road - 0.3, 0.01, -20), (road - 0.18, 0.015, 80), white)
-    z = u(3, 25)
-    for x in np.arange(0.3 - road, road - 0.4, 1) if u() < 0.3 else ():  # a crossing
-        place.box((x, 0.01, z), (x + 0.5, 0.016, z + 3), white)
+    marks = [(-0.06, z, 0.06, z + gap * 0.5, 0.015) for z in np.arange(-20, 80, gap)]
+    marks += [(road - 0.3, -20, road - 0.18, 80, 0.015)] * edge
+    z, crossing = u(3, 25), np.arange(0.3 - road, road - 0.4, 1) if u() < 0.3 else ()
+    marks += [(x, z, x + 0.5, z + 3, 0.016) for x in crossing]
+    for x0, z0, x1, z1, y in marks:
+        place.box((x0, 0.01, z0), (x1, y, z1), white)
     for side in (-1, 1):
-        frame = Frame(np.array([side * road, 0, 32.5 - side * 57.5]), -side * np.pi / 2)
-        kerb(place, frame, path)
+        kerb(place, WORLD.to(side * road, 0, 32.5 - side * 57.5, -side * np.pi / 2), path)
     for z in np.arange(u(5, 12), 75, u(8, 30)):
         side = place.rng.choice([-1, 1])
-        lane = Frame(np.array([side * road * 0.45, 0.02, z]), np.pi * (side < 0))
+        lane = WORLD.to(side * road * 0.45, 0.02, z, np.pi * (side < 0))
         place.stand("vehicles", lane, (4, 5))
     return [np.array([-road - path + 0.3, -6, road + path - 0.3, 12])]
 
@@ -443,7 +417,7 @@ def kerb(place: Place, frame: Frame, path: float) -> None:
             wall, y = place.pick("plaster leaf wood"), u(0.8, 2)
             place.box((s, 0, -path - 0.3), (s + length, y, -path), wall, frame)
         for _ in range(place.rng.integers(0, 5) if style == "park" else 0):
-            place.tree(frame.to(s + u(0, length), 0, -path - u(1, 15)), u(1, 8))
+            place.tree(frame.to(s + u(0, length), 0, -path - u(1, 15)).at, u(1, 8))
         s += length + (u(0, 1) if style == "town" else u(0, 8))
     for s in np.arange(15, 105, u(4, 14)):
         what = place.pick("vehicles vehicles vehicles vehicles tree tree pole pole trash bike "
@@ -455,7 +429,7 @@ def kerb(place: Place, frame: Frame, path: float) -> None:
         elif what != "tree":
             place.stand(what, spot, (4, 12))
         elif place.room_for(spot, 0.8, 0.8):
-            place.tree(spot, u(2, 9))
+            place.tree(spot.at, u(2, 9))
 
 
 def facade(place: Place, frame: Frame, length: float) -> None:
@@ -479,57 +453,48 @@ def facade(place: Place, frame: Frame, length: float) -> None:
 # ---------------------------------------------------------------------------------- rays and light
 
 
-def embree() -> tuple[type, type]:
-    """Its classes of a scene and of a mesh. Raises UserError."""
-    try:
-        from embreex.mesh_construction import TriangleMesh
-        from embreex.rtcore_scene import EmbreeScene
-    except ImportError as error:
-        raise UserError(f"--data rooms:N needs embreex: pip install embreex ({error})") from None
-    return EmbreeScene, TriangleMesh
-
-
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, 3), (n, 3) -> (n, 1)."""
-    return np.einsum("ij,ij->i", a, b)[:, None]
+    """(..., 3), (..., 3) -> (..., 1)."""
+    return np.einsum("...i,...i", a, b)[..., None]
 
 
 class Tracer:
-    """A place's triangles in embree."""
+    """A place's triangles in embree: what rays meet, and the light there."""
 
     def __init__(self, place: Place) -> None:
-        EmbreeScene, TriangleMesh = embree()
-        parts, faces, paint = zip(*place.parts)
-        vertices, first = np.concatenate(parts), np.cumsum([0, *map(len, parts)])
-        faces = np.concatenate([f + n for f, n in zip(faces, first)]).astype(np.int32)
-        a, b, c = vertices[faces].swapaxes(0, 1)
+        from embreex.mesh_construction import TriangleMesh  # only --data rooms:N needs it
+        from embreex.rtcore_scene import EmbreeScene
+
+        triangles, self.paint = map(np.concatenate, zip(*place.parts))
+        a, b, c = triangles.swapaxes(0, 1)
         normal = np.cross(b - a, c - a)
         self.normal = normal / np.maximum(np.sqrt(dot(normal, normal)), 1e-12)
-        self.paint, self.paints = np.concatenate(paint), np.array(place.paints, np.float32)
+        facing = np.abs(self.normal[:, [1, 2, 0]]).argmax(1)  # up, ahead or to a side
+        self.axes = np.array([[0, 2], [0, 1], [2, 1]])[facing]  # that a texture runs along
+        self.paints = np.array(place.paints, np.float32)
         self.lamps = sorted(place.lamps, key=lambda lamp: -lamp[2].sum())[:4]
         self.sky = np.float32([5, 5.5, 6] if place.sky is None else place.sky)  # or by a window
         self.scene = EmbreeScene()
-        TriangleMesh(self.scene, vertices, faces)
+        TriangleMesh(self.scene, triangles)
 
     def cast(self, eyes: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, ...]:
-        """eyes, rays (n, 3) float32 -> t (n,) in lengths of rays, inf where nothing is; face (n,),
-        -1 there; points (n, 3) a little before the surface; normals (n, 3) against the rays."""
+        """eyes (3,) or (n, 3), rays (n, 3) float32 -> t (n,) in lengths of rays and face (n,), 1e5
+        and -1 where nothing is; points (n, 3) a little before the surface; normals (n, 3) against
+        the rays."""
+        eyes = np.zeros_like(rays) + np.float32(eyes)
         out = self.scene.run(eyes, rays, query="INTERSECT", output=True)
         t, face = out["tfar"], out["primID"]
         normal = self.normal[face]
         normal *= -np.sign(dot(normal, rays))
         points = eyes + np.where(face < 0, 0, t)[:, None] * rays + np.float32(1e-3) * normal
-        return np.where(face < 0, np.float32(np.inf), t), face, points, normal
+        return np.where(face < 0, np.float32(1e5), t), face, points, normal
 
     def albedo(self, face: np.ndarray, p: np.ndarray, pixel) -> tuple[np.ndarray, ...]:
         """Linear colour (n, 3), gloss and glow (n,) at points p of faces; pixel: its size there,
         metres; what is finer has no contrast."""
-        row, n = self.paints[self.paint[face]], np.abs(self.normal[face])
-        side = n[:, 0] > np.maximum(n[:, 1], n[:, 2])
-        flat = (n[:, 1] >= n[:, 0]) & (n[:, 1] >= n[:, 2])
+        row = self.paints[self.paint[face]]
         texels = row[:, 0] * TILE  # a metre
-        u = (np.where(side, p[:, 2], p[:, 0]) * texels).astype(np.intp) % TILE
-        v = (np.where(flat, p[:, 2], p[:, 1]) * texels).astype(np.intp) % TILE
+        u, v = (np.take_along_axis(p, self.axes[face], 1).T * texels).astype(np.intp) % TILE
         mix = textures()[v + row[:, 1].astype(np.intp) * (TILE + 1), u]
         mix = 0.5 + (mix - 0.5) / np.maximum(pixel * texels, 1)
         colour = row[:, 2:5] + mix[:, None] * (row[:, 5:8] - row[:, 2:5])
@@ -551,8 +516,8 @@ class Tracer:
 
     def beyond(self, rays: np.ndarray) -> np.ndarray:
         """What is seen where nothing is: the sky, or daylight outside a window."""
-        up = rays[:, 1] / np.sqrt(dot(rays, rays)[:, 0])
-        return self.sky * (1.1 - 0.5 * np.clip(up, 0, 1))[:, None]
+        up = rays[:, 1:2] / np.sqrt(dot(rays, rays))
+        return self.sky * (1.1 - 0.5 * np.clip(up, 0, 1))
 
     def gathered(self, rng: np.random.Generator, p: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Light at p: of the lamps, and by one ray what is reflected there, (k, 3)."""
@@ -572,23 +537,23 @@ class Tracer:
         some = np.flatnonzero(gloss > 0)
         p, n, rays = p[some], n[some], rays[some]
         away = -dot(n, rays)
-        slant = 1 - away[:, 0] / np.sqrt(dot(rays, rays)[:, 0])
-        share = gloss[some] * (0.05 + 0.6 * slant**3)
+        slant = 1 - away / np.sqrt(dot(rays, rays))
         light = np.zeros((len(gloss), 3), np.float32)
-        light[some] = share[:, None] * self.along(rng, p, rays + 2 * away * n)
+        light[some] = self.along(rng, p, rays + 2 * away * n)
+        light[some] *= gloss[some, None] * (0.05 + 0.6 * slant**3)
         return light
 
 
 def smooth(light: np.ndarray, z: np.ndarray, n: np.ndarray) -> np.ndarray:
     """(h, w, 3): each pixel's mean over those around it that lie in its plane."""
     for step in (1, 2, 4):
-        total, weight = np.zeros_like(light), np.zeros_like(z)
+        total, weight = np.zeros_like(light), np.zeros_like(z[..., None])
         for shift in itertools.product((-step, 0, step), repeat=2):
             like = np.abs(np.roll(z, shift, (0, 1)) - z) < 0.04 * step * z
-            like &= np.einsum("ijk,ijk->ij", np.roll(n, shift, (0, 1)), n) > 0.9
-            total += like[..., None] * np.roll(light, shift, (0, 1))
+            like = like[..., None] & (dot(np.roll(n, shift, (0, 1)), n) > 0.9)
+            total += like * np.roll(light, shift, (0, 1))
             weight += like
-        light = total / np.maximum(weight, 1)[..., None]
+        light = total / np.maximum(weight, 1)
     return light
 
 
@@ -598,21 +563,21 @@ def smooth(light: np.ndarray, z: np.ndarray, n: np.ndarray) -> np.ndarray:
 def aim(place: Place, areas: list, rng: np.random.Generator) -> tuple:
     """A camera as people hold one: eye (3,), axes (3, 3) as in scenes.Camera, focal length / W."""
     u, focal = rng.uniform, math.exp(rng.uniform(math.log(0.55), math.log(1.1)))
-    x0, z0, x1, z1 = areas[rng.integers(len(areas))]
+    x0, z0, x1, z1 = rng.choice(areas)
     if place.sky is not None:
         eye = np.array([u(x0, x1), u(1.1, 2.2) if u() < 0.65 else u(0.25, 1.1), u(z0, z1)])
         yaw, pitch = rng.normal(0, 0.35) + np.pi * (u() < 0.2), rng.normal(0.06, 0.1)
     elif place.targets and u() < 0.35:  # close to something
         yaw, pitch, away = u(-np.pi, np.pi), u(0.05, 1.2), u(0.3, 1.3)
         back = rotation(0, yaw, 0) @ rotation(pitch, 0, 0) @ [0, 0, away]
-        eye = place.targets[rng.integers(len(place.targets))] - back
+        eye = rng.choice(place.targets) - back
         yaw, pitch = yaw + u(-0.2, 0.2), pitch + u(-0.15, 0.15)
     else:
         height = u(0.2, 0.8) if u() < 0.3 else u(0.8, 1.9)  # some are carried by robots
         eye = np.array([u(x0 + 0.2, x1 - 0.2), height, u(z0 + 0.2, z1 - 0.2)])
         yaw, pitch = u(-np.pi, np.pi), rng.normal(0.22, 0.25)
         if place.targets and u() < 0.75:
-            x, y, z = place.targets[rng.integers(len(place.targets))] - eye
+            x, y, z = rng.choice(place.targets) - eye
             yaw, pitch = math.atan2(x, z) + rng.normal(0, 0.3), math.atan2(-y, math.hypot(x, z))
             pitch += rng.normal(0, 0.15)
         pitch = np.clip(pitch, -0.35, 1.05)
@@ -624,8 +589,7 @@ def aim(place: Place, areas: list, rng: np.random.Generator) -> tuple:
 def rays_of(axes: np.ndarray, focal: float, size) -> tuple[np.ndarray, dict]:
     """(H, W, 3) float32 of every pixel, whose parameter is the depth; and the intrinsics."""
     H, W = size
-    K = {"fx": focal * W, "fy": focal * W, "cx": (W - 1) / 2, "cy": (H - 1) / 2,
-         "width": W, "height": H}  # fmt: skip
+    K = dict(fx=focal * W, fy=focal * W, cx=(W - 1) / 2, cy=(H - 1) / 2, width=W, height=H)
     X, Y = (np.arange(W) - K["cx"]) / K["fx"], (np.arange(H)[:, None] - K["cy"]) / K["fy"]
     rays = np.stack(np.broadcast_arrays(X, Y, 1.0), -1) @ axes.T
     return np.float32(rays), K
@@ -633,56 +597,60 @@ def rays_of(axes: np.ndarray, focal: float, size) -> tuple[np.ndarray, dict]:
 
 def develop(rng: np.random.Generator, linear: np.ndarray) -> np.ndarray:
     """Linear (H, W, 3) -> uint8: exposure, white balance, a camera's curve, lens, noise, JPEG."""
-    u = rng.uniform
     warm = math.exp(rng.normal(0, 0.12))
     gain = np.array([warm, math.exp(rng.normal(0, 0.04)), 1 / warm])
     meter = np.minimum(linear.mean(2), 4 * np.median(linear)).mean()  # not at a window's light
     shot = linear * (gain * math.exp(rng.normal(-1.5, 0.35)) / max(meter, 1e-6))
-    soft = u(0.25, 0.7) * linear.shape[1] / 320
+    soft = rng.uniform(0.25, 0.7) * linear.shape[1] / 320
     shot = cv2.GaussianBlur(np.float32(shot.clip(0, 2)), (5, 5), soft)
-    shot = shot.clip(0, 1) ** u(0.42, 0.55)
-    shot += u(0, 1.3) * (shot * shot * (3 - 2 * shot) - shot)  # contrast
-    shot += u(0, 1) * (shot - cv2.GaussianBlur(shot, (5, 5), 1.2))  # sharpened
-    noise = rng.standard_normal(linear.shape, np.float32) * (u(0, 0.015) * (1.2 - shot))
+    shot = shot.clip(0, 1) ** rng.uniform(0.42, 0.55)
+    shot += rng.uniform(0, 1.3) * (shot * shot * (3 - 2 * shot) - shot)  # contrast
+    shot += rng.uniform(0, 1) * (shot - cv2.GaussianBlur(shot, (5, 5), 1.2))  # sharpened
+    noise = rng.standard_normal(linear.shape, np.float32) * (rng.uniform(0, 0.015) * (1.2 - shot))
     rgb = ((shot + noise) * 255).clip(0, 255).astype(np.uint8)
-    jpeg = cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, int(u(50, 100))))[1]
+    jpeg = cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, int(rng.uniform(50, 100))))[1]
     return cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
 
-def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, size) -> Scene:
-    """A picture from somewhere in a place."""
+@functools.lru_cache(1)
+def place_of(stream: int, number: int, furniture: Path | None) -> tuple[Place, Tracer, list]:
+    """A place and where cameras may stand in it."""
+    rng = np.random.default_rng([stream, number, 2])
+    place = Place(rng, library(furniture))
+    areas = (outdoor if rng.random() < STREETS else indoor)(place)
+    return place, Tracer(place), areas
 
-    def look(step):
-        some = np.ascontiguousarray(rays[::step, ::step].reshape(-1, 3))
-        return tracer.cast(np.zeros_like(some) + np.float32(eye), some)
 
+def render(stream: int, index: int, size=(480, 640), furniture: Path | None = None) -> Scene:
+    """Picture `index` of `stream` (both >= 0); the same bits in every run, process and order."""
+    place, tracer, areas = place_of(stream, index // VIEWS, furniture)
+    rng = np.random.default_rng([stream, index, 3])
     for _ in range(20):  # not from a cupboard or the next flat, nor of a bare wall or the sky alone
         eye, axes, focal = aim(place, areas, rng)
         rays, K = rays_of(axes, focal, size)
-        z = look(8)[0].clip(0, SIGHT)
+        z = tracer.cast(eye, rays[::8, ::8].reshape(-1, 3))[0].clip(0, SIGHT)
         near, far = np.percentile(z, (2, 95))
         inside = any(x0 < eye[0] < x1 and z0 < eye[2] < z1 for x0, z0, x1, z1 in areas)
         seen = near > 0.25 and far > max(0.6, near * rng.uniform(1, 3.5))
         if inside and eye[1] > 0.1 and seen and (z < SIGHT).mean() > 0.4:
             break
-    t, face, p, normal = look(1)
-    z, flat = t.clip(0, 1e5).reshape(size), rays.reshape(-1, 3)
-    colour, gloss, glow = tracer.albedo(face, p, np.where(face < 0, 1, t) / K["fx"])
-    half_p, half_n = (np.ascontiguousarray(a.reshape(*size, 3)[::2, ::2]) for a in (p, normal))
-    light = tracer.gathered(rng, half_p.reshape(-1, 3), half_n.reshape(-1, 3))
-    light = smooth(light.reshape(half_p.shape), z[::2, ::2], half_n)
-    half = half_p.reshape(-1, 3), half_n.reshape(-1, 3), rays[::2, ::2].reshape(-1, 3)
-    mirror = tracer.mirrored(rng, *half, gloss.reshape(size)[::2, ::2].ravel())
-    light, mirror = (cv2.resize(a.reshape(half_p.shape), size[::-1]).reshape(-1, 3)
-                     for a in (light, mirror))  # fmt: skip
+    flat = rays.reshape(-1, 3)
+    t, face, p, normal = tracer.cast(eye, flat)
+    z = t.reshape(size)
+    colour, gloss, glow = tracer.albedo(face, p, t / K["fx"])
+    half = np.arange(t.size).reshape(size)[::2, ::2].ravel()  # every other pixel
+    at, facing, shape = p[half], normal[half], (*z[::2, ::2].shape, 3)
+    light = tracer.gathered(rng, at, facing).reshape(shape)
+    light = smooth(light, z[::2, ::2], facing.reshape(shape))
+    mirror = tracer.mirrored(rng, at, facing, flat[half], gloss[half]).reshape(shape)
+    light, mirror = (cv2.resize(a, size[::-1]).reshape(-1, 3) for a in (light, mirror))
     linear = colour * (light + (0.02 + 4 * glow[:, None])) + mirror
     linear = np.where(face[:, None] < 0, tracer.beyond(flat), linear).reshape(*size, 3)
     Y, X = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     linear *= (1 - rng.uniform(0, 0.17) * (X * X + Y * Y))[..., None]  # vignetting
     rgb = develop(rng, linear)
     slope = np.abs(dot(normal, flat)) / np.sqrt(dot(flat, flat))
-    kind = rng.choice(["light", "stereo", "phone"] if place.sky is None else
-                      ["stereo_out", "scanner"])  # fmt: skip
+    kind = rng.choice([*SENSORS][:3] if place.sky is None else [*SENSORS][3:])
     near, far, baseline = SENSORS[kind]
     depth = sense(rng, K["fx"], z, slope.reshape(size), rgb[..., 1] / np.float32(255),
                   gloss.reshape(size), (near, rng.uniform(0.7, 1) * far, baseline))  # fmt: skip
@@ -691,28 +659,14 @@ def view(place: Place, tracer: Tracer, areas: list, rng: np.random.Generator, si
     return Scene(rgb, depth, K)
 
 
-@functools.lru_cache(1)
-def place_of(stream: int, number: int, furniture: Path | None) -> tuple[Place, Tracer, list]:
-    """A place and where cameras may stand in it."""
-    rng = np.random.default_rng([stream, number, 2])
-    place = Place(rng, furniture_of(furniture))
-    areas = (outdoor if rng.random() < STREETS else indoor)(place)
-    return place, Tracer(place), areas
-
-
-def render(stream: int, index: int, size=(480, 640), furniture: Path | None = None) -> Scene:
-    """Picture `index` of `stream` (both >= 0); the same bits in every run, process and order."""
-    place, tracer, areas = place_of(stream, index // VIEWS, furniture)
-    return view(place, tracer, areas, np.random.default_rng([stream, index, 3]), size)
-
-
 def ensure(count: int, size: tuple[int, int], furniture: Path | None) -> Path:
     """The folder of `count` pictures of (H, W) and their validation; made if missing. Raises
     UserError: no furniture, no embreex, no room on the disk."""
     own = f"-{furniture.resolve().name}" if furniture else ""
     made = f"rooms-{VERSION}-{count}-{size[0]}x{size[1]}{own}"
     if not (scenes.cache_root() / made).is_dir():
-        furniture_of(furniture)  # once, before the workers ask for it, and with its own errors
-        embree()
+        library(furniture)  # once, before the workers ask for it, and with its own errors
+        if not find_spec("embreex"):
+            raise UserError("--data rooms:N needs embreex: pip install embreex")
     draw = functools.partial(render, size=size, furniture=furniture)
     return scenes.rendered(made, count, draw, 4 * VIEWS)

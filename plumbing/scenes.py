@@ -343,8 +343,8 @@ class World:
         self.taken = [(np.full(2, -0.6), np.array([0.6, 1.5]))]  # from, to (x, z): the camera
 
     def pick(self, words: str) -> str:
-        """One of the words; a word that comes twice is twice as likely."""
-        return self.rng.choice(words.split())
+        """One of the words (commas or spaces between); twice as likely if it comes twice."""
+        return self.rng.choice(words.replace(",", " ").split())
 
     def paint(self, name: str) -> np.ndarray:
         """(10,): tiles per metre, texture, dark RGB, light RGB (linear), gloss, glow."""
@@ -352,7 +352,7 @@ class World:
         low, high, *colour, vary, contrast, gloss, glow = map(float, numbers)
         base = np.array(colour) * self.u(1 - vary, 1 + vary / 2) + 0.2 * vary * self.u(-1, 1, 3)
         dark, light = (np.clip(base * (1 + s * contrast), 0.02, 1) ** 2 for s in (-1, 1))
-        layer = [*TEXTURES].index(self.pick(textures.replace(",", " ")))
+        layer = [*TEXTURES].index(self.pick(textures))
         return np.array([1 / self.u(low, high), layer, *dark, *light, gloss, glow])
 
     def add(self, kind: str, foot, size, paint: str, yaw: float = 0.0) -> None:

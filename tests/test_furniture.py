@@ -78,14 +78,14 @@ def test_a_model_has_its_size_and_stands_on_the_floor_with_its_front_ahead(folde
     model = found.models[1]
     assert (model.size, model.elevation, model.top) == ([1, 0.8, 0.5], 0.1, 0.4)
     assert (found.models[0].top, found.models[2].top) == (-0.01, 0.8)  # not told: on all of it
-    assert model.vertices == [5, 10] and model.faces == [3, 6]
-    triangles = found.vertices[slice(*model.vertices)][found.faces[slice(*model.faces)]]
+    assert model.faces == [3, 6]
+    triangles = found.triangles[slice(*model.faces)]
     floor = np.float32([[-0.5, 0, 0.25], [0.5, 0, 0.25], [0.5, 0, -0.25], [-0.5, 0, -0.25]])
     top = np.float32([-0.5, 0.8, -0.25])
     wanted = [floor[[0, 1, 2]], floor[[0, 2, 3]], [floor[3], top, floor[2]]]
     np.testing.assert_allclose(triangles, wanted, atol=1e-6)
-    assert isinstance(found.faces, np.memmap)
-    assert found.vertices.dtype == found.paints.dtype == np.float32
+    assert isinstance(found.triangles, np.memmap)
+    assert found.triangles.dtype == found.paints.dtype == np.float32
 
 
 def test_paints_are_the_mean_of_a_picture_or_the_materials_colour(folder):
@@ -126,6 +126,13 @@ def test_a_models_own_licence_wins_and_credits_name_it(folder):
         f"| Jane Doe | [Creative Commons Zero]({page}/publicdomain/zero/1.0/) | a.sh3f | Chair |",
         f"| Nmn9 | [{by}]({page}/licenses/by/3.0/) | a.sh3f | Lily \u20ac |",
     ]
+
+
+def test_a_whole_cache_is_read_without_its_lock(folder, monkeypatch):
+    write(folder / "a.sh3f", {"Box": {}})
+    first = furniture.library(folder)
+    monkeypatch.setattr(furniture, "locked", None)
+    assert furniture.library(folder).models == first.models
 
 
 def test_broken_models_are_left_out_and_broken_archives_named(folder, capsys):
