@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -666,7 +666,9 @@ def ensure(count: int, size: tuple[int, int], furniture: Path | None) -> Path:
     made = f"rooms-{VERSION}-{count}-{size[0]}x{size[1]}{own}"
     if not (scenes.cache_root() / made).is_dir():
         library(furniture)  # once, before the workers ask for it, and with its own errors
-        if not find_spec("embreex"):
-            raise UserError("--data rooms:N needs embreex: pip install embreex")
+        try:
+            import_module("embreex.rtcore_scene")
+        except ImportError as error:
+            raise UserError(f"rooms:N needs embreex: pip install embreex ({error})") from None
     draw = functools.partial(render, size=size, furniture=furniture)
     return scenes.rendered(made, count, draw, 4 * VIEWS)
