@@ -76,8 +76,8 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".p
 MODELS = ("best.pt", "model.tflite")
 TRUST = (
     "weights/litedepth.tflite, which has seen rendered rooms and streets and no real picture: it "
-    "tells near from far, but its metres are off by half on the average (weights/README.md); "
-    "better: --measured, or a model of your own"
+    "tells near from far, but its metres are off by a third in rooms and by more close up "
+    "(weights/README.md); better: --measured, or a model of your own"
 )
 STDOUT = Path("-")  # --json without a name
 
