@@ -381,11 +381,10 @@ class Loader:
         self, reader: Reader, network: torch.nn.Module, crop: Crop, loss: losses.Loss,
         batch_size: int, seed: int, share: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
-        self._mixed = len(reader.pairs), 0, 0
-        if (part := reader.reading.extra_share) and reader.own is not None:
-            own = reader.own
-            self._mixed = own, len(reader.pairs) - own, round(own * part / (1 - part))
-        (rank, world), pairs = share, self._mixed[0] + self._mixed[2]
+        part, self._own, self._drawn = reader.reading.extra_share, len(reader.pairs), 0
+        if part and reader.own is not None:
+            self._own, self._drawn = reader.own, round(reader.own * part / (1 - part))
+        (rank, world), pairs = share, self._own + self._drawn
         if batch_size > pairs:
             if rank == 0:
                 notice(f"batch size {pairs}, not {batch_size}: there are no more pairs")
@@ -408,7 +407,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch; what does not fill a batch waits for another epoch's order."""
-        return (self._mixed[0] + self._mixed[2]) // self.batch_size
+        return (self._own + self._drawn) // self.batch_size
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -416,11 +415,11 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """Pair numbers of one epoch, (len(self), batch_size)."""
-        rng, (own, more, drawn) = stream(self.seed, epoch, 0, 2), self._mixed
-        order = rng.permutation(own)
-        if drawn:  # of the other pairs as many, all of them before one comes again
-            order = np.concatenate([order, own + np.resize(rng.permutation(more), drawn)])
-            order = rng.permutation(order)
+        rng = stream(self.seed, epoch, 0, 2)
+        order = rng.permutation(self._own)
+        if self._drawn:  # of the other pairs as many, all of them before one comes again
+            others = self._own + rng.permutation(len(self.pairs) - self._own)
+            order = rng.permutation(np.r_[order, np.resize(others, self._drawn)])
         return order[: len(self) * self.batch_size].reshape(len(self), self.batch_size)
 
     def recipe(self, epoch: int, number: int) -> Recipe:

@@ -220,8 +220,7 @@ class Averaged:
     ) -> None:
         self.validator, self.trained, self.keep = validator, validator.network, keep
         self.network = validator.network = copy.deepcopy(self.trained)
-        self.start = {k: v.to(self.trained.mean.device, copy=True)
-                      for k, v in start.state_dict().items()}  # fmt: skip
+        self.start = copy.deepcopy(start).to(self.trained.mean.device).state_dict()
 
     def __call__(self, epoch: int) -> dict[str, float]:
         now = self.trained.state_dict()
@@ -248,7 +247,8 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
         schedule.add_argument(
             "--finetune", action="store_true",
             help=f"for your own pairs: from --pretrained, {FINETUNE_STEPS:,} steps however few "
-            "pairs there are, --min_lr_ratio 0.01 --keep_start 0.4; each may be given otherwise",
+            f"pairs there are, --min_lr_ratio {FINETUNE['min_lr_ratio']} --keep_start "
+            f"{FINETUNE['keep_start']}; each may be given otherwise",
         )  # fmt: skip
         add(p, model.Backbone)
     else:
@@ -462,8 +462,8 @@ def train(
     state = {"image_size": list(args.image_size), "flags": run.lasting_flags(vars(args))}
 
     def save(path: Path, **more: object) -> None:
-        best = path.name == "best.pt" and validate is not None
-        model.save(path, validate.network if best else network, **state, **more)
+        shown = validate.network if path.name == "best.pt" else network
+        model.save(path, shown, **state, **more)
 
     steps = schedule.epochs, len(loader)
     progress = run.Progress(take(args, Run), save, objective, optimizer, steps, resume)

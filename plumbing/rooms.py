@@ -112,7 +112,8 @@ class Place:
 
     def __init__(self, rng: np.random.Generator, furniture: Library) -> None:
         self.rng, self.u, self.furniture = rng, rng.uniform, furniture
-        self.paint, self.pick = World(rng).paint, World(rng).pick
+        world = World(rng)
+        self.paint, self.pick = world.paint, world.pick
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []  # triangles (k, 3, 3) m, paint (k,)
         self.paints: list[np.ndarray] = []
         self.lamps: list[tuple] = []  # corner (3,), edges (2, 3) m; colour (3,): strength * area
