@@ -154,6 +154,8 @@ def list_pairs(
         complain(f"{error.filename}: cannot be listed ({error.strerror})")
     if not pairs:
         complain(f"{root}: split {split!r} holds no pair of pictures")
+    if orientation == "stored":
+        return pairs
     return [pair._replace(depth_orientation=orientation) for pair in pairs]
 
 
@@ -161,7 +163,13 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
     # Bytes that are no UTF-8 are names all the same: of the very files that have these bytes.
     lines = listing.read_bytes().decode("utf-8-sig", "surrogateescape").splitlines()
     pairs = []
-    files_in = functools.cache(_files_in)
+
+    @functools.cache
+    def look_in(name: str) -> tuple[Path, set[str], Path]:  # a folder, its files, its scene's
+        folder = root / name
+        in_scene = folder.name in ("rgb", "image", "images")  # <scene>/rgb/name.jpg
+        return folder, _files_in(folder), folder.parent if in_scene else folder
+
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
@@ -173,19 +181,19 @@ def _from_list(root: Path, listing: Path, complain: Complain) -> list[Pair]:
                 "between the two)"
             )
             continue
-        rgb, depth = paths = [root / name.strip() for name in names]
-        # Not listed and yet there: under another case or another form of its letters.
-        missing = [
-            path for path in paths
-            if path.name not in files_in(path.parent) and not os.path.isfile(path)
-        ]  # fmt: skip
+        found, missing = [], []
+        for name in names:
+            at, name = os.path.split(name.strip())
+            folder, files, scene = look_in(at)
+            found.append((path := folder / name, scene))
+            # Not listed and yet there: under another case or another form of its letters.
+            if name not in files and not os.path.isfile(path):
+                missing.append(path)
         for path in missing:
             complain(f"{where}: no such file: {f'{path}'[:200]}")
         if not missing:
-            folder = rgb.parent
-            if folder.name in ("rgb", "image", "images"):  # <scene>/rgb/name.jpg
-                folder = folder.parent
-            pairs.append(Pair(rgb, depth, folder.name, folder))
+            (rgb, scene), (depth, _) = found
+            pairs.append(Pair(rgb, depth, scene.name, scene))
     return pairs
 
 
