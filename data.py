@@ -382,7 +382,7 @@ class Loader:
         batch_size: int, seed: int, share: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
         part, self._own, self._drawn = reader.reading.extra_share, len(reader.pairs), 0
-        if part and reader.own is not None:
+        if part and reader.own not in (None, len(reader.pairs)):
             self._own, self._drawn = reader.own, round(reader.own * part / (1 - part))
         (rank, world), pairs = share, self._own + self._drawn
         if batch_size > pairs:

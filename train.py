@@ -265,17 +265,17 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; those not given are the student's or, for a teacher, those of TEACHER.
+    """The flags; those not given are the student's, TEACHER's for a teacher, FINETUNE's for
+    --finetune.
 
     PAPER: gives none of a teacher's; they are the released code's. Its batch is 8 a GPU, on how
     many it does not say: 2, as for the student.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.model != "student" or args.finetune:
-        parser.set_defaults(**(FINETUNE if args.finetune else TEACHER))
-        args = parser.parse_args(argv)
-    return args
+    others = (TEACHER if args.model != "student" else {}) | (FINETUNE if args.finetune else {})
+    parser.set_defaults(**others)
+    return parser.parse_args(argv)
 
 
 def open_data(args: argparse.Namespace) -> tuple[list[list[Pair]], list[Pair]]:
