@@ -73,7 +73,7 @@ class Library(NamedTuple):
 
 def library(folder: Path | None = None) -> Library:
     """The models of the folder's archives, memory maps of a cache that the first call makes.
-    UserError: there are none, or an archive is broken; OSError: the cache cannot be written."""
+    Raises UserError: there are none, an archive is broken, the cache cannot be written."""
     archives = sorted((folder or FOLDER).glob("*.sh3f"))
     if not archives:
         raise UserError(
@@ -83,11 +83,18 @@ def library(folder: Path | None = None) -> Library:
     state = zlib.crc32(repr([(path.name, path.stat().st_size) for path in archives]).encode())
     made = cache_root() / f"furniture-{VERSION}-{state:08x}"
     index = made / "index.json"
-    if not index.exists():
-        made.mkdir(parents=True, exist_ok=True)
-        with locked(made, "index", lambda: notice("another process reads the furniture: waiting")):
-            if not index.exists():
-                write_library(made, archives)
+    try:
+        if not index.exists():
+            made.mkdir(parents=True, exist_ok=True)
+            busy = "another process reads the furniture: waiting"
+            with locked(made, "index", lambda: notice(busy)):
+                if not index.exists():
+                    write_library(made, archives)
+    except OSError as error:
+        raise UserError(
+            f"{made}: cannot be written ({error}); set LITEDEPTH_CACHE to a writable folder with "
+            "room (160 MB)"
+        ) from error
     models = [Model(*row) for row in json.loads(index.read_text())["models"]]
     return Library(models, *(np.load(made / f"{key}.npy", "r") for key in Library._fields[1:]))
 

@@ -151,3 +151,18 @@ def test_broken_models_are_left_out_and_broken_archives_named(folder, capsys):
     assert len([*(folder / "cache").glob("*/index.json")]) == 1  # nothing half-made
     with pytest.raises(UserError, match="apt install sweethome3d-furniture"):
         furniture.library(folder / "cache")
+
+
+def test_a_disk_without_room_is_named_and_the_next_call_goes_on(folder, monkeypatch):
+    write(folder / "a.sh3f", {"Box": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(furniture.np, "save", full)
+        with pytest.raises(UserError, match="furniture-.*written [(]90 requested.*room"):
+            furniture.library(folder)
+    assert [m.name for m in furniture.library(folder).models] == ["Box"]
+
+
+def full(path, array):
+    """numpy's words for a full disk."""
+    path.write_bytes(b"cut")
+    raise OSError("90 requested and 3 written")
