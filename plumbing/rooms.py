@@ -562,7 +562,7 @@ def smooth(light: np.ndarray, z: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def aim(place: Place, areas: list, rng: np.random.Generator) -> tuple:
-    """A camera as people hold one: eye (3,), axes (3, 3) as in scenes.Camera, focal length / W."""
+    """A camera as people hold one: eye (3,), axes (3, 3) right, down, ahead, focal length / W."""
     u, focal = rng.uniform, math.exp(rng.uniform(math.log(0.55), math.log(1.1)))
     x0, z0, x1, z1 = rng.choice(areas)
     if place.sky is not None:
