@@ -115,8 +115,11 @@ TEACHER = {
 
 
 # --finetune: what it sets; by steps, so that few pairs are seen as long as many.
-FINETUNE = {"epochs": None, "val_every": None, "min_lr_ratio": 0.01, "keep_start": 0.4}
+FINETUNE = {
+    "epochs": None, "val_every": None, "crops": None, "min_lr_ratio": 0.01, "keep_start": 0.4
+}  # fmt: skip
 FINETUNE_STEPS, FINETUNE_LOOKS = 3000, 20  # steps in all, validations on the way
+FINETUNE_CROPS = (0.9, 0.95, 1.0)  # of --image_size: what is zoomed in on is a nearer place
 
 
 # ---------------------------------------------------------------------------- Eq. 11, the objective
@@ -248,7 +251,8 @@ def make_parser(teachers: bool = True) -> argparse.ArgumentParser:
             "--finetune", action="store_true",
             help=f"for your own pairs: from --pretrained, {FINETUNE_STEPS:,} steps however few "
             f"pairs there are, --min_lr_ratio {FINETUNE['min_lr_ratio']} --keep_start "
-            f"{FINETUNE['keep_start']}; each may be given otherwise",
+            f"{FINETUNE['keep_start']}, --crops of nine tenths of --image_size and more; each may "
+            "be given otherwise",
         )  # fmt: skip
         add(p, model.Backbone)
     else:
@@ -275,7 +279,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     others = (TEACHER if args.model != "student" else {}) | (FINETUNE if args.finetune else {})
     parser.set_defaults(**others)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.crops is None:
+        H, W = args.image_size
+        args.crops = tuple((round(share * H), round(share * W)) for share in FINETUNE_CROPS)
+    return args
 
 
 def open_data(args: argparse.Namespace) -> tuple[list[list[Pair]], list[Pair]]:

@@ -204,6 +204,7 @@ def test_finetune_counts_steps_and_each_of_its_flags_may_be_given(root, tmp_path
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 5
     given = train.parse([*few, "--epochs", "7", "--keep_start", "0", "--min_lr_ratio", "1"])
     assert (given.epochs, given.keep_start, given.min_lr_ratio, given.lr) == (7, 0, 1, 4e-3)
+    assert train.parse(["--finetune"]).crops == ((432, 576), (456, 608), (480, 640))
     teacher = train.parse([*few, "--model", "swin_nano"])
     assert (teacher.optimizer, teacher.keep_start, teacher.epochs) == ("adamw", 0.4, None)
 
