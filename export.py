@@ -414,7 +414,8 @@ def compare(
             parity.add(outputs["PyTorch"], outputs[card.format])
         for name, d_hat in outputs.items() if d is not None else ():
             tallies[name].add("", resize_depth(d_hat, d.shape, "nearest"), d)
-    means = {name: tally.mean() if tally.rows else None for name, tally in tallies.items()}
+    known = {name: len(tally.rows) > tally.empty for name, tally in tallies.items()}
+    means = {name: tally.mean() if known[name] else None for name, tally in tallies.items()}
     for card in cards:
         card.metrics = means[card.format]
     return means["PyTorch"]

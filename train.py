@@ -374,8 +374,8 @@ def launch(
                 if args.dry_run:
                     dry_run(args, objective, loader)
                 else:
-                    hold_folder(args, held, resume, about, loader)
-            return 0 if args.dry_run else train(args, objective, loader, validate, resume)
+                    hold_folder(args, held, resume)
+            return 0 if args.dry_run else train(args, objective, loader, validate, about, resume)
 
 
 def prepare(
@@ -436,11 +436,8 @@ def prepare(
     return objective, loader, validate, about, resume
 
 
-def hold_folder(
-    args: argparse.Namespace, held: ExitStack, resume: dict | None, about: dict,
-    loader: data.Loader,
-) -> None:  # fmt: skip
-    """Takes the run's folder until `held` is closed, and writes args.json."""
+def hold_folder(args: argparse.Namespace, held: ExitStack, resume: dict | None) -> None:
+    """Takes the run's folder until `held` is closed."""
     same = resume is not None and resume["path"].resolve().parent == args.out.resolve()
     held.enter_context(run.run_folder(args.out, keep=same))
     if same and resume["written"] != resume["path"].stat().st_mtime_ns:
@@ -448,18 +445,13 @@ def hold_folder(
             f"--resume: {resume['path']} is newer than what was read of it: another run was about "
             "to end there; start this one again"
         )
-    facts = run.describe(
-        vars(args), **about, torch_threads=torch.get_num_threads(),
-        processes=run.world_size(), train_pairs=len(loader.pairs), steps_per_epoch=len(loader),
-    )  # fmt: skip
-    write_json(args.out / "args.json", facts)
 
 
 def train(
     args: argparse.Namespace, objective: nn.Module, loader: data.Loader,
-    validate: evaluate.Validator | None, resume: dict | None,
+    validate: evaluate.Validator | None, about: dict, resume: dict | None,
 ) -> int:  # fmt: skip
-    """`fit` and what is said at its end; returns the exit code."""
+    """args.json, `fit`, and what is said at its end; returns the exit code."""
     schedule, network = take(args, Schedule), objective.network
     if args.sync_bn:  # in place, below `objective`
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -475,6 +467,12 @@ def train(
 
     steps = schedule.epochs, len(loader)
     progress = run.Progress(take(args, Run), save, objective, optimizer, steps, resume)
+    if run.rank() == 0:  # once what is resumed is known to fit
+        facts = run.describe(
+            vars(args), **about, torch_threads=torch.get_num_threads(),
+            processes=run.world_size(), train_pairs=len(loader.pairs), steps_per_epoch=len(loader),
+        )  # fmt: skip
+        write_json(args.out / "args.json", facts)
     try:
         fit(objective, optimizer, loader, progress, schedule, validate)
     except Stopped as stopped:

@@ -106,6 +106,8 @@ def write_library(folder: Path, archives: list[Path]) -> None:
         try:
             archive = zipfile.ZipFile(path)
             rows = catalogue(archive)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except BROKEN as error:
             raise UserError(f"{path}: a broken archive ({error}); get it again") from error
         for row in progress(rows, len(rows), path.name):

@@ -555,6 +555,10 @@ def test_command_pictures_that_cannot_be_read(checkpoint, pairs, capsys):
     printed = capsys.readouterr()
     assert "left out" in printed.err and "val0.png" in printed.err
     assert "6 test pictures, 1 of" in printed.out
+    cv2.imwrite(str(pairs / "val1_depth.png"), np.zeros((120, 200), np.uint16))
+    assert command(*told) == 0  # holes alone: errors but no metrics
+    printed = capsys.readouterr()
+    assert "6 test pictures, 1 of" in printed.out and "nan" not in printed.out
     (pairs / "val.txt").unlink()
     assert command(*told) == 0  # nobody asked for these
     assert "only the test pictures are compared" in one_line(capsys)

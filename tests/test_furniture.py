@@ -148,6 +148,10 @@ def test_broken_models_are_left_out_and_broken_archives_named(folder, capsys):
     (folder / "b.sh3f").write_bytes(b"PK\3\4 half")
     with pytest.raises(UserError, match=r"b\.sh3f: a broken archive"):
         furniture.library(folder)
+    (folder / "b.sh3f").unlink()
+    (folder / "b.sh3f").mkdir()
+    with pytest.raises(UserError, match=r"b\.sh3f: cannot be read [(]Is a directory"):
+        furniture.library(folder)
     assert len([*(folder / "cache").glob("*/index.json")]) == 1  # nothing half-made
     with pytest.raises(UserError, match="apt install sweethome3d-furniture"):
         furniture.library(folder / "cache")

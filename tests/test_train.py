@@ -543,8 +543,10 @@ def test_resume_names_other_flags_and_refuses_another_network(root, tmp_path, ca
     train.main(few)
     with pytest.raises(UserError, match="another network.*--decoder mix"):
         train.main([*few, "--resume", "--decoder", "1x1"])
+    before = (tmp_path / "run/args.json").read_bytes()
     with pytest.raises(UserError, match="another loss, network or optimizer"):
         train.main([*few, "--resume", "--epochs", "2", "--dynamic_weights"])
+    assert (tmp_path / "run/args.json").read_bytes() == before
     capsys.readouterr()
     assert train.main([*few, "--resume", "--epochs", "2", "--lr", "1e-3"]) == 0
     assert "--epochs 1, --lr 0.004" in capsys.readouterr().err
