@@ -502,11 +502,11 @@ class Network:
         several(3, positive, "three numbers R,G,B"), metavar="R,G,B",
     )  # fmt: skip
     pretrained: str = flag(
-        "auto", "where to start: auto = a student from weights/litedepth.pt of this repository, a "
-        "teacher from scratch; imagenet = the encoder's public ImageNet weights, as in the paper, "
-        "cached or downloaded; none = from scratch; a FILE (.pth, .safetensors) of timm, of Swin's "
-        "authors or of ours; a URL is downloaded once, then read from torch.hub's cache: delete it "
-        "there to have it anew",
+        "auto", "where to start: auto = a student from weights/litedepth.pt of this repository "
+        "(its encoder alone where --decoder, --mean or --std differ), a teacher from scratch; "
+        "imagenet = the encoder's public ImageNet weights, as in the paper, cached or downloaded; "
+        "none = from scratch; a FILE (.pth, .safetensors) of timm, of Swin's authors or of ours; a "
+        "URL is downloaded once, then read from torch.hub's cache: delete it there to have it anew",
         metavar="auto|imagenet|none|FILE|URL",
     )  # fmt: skip
 

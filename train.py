@@ -1,7 +1,7 @@
 """Sec. 4.2 Implementation Details: the training loop.
 
     python train.py                                   embedded scenes, runs/student
-    python train.py --data ROOT --epochs 100          your own pairs
+    python train.py --data ROOT --finetune            your own pairs
     python train.py --crops 240x384,384x512,480x640   Table 4's best row (the default)
     torchrun --nproc_per_node 2 train.py --data ROOT  the paper's two GPUs
     python train.py --model swin_l --data ROOT        the teacher of Sec. 3.4, for distill.py
@@ -289,9 +289,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def open_data(args: argparse.Namespace) -> tuple[list[list[Pair]], list[Pair]]:
     """The pairs to train on, by set, and to validate on (none for --val_split none). Raises
     DataError."""
-    roots = [
-        resolve(place, args.image_size, args.furniture) for place in (args.data, *args.extra_data)
-    ]
+    places = args.data, *args.extra_data
+    if args.depth_scale != 1000 and any(p.startswith(("rooms:", "synthetic:")) for p in places):
+        raise UserError("rooms:N and synthetic:N are in millimetres: they need --depth_scale 1000")
+    roots = [resolve(place, args.image_size, args.furniture) for place in places]
     # Of the training pairs packing looks at every file.
     source = take(args, Source)
     pairs = [open_split(root, args.split, source, False) for root in roots]
@@ -391,7 +392,9 @@ def prepare(
         sets, val = open_data(args)
     pairs = [pair for each in sets for pair in each]
     if args.keep_start and not val:
-        raise UserError("--keep_start makes best.pt, which needs --val_split (0 = without)")
+        raise UserError("--keep_start makes best.pt, which needs --val_split; or --keep_start 0")
+    if args.extra_share and not args.extra_data:
+        raise UserError("--extra_share is that of --extra_data: give some")
     torch.manual_seed(args.seed)
     crop, source, reading = take(args, data.Crop), take(args, Source), take(args, Reading)
     reading = replace(reading, workers=args.workers or run.cores())
@@ -402,7 +405,12 @@ def prepare(
     except ValueError as error:  # flags that do not go together
         raise UserError(str(error)) from error
     network, weights = start(args, resume)
-    first_weights = start(args, None)[0] if resume and args.keep_start else network
+    begin, told = start(args, None) if resume and args.keep_start else (network, weights)
+    if args.keep_start and not told.startswith(("whole network", "stage-1 student")):
+        raise UserError(
+            "--keep_start averages the network with what it starts from, which is not a trained "
+            f"one here ({told}): give --pretrained FILE, or --keep_start 0"
+        )
     network.to(device, memory_format=torch.channels_last)
     objective = wrap(network, loss)
     if args.compile:  # in place; each size of --crop_batch size is compiled by itself
@@ -418,6 +426,8 @@ def prepare(
     loader = data.Loader(reader, network, crop, loss_flags, args.batch_size, args.seed, share)
     if args.epochs is None:
         args.epochs = math.ceil(FINETUNE_STEPS / len(loader))
+        if resume and resume["epoch"] > args.epochs:  # more pairs, fewer epochs
+            raise UserError(f"--resume: more than {args.epochs} epochs are done: give --epochs")
     args.val_every = args.val_every or math.ceil(args.epochs / FINETUNE_LOOKS)
     if args.data_device == "cuda" and not args.dry_run:
         loader.resident = upload(reader.pack, device)
@@ -425,7 +435,7 @@ def prepare(
     if val and first and not args.dry_run:
         validate = evaluate.Validator(network, val, source, device, args.out, args.ram_cache)
         if args.keep_start:
-            validate = Averaged(validate, first_weights, args.keep_start)
+            validate = Averaged(validate, begin, args.keep_start)
     kernels = args.kernels
     if kernels == "cpp":
         kernels += f" ({data.litedepth_kernels.isa()})"
@@ -462,8 +472,10 @@ def train(
     state = {"image_size": list(args.image_size), "flags": run.lasting_flags(vars(args))}
 
     def save(path: Path, **more: object) -> None:
-        shown = validate.network if path.name == "best.pt" else network
-        model.save(path, shown, **state, **more)
+        best = path.name == "best.pt"
+        if best and args.keep_start:  # an average has no optimizer to go on with
+            more = {"epoch": more["epoch"], "step": more["step"]}
+        model.save(path, validate.network if best else network, **state, **more)
 
     steps = schedule.epochs, len(loader)
     progress = run.Progress(take(args, Run), save, objective, optimizer, steps, resume)

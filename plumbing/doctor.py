@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from plumbing.files import progress, quoted, run_main, usable_cores, write_json
@@ -50,6 +49,7 @@ from plumbing.pairs import (
 from plumbing.pictures import (
     auto_range,
     colorize,
+    cv2,
     resize_depth,
     resize_picture,
     upright,
@@ -657,9 +657,11 @@ def report(args: argparse.Namespace) -> int:
     elif not code:
         sizes = [s.header.upright for some in scenes.values() for s in some]
         flags = f"--depth_scale {scale:g} --max_depth {farthest(scenes, scale)} "
-        flags += shape_flags(sizes, Source.image_size)[1]
-        words = ["python", "train.py", "--data", args.check, "--split", args.split, "--val_split"]
-        verdict = f"fine to train: {quoted([*words, args.val_split, *flags.split()])}"
+        flags += shape_flags(sizes, Source.image_size)[1].partition("--crops")[0]
+        words = ["python", "train.py", "--finetune", "--data", args.check, "--split", args.split]
+        words += ["--val_split", args.val_split, *flags.split()]
+        words += ["--keep_start", "0"] * (args.val_split == "none")
+        verdict = f"fine to train: {quoted(words)}"
     text = "\n".join(as_text(scenes, scale, found)).replace(f"{root}{os.sep}", "")
     print(f"{text}\n\nverdict: {verdict}")
     out = Path(args.out)

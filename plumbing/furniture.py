@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from plumbing.files import UserError, cache_root, locked, notice, progress, write_json
+from plumbing.pictures import cv2
 from plumbing.scenes import TEXTURES
 
 VERSION = "v2"  # part of the cache's name; raise it when what is made of an archive changes
@@ -26,7 +26,8 @@ FOLDER = Path("/usr/share/sweethome3d/furniture")
 MOST = 30_000  # triangles of a model
 SKIPPED = ("Characters", "Staircases")
 CLEAR = 0.35  # opacity of what is left out as glass
-BROKEN = (LookupError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile)
+BROKEN = (LookupError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile,
+          cv2.error)  # fmt: skip
 LICENCES = {  # what may be used, and its page at creativecommons.org; the narrower first
     "Creative Commons Zero": "publicdomain/zero/1.0",
     "Creative Commons Attribution 3.0 United States": "licenses/by/3.0/us",

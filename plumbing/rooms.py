@@ -4,10 +4,10 @@
 
 World frame as in scenes.py: metres, x right, y up (floor at 0), z forward. Everything is a triangle
 with a paint (World.paint: two colours, a procedural texture, gloss, glow), whose texture is laid on
-by the axis that the triangle faces most. Light: lamps, windows, sun and sky, each with a shadow ray
-to a random point on it, and one ray that is reflected diffusely, at half the picture's size,
-smoothed where depth and normal agree. All of it follows from (stream, index); VIEWS neighbouring
-indices are views of one place.
+by the axis that the triangle faces most. Light, at half the picture's size: the four strongest of
+lamps, windows and sun, each with a shadow ray to a random point on it; one ray that is reflected
+diffusely, which brings the sky, smoothed where depth and normal agree; mirrors. All of it follows
+from (stream, index); VIEWS neighbouring indices are views of one place.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import zlib
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -663,13 +664,13 @@ def render(stream: int, index: int, size=(480, 640), furniture: Path | None = No
 def ensure(count: int, size: tuple[int, int], furniture: Path | None) -> Path:
     """The folder of `count` pictures of (H, W) and their validation; made if missing. Raises
     UserError: no furniture, no embreex, no room on the disk."""
-    own = f"-{furniture.resolve().name}" if furniture else ""
+    own = f"-{zlib.crc32(str(furniture.resolve()).encode()):08x}" if furniture else ""
     made = f"rooms-{VERSION}-{count}-{size[0]}x{size[1]}{own}"
     if not (scenes.cache_root() / made).is_dir():
-        library(furniture)  # once, before the workers ask for it, and with its own errors
         try:
             import_module("embreex.rtcore_scene")
         except ImportError as error:
             raise UserError(f"rooms:N needs embreex: pip install embreex ({error})") from None
+        library(furniture)  # once, before the workers ask for it, and with its own errors
     draw = functools.partial(render, size=size, furniture=furniture)
     return scenes.rendered(made, count, draw, 4 * VIEWS)

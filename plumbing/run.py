@@ -40,6 +40,7 @@ from plumbing.pairs import Pair
 
 DEAD_BATCHES = 20  # all-zero predictions in a row after which a run is given up
 CHECK_EVERY = 20  # steps between looks at values on a GPU or at other processes' signals
+SHORT = 10.0  # seconds after which an epoch's end is saved again; few pairs make short ones
 FILES = ("last.pt", "best.pt", "log.jsonl", "args.json", "preview.png")  # what a run writes
 
 
@@ -112,9 +113,9 @@ class Progress:
 
     A step whose loss or gradient is not finite on any process changes nothing on all of them, and
     is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
-    it is validated, and in mid-epoch whatever is older than save_minutes (0 = never), a signal and
-    a loader that failed: whenever the process is killed, resuming gives the bits of a run that was
-    left alone.
+    it is validated, any other end SHORT after what was saved last, and in mid-epoch whatever is
+    older than save_minutes (0 = never), a signal and a loader that failed: whenever the process is
+    killed, resuming gives the bits of a run that was left alone.
     PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
     best.pt, the lowest validation si-RMSE.
     """
@@ -210,6 +211,8 @@ class Progress:
         self._saved = time.monotonic()
         if self.out is None:
             return
+        if name == "last.pt" and self.log:
+            write_log(self.out, self.log)
         loss = {k: v for k, v in self.plain.state_dict().items() if k.startswith("loss.")}
         self._save(
             self.out / name, objective=loss, optimizer=self.optimizer.state_dict(),
@@ -324,10 +327,10 @@ class Progress:
                 f"RMSE {row['rmse']:.2f} m",
                 file=sys.stderr,
             )
-        # Killed between the two, the epoch's end is done once more, and its row written anew.
+        # Killed between log and network, the epoch's end is done once more, its row written anew.
         self.log.append(row)
-        write_log(self.out, self.log)
-        self.save()
+        if due or last or time.monotonic() - self._saved > SHORT:
+            self.save()
         self._stop_if_told()
         if last and not taken:
             raise UserError(

@@ -189,7 +189,7 @@ def newest_model(names: tuple[str, ...], shipped: Path | None = None) -> Path:
             return shipped
         raise UserError(
             f"no model here (looked for {', '.join(map(str, wanted))}): train one with train.py, "
-            "or name a file with --model FILE"
+            "or name a file, as weights/litedepth.pt (--model, export.py --checkpoint)"
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 

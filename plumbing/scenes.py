@@ -14,10 +14,10 @@ import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from plumbing.files import (
@@ -30,6 +30,7 @@ from plumbing.files import (
     write_file,
     write_json,
 )
+from plumbing.pictures import cv2
 
 VERSION = "v4"  # part of the folder's name; raise it when the pictures change
 NEAR, FAR = 0.4, 40.0  # metres: what the sensor can measure; outside is a hole
@@ -363,6 +364,11 @@ def rendered(name: str, count: int, render: Render, together: int = 1) -> Path:
         with locked(root, name, lambda: notice(f"another process renders {name}: waiting")):
             if not (root / name).is_dir():
                 write_set(root, name, count, render, together)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that renders was ended from outside, as for want of memory; the same "
+            "command goes on where it was (on two cores: taskset -c 0,1 python ...)"
+        ) from error
     except OSError as error:
         raise UserError(
             f"cannot write the rendered pictures: {error}; set LITEDEPTH_CACHE to a writable "

@@ -111,8 +111,8 @@ def lidar(far: float = 60.0, unit: float = 1.0) -> Change:
 def test_a_clean_set_passes_without_a_word(make, check):
     told = check(make(train=TRAIN))
     assert told.code == 0 and told.found == set()
-    verdict = "fine to train: python train.py --data .*set --split train --val_split val "
-    assert re.search(verdict + r"--depth_scale 1000 --max_depth \d+\n", told.text)
+    verdict = "fine to train: python train.py --finetune --data .*set --split train --val_split "
+    assert re.search(verdict + r"val --depth_scale 1000 --max_depth \d+\n", told.text)
     assert re.search(rf"train/train +{TRAIN} +144x192 ", told.text)
 
 
@@ -120,7 +120,7 @@ def test_the_verdict_can_be_pasted(make, check):
     """Also where the shell's completion has put a / behind the folder."""
     root = f"{make(name='My Drive')}/"
     command = re.search("fine to train: python train.py (.*)", check(root).text)[1]
-    assert shlex.split(command)[:2] == ["--data", root]
+    assert shlex.split(command)[:3] == ["--finetune", "--data", root]
 
 
 def test_numbers_of_the_table_are_those_of_the_files(tmp_path, check):
@@ -132,6 +132,7 @@ def test_numbers_of_the_table_are_those_of_the_files(tmp_path, check):
         write(tmp_path / f"set/train/rgb/{k}.png", rng.integers(0, 255, (*SIZE, 3), np.uint8))
         write(tmp_path / f"set/train/depth/{k}.png", depth + np.uint16(k) * (depth > 0))
     told = check(tmp_path / "set", "--val_split", "none")
+    assert re.search("--val_split none .* --keep_start 0\n", told.text)
     assert re.search(r"train/train +3 +144x192 +50.0%  1, 1.02, (1.9\d|2), 2.98, 3\n", told.text)
 
 
@@ -141,7 +142,7 @@ def test_synthetic_by_name_and_the_command_itself(tmp_path):
     command = [sys.executable, ROOT / "data.py", "--check", "synthetic:2", "--out", tmp_path / "o"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "verdict: fine to train: python train.py --data synthetic:2 " in done.stdout
+    assert "verdict: fine to train: python train.py --finetune --data synthetic:2 " in done.stdout
     assert (tmp_path / "o/contact.png").is_file() and "Traceback" not in done.stderr
 
 

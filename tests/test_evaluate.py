@@ -78,6 +78,15 @@ def test_error_by_distance_pools_pixels():
     assert rows[40, None]["rel"] == pytest.approx(0.2) and rows[40, None]["pixels"] == 1
 
 
+def test_scenes_count_alike_in_a_line_of_their_own():
+    tally, gt = evaluate.Tally(100), np.full((2, 2), 4.0)
+    for scene, d_hat in ("a", gt + 1), ("a", gt + 1), ("b", gt + 3), ("holes", gt):
+        tally.add(scene, d_hat, gt * (scene != "holes"))
+    line = evaluate.report_table(tally.report()).splitlines()[3]
+    assert line.startswith("mean of scenes, metric ")  # of (1 + 3) / 2 m; over pictures 5 / 3
+    assert line.split()[4:8] == ["3", "0.000", "2.00", "0.170"]
+
+
 TABLE_3 = [(0.295, 62, 27.01), (0.308, 53, 26.38), (0.301, 56, 27.51), (0.301, 37, 41.64)]
 TABLE_1 = [  # si-RMSE, ms, printed score
     (0.277, 46, 297.79), (0.311, 37, 232.04), (0.299, 54, 187.77), (0.303, 68, 141.07),

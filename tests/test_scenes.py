@@ -204,7 +204,14 @@ def test_two_at_once_and_one_killed_leave_one_whole_set(tmp_path, monkeypatch):
     assert (folder / "train/rgb" / kept[0]).stat().st_mtime_ns <= kept[1]  # not drawn twice
 
 
+def ended(stream: int, index: int) -> None:
+    os._exit(9)
+
+
 def test_errors_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("LITEDEPTH_CACHE", str(tmp_path / "killed"))
+    with pytest.raises(UserError, match="ended from outside.*goes on where it was"):
+        S.rendered("killed", 1, ended)
     (tmp_path / "file").touch()
     monkeypatch.setenv("LITEDEPTH_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match=r"Not a directory.*file.*LITEDEPTH_CACHE"):

@@ -190,11 +190,16 @@ def test_keep_start_averages_what_is_shown_and_not_what_is_trained(root, tmp_pat
     assert train.main([*keep, "--resume"]) == 0
     again = weights(tmp_path / "two/best.pt")
     assert all(torch.equal(again[k], mean[k]) for k in mean)
+    with pytest.raises(CheckpointError, match="best.pt: holds weights but no training state"):
+        train.main([*keep, "--resume", str(tmp_path / "two/best.pt")])
+    for other in ("none", "--decoder", "1x1"), ("auto", "--decoder", "1x1"):
+        with pytest.raises(UserError, match="a trained one here.*none: from|encoder from weights"):
+            train.main([*keep, "--pretrained", *other])
 
 
 def test_finetune_counts_steps_and_each_of_its_flags_may_be_given(root, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "FINETUNE_STEPS", 5)
-    few = flags(root, tmp_path / "run", "--finetune")
+    few = flags(root, tmp_path / "run", "--finetune", "--pretrained", "auto")
     assert train.main(few) == 0
     args = json.loads((tmp_path / "run/args.json").read_text())
     assert (args["epochs"], args["val_every"], args["keep_start"]) == (3, 1, 0.4)  # 2 steps each
@@ -202,6 +207,8 @@ def test_finetune_counts_steps_and_each_of_its_flags_may_be_given(root, tmp_path
     monkeypatch.setattr(train, "FINETUNE_STEPS", 9)
     assert train.main([*few, "--resume"]) == 0
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 5
+    with pytest.raises(UserError, match="more than 3 epochs are done: give --epochs"):
+        train.main([*few, "--batch_size", "2", "--resume"])
     given = train.parse([*few, "--epochs", "7", "--keep_start", "0", "--min_lr_ratio", "1"])
     assert (given.epochs, given.keep_start, given.min_lr_ratio, given.lr) == (7, 0, 1, 4e-3)
     assert train.parse(["--finetune"]).crops == ((432, 576), (456, 608), (480, 640))
@@ -214,11 +221,34 @@ def test_keep_start_needs_validation(root, tmp_path):
         train.main(flags(root, tmp_path, "--finetune", "--val_split", "none"))
 
 
-def stopped(real):
-    """Progress.epoch_done with a Ctrl-C in it."""
+def test_flags_that_mean_nothing_together_are_refused(root, tmp_path):
+    with pytest.raises(UserError, match="--extra_share is that of --extra_data"):
+        train.main(flags(root, tmp_path, "--extra_share", "0.5"))
+    with pytest.raises(UserError, match="millimetres: they need --depth_scale 1000"):
+        train.main(flags(root, tmp_path, "--extra_data", "rooms:4", "--depth_scale", "5000"))
+
+
+def test_short_epochs_are_not_saved_one_by_one(root, tmp_path, monkeypatch):
+    """But their log is whole, also after a stop."""
+    saved, save = [], train.run.Progress.save
+    noted = lambda self, name="last.pt": (saved.append(self.epoch), save(self, name))  # noqa: E731
+    monkeypatch.setattr(train.run.Progress, "save", noted)
+    few = flags(root, tmp_path / "run", "--val_split", "none", "--epochs", "5")
+    monkeypatch.setattr(train.run, "SHORT", 1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.run.Progress, "epoch_done", stopped(train.run.Progress.epoch_done, 3))
+        assert train.main(few) == 130
+    assert saved == [3] and [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+    monkeypatch.setattr(train.run, "SHORT", 0)
+    assert train.main([*few, "--resume"]) == 0
+    assert saved == [3, 4, 5] and len(rows(tmp_path / "run")) == 5
+
+
+def stopped(real, after=1):
+    """Progress.epoch_done with a Ctrl-C in it, at the end of that many epochs."""
 
     def call(self, *args, **named):
-        self._signal = signal.SIGINT
+        self._signal = signal.SIGINT * (self.epoch + 1 == after)
         return real(self, *args, **named)
 
     return call
