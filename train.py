@@ -406,11 +406,7 @@ def prepare(
         raise UserError(str(error)) from error
     network, weights = start(args, resume)
     begin, told = start(args, None) if resume and args.keep_start else (network, weights)
-    if args.keep_start and not told.startswith(("whole network", "stage-1 student")):
-        raise UserError(
-            "--keep_start averages the network with what it starts from, which is not a trained "
-            f"one here ({told}): give --pretrained FILE, or --keep_start 0"
-        )
+    check_start(args, told)
     network.to(device, memory_format=torch.channels_last)
     objective = wrap(network, loss)
     if args.compile:  # in place; each size of --crop_batch size is compiled by itself
@@ -424,11 +420,7 @@ def prepare(
         reader.own = len(set(sets[0]).intersection(reader.pairs))
     share = run.rank(), run.world_size()
     loader = data.Loader(reader, network, crop, loss_flags, args.batch_size, args.seed, share)
-    if args.epochs is None:
-        args.epochs = math.ceil(FINETUNE_STEPS / len(loader))
-        if resume and resume["epoch"] > args.epochs:  # more pairs, fewer epochs
-            raise UserError(f"--resume: more than {args.epochs} epochs are done: give --epochs")
-    args.val_every = args.val_every or math.ceil(args.epochs / FINETUNE_LOOKS)
+    count_epochs(args, len(loader), resume)
     if args.data_device == "cuda" and not args.dry_run:
         loader.resident = upload(reader.pack, device)
     validate = None
@@ -444,6 +436,24 @@ def prepare(
         "initial_weights": weights, "val_pairs": len(val),
     }  # fmt: skip
     return objective, loader, validate, about, resume
+
+
+def check_start(args: argparse.Namespace, told: str) -> None:
+    """Raises UserError where --keep_start would keep what was never trained. told: `start`'s."""
+    if args.keep_start and not told.startswith(("whole network", "stage-1 student")):
+        raise UserError(
+            "--keep_start averages the network with what it starts from, which is not a trained "
+            f"one here ({told}): give --pretrained FILE, or --keep_start 0"
+        )
+
+
+def count_epochs(args: argparse.Namespace, steps: int, resume: dict | None) -> None:
+    """--finetune's epochs, of so many steps each. Raises UserError: more of them are done."""
+    if args.epochs is None:
+        args.epochs = math.ceil(FINETUNE_STEPS / steps)
+        if resume and resume["epoch"] > args.epochs:  # more pairs, fewer epochs
+            raise UserError(f"--resume: more than {args.epochs} epochs are done: give --epochs")
+    args.val_every = args.val_every or math.ceil(args.epochs / FINETUNE_LOOKS)
 
 
 def hold_folder(args: argparse.Namespace, held: ExitStack, resume: dict | None) -> None:
