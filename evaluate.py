@@ -145,6 +145,13 @@ class Tally:
         out = {k: float(np.mean([r[k] for r in rows])) if rows else math.nan for k in METRICS}
         return {**out, "images": len(rows)}
 
+    def mean_of_scenes(self, aligned: bool = False) -> dict[str, float]:
+        """The same with every scene counting alike."""
+        scenes = [self.mean(scene, aligned) for scene in {row[0] for row in self.rows}]
+        scenes = [m for m in scenes if m["images"]]
+        out = {k: float(np.mean([m[k] for m in scenes])) if scenes else math.nan for k in METRICS}
+        return {**out, "images": sum(m["images"] for m in scenes)}
+
     def report(self) -> dict:
         """Everything as plain values, ready for JSON."""
         by_distance = [
@@ -158,6 +165,8 @@ class Tally:
         scenes = sorted({r[0] for r in self.rows}, key=natural)
         return {
             "metric": self.mean(), "median_aligned": self.mean(aligned=True),
+            "mean_of_scenes": self.mean_of_scenes(),
+            "mean_of_scenes_aligned": self.mean_of_scenes(aligned=True),
             "scenes": {s: self.mean(s) for s in scenes}, "by_distance": by_distance,
             "without_valid_depth": self.empty, "not_finite": self.not_finite,
             "max_depth": self.max_depth,

@@ -339,7 +339,7 @@ def work(args: argparse.Namespace) -> tuple[int, dict]:
     o, moving = take(args, Output), take(args, Moving)
     files = collect(args.inputs)
     model = args.model or newest_model(MODELS, SHIPPED)
-    if model == SHIPPED and not (args.benchmark or args.measured or args.calibration):
+    if model.resolve() == SHIPPED and not (args.benchmark or args.measured or args.calibration):
         notice(TRUST)
     load = functools.partial(
         load_predictor, model, open_checkpoint, image_size=args.image_size,

@@ -31,10 +31,9 @@ def metric_lines(rows: Iterable[tuple[str, dict[str, float]]]) -> list[str]:
 def report_table(report: dict) -> str:
     """The whole report for the terminal: totals, scenes, distances."""
     rows = [("all, metric", report["metric"]), ("all, median-aligned", report["median_aligned"])]
-    scenes = [m for m in report["scenes"].values() if m["images"]]
-    if len(scenes) > 1:
-        mean = {key: sum(m[key] for m in scenes) / len(scenes) for key in scenes[0]}
-        rows.append(("mean of scenes, metric", mean | {"images": report["metric"]["images"]}))
+    if len(report["scenes"]) > 1:
+        rows.append(("mean of scenes, metric", report["mean_of_scenes"]))
+        rows.append(("mean of scenes, aligned", report["mean_of_scenes_aligned"]))
     lines = metric_lines(rows + [(f"  {name}", m) for name, m in report["scenes"].items()])
     lines.append("\nby distance (pixels pooled)     share    REL  RMSE/m  bias/m")
     pixels = sum(b["pixels"] for b in report["by_distance"])

@@ -82,9 +82,11 @@ def test_scenes_count_alike_in_a_line_of_their_own():
     tally, gt = evaluate.Tally(100), np.full((2, 2), 4.0)
     for scene, d_hat in ("a", gt + 1), ("a", gt + 1), ("b", gt + 3), ("holes", gt):
         tally.add(scene, d_hat, gt * (scene != "holes"))
-    line = evaluate.report_table(tally.report()).splitlines()[3]
+    line, aligned = evaluate.report_table(tally.report()).splitlines()[3:5]
     assert line.startswith("mean of scenes, metric ")  # of (1 + 3) / 2 m; over pictures 5 / 3
     assert line.split()[4:8] == ["3", "0.000", "2.00", "0.170"]
+    assert aligned.split()[:6] == ["mean", "of", "scenes,", "aligned", "3", "0.000"]
+    assert aligned.split()[6] == "0.00"
 
 
 TABLE_3 = [(0.295, 62, 27.01), (0.308, 53, 26.38), (0.301, 56, 27.51), (0.301, 37, 41.64)]
