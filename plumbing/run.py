@@ -113,9 +113,9 @@ class Progress:
 
     A step whose loss or gradient is not finite on any process changes nothing on all of them, and
     is counted; after max_skipped in a row the run ends. Saved are an epoch's end before and after
-    it is validated, any other end SHORT after what was saved last, and in mid-epoch whatever is
-    older than save_minutes (0 = never), a signal and a loader that failed: whenever the process is
-    killed, resuming gives the bits of a run that was left alone.
+    it is validated, the first and last, any other SHORT after what was saved before it, and in
+    mid-epoch whatever is older than save_minutes (0 = never), a signal and a loader that failed:
+    whenever the process is killed, resuming gives the bits of a run that was left alone.
     PAPER: silent on which epoch is kept; the released code takes the last. Both are: last.pt, and
     best.pt, the lowest validation si-RMSE.
     """
@@ -329,7 +329,7 @@ class Progress:
             )
         # Killed between log and network, the epoch's end is done once more, its row written anew.
         self.log.append(row)
-        if due or last or time.monotonic() - self._saved > SHORT:
+        if due or last or self.epoch == 1 or time.monotonic() - self._saved > SHORT:
             self.save()
         self._stop_if_told()
         if last and not taken:
