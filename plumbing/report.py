@@ -65,6 +65,8 @@ class Comparison:
             ran = json.loads(checkpoint.with_name("args.json").read_text())
         except (OSError, ValueError):
             ran = {}
+        if ran.get("val_split") == "none":  # the run looked at none; there may be one all the same
+            del ran["val_split"]
         filled = replace(
             self, data=self.data or ran.get("data"),
             split=self.split or ran.get("val_split") or "val",

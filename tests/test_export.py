@@ -595,6 +595,8 @@ def test_comparison_takes_over_its_run(pairs, capsys):
     assert rgb.dtype == np.uint8 and d.shape == (60, 100) and set(np.unique(d)) == {0, 4}
     for i, (rgb, _) in zip((0, 2), on.read("train", 2, (120, 200)), strict=True):  # evenly spread
         assert np.array_equal(rgb[..., ::-1], cv2.imread(str(pairs / f"train{i}.png")))
+    (pairs / "args.json").write_text(json.dumps(run | {"val_split": "none"}))
+    assert of()[:2] == (own, "val")
     (pairs / "args.json").unlink()
     assert of() == (None, "val", "train", 1000, 40)
 
