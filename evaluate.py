@@ -115,6 +115,11 @@ def score(si_rmse: float, runtime_s: float, C: float) -> float:
 # --------------------------------------------------------------------------- Sec. 4.1, a whole set
 
 
+def mean_row(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Each metric's mean; NaN of no rows."""
+    return {k: float(np.mean([row[k] for row in rows])) if rows else math.nan for k in METRICS}
+
+
 class Tally:
     """Collects pictures: means over pictures (as the challenge does), by scene and by distance."""
 
@@ -142,15 +147,13 @@ class Tally:
         """Mean over the pictures with valid depth and a finite prediction; "images": how many."""
         rows = [r[2] if aligned else r[1] for r in self.rows if scene in (None, r[0])]
         rows = [r for r in rows if np.isfinite(r["si_rmse"])]
-        out = {k: float(np.mean([r[k] for r in rows])) if rows else math.nan for k in METRICS}
-        return {**out, "images": len(rows)}
+        return {**mean_row(rows), "images": len(rows)}
 
     def mean_of_scenes(self, aligned: bool = False) -> dict[str, float]:
         """The same with every scene counting alike."""
-        scenes = [self.mean(scene, aligned) for scene in {row[0] for row in self.rows}]
+        scenes = [self.mean(s, aligned) for s in dict.fromkeys(row[0] for row in self.rows)]
         scenes = [m for m in scenes if m["images"]]
-        out = {k: float(np.mean([m[k] for m in scenes])) if scenes else math.nan for k in METRICS}
-        return {**out, "images": sum(m["images"] for m in scenes)}
+        return {**mean_row(scenes), "images": sum(m["images"] for m in scenes)}
 
     def report(self) -> dict:
         """Everything as plain values, ready for JSON."""
