@@ -399,7 +399,7 @@ def open_calibration(
     """What --calibrate fits or --calibration names; None for neither."""
     if args.calibrate:
         source = take(args, Source)
-        root = resolve(args.data, args.image_size, args.furniture)
+        root = resolve(source)
         fit = open_split(root, args.calibrate, source)
         check_apart(root, args.calibrate, fit, source, pairs)
         fit = spread(fit, args.calibrate_pictures or len(fit))
@@ -449,7 +449,7 @@ def main(argv: list[str] | None = None) -> int:
         runtime.check_uncalibrated(predictor, path)
     args.image_size = predictor.size
     source = take(args, Source)
-    root = resolve(args.data, args.image_size, args.furniture)
+    root = resolve(source)
     pairs = open_split(root, args.split, source)
     made = open_calibration(args, path, predictor, pairs)
 

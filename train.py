@@ -289,12 +289,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def open_data(args: argparse.Namespace) -> tuple[list[list[Pair]], list[Pair]]:
     """The pairs to train on, by set, and to validate on (none for --val_split none). Raises
     DataError."""
-    places = args.data, *args.extra_data
-    if args.depth_scale != 1000 and any(p.startswith(("rooms:", "synthetic:")) for p in places):
-        raise UserError("rooms:N and synthetic:N are in millimetres: they need --depth_scale 1000")
-    roots = [resolve(place, args.image_size, args.furniture) for place in places]
-    # Of the training pairs packing looks at every file.
     source = take(args, Source)
+    roots = [resolve(replace(source, data=place)) for place in (args.data, *args.extra_data)]
+    # Of the training pairs packing looks at every file.
     pairs = [open_split(root, args.split, source, False) for root in roots]
     if args.val_split == "none":
         return pairs, []

@@ -161,7 +161,7 @@ def open_reader(
     teacher: as in Reader. quiet: no lines (another process says them). Raises DataError: pairs that
     cannot be read, and not skip_bad; UserError: no room, a folder that cannot be written.
     """
-    root = resolve(source.data, source.image_size, source.furniture)
+    root = resolve(source)
     folder = pack_folder(reading.cache, root)
     if folder is None:
         if not reading.skip_bad:

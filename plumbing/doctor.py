@@ -648,7 +648,8 @@ def examine(root: Path, args: argparse.Namespace) -> tuple[Findings, Scenes]:
 
 def report(args: argparse.Namespace) -> int:
     """The report on stdout, its files in --out; the exit code. Raises DataError, OSError."""
-    root, scale = resolve(args.check), args.depth_scale
+    scale = args.depth_scale
+    root = resolve(Source(args.check, depth_scale=scale))
     found, scenes = examine(root, args)
     code = int("error" in {finding.severity for finding in found})
     verdict = "training on this would be a mistake"
@@ -657,7 +658,7 @@ def report(args: argparse.Namespace) -> int:
     elif not code:
         sizes = [s.header.upright for some in scenes.values() for s in some]
         flags = f"--depth_scale {scale:g} --max_depth {farthest(scenes, scale)} "
-        flags += shape_flags(sizes, Source.image_size)[1].partition("--crops")[0]
+        flags += shape_flags(sizes, Source.image_size)[1]  # --finetune has crops of its own
         words = ["python", "train.py", "--finetune", "--data", args.check, "--split", args.split]
         words += ["--val_split", args.val_split, *flags.split()]
         words += ["--keep_start", "0"] * (args.val_split == "none")

@@ -90,19 +90,20 @@ class Pair(NamedTuple):
     depth_orientation: str = "stored"  # or "upright"
 
 
-def resolve(
-    data: str, image_size: tuple[int, int] | None = None, furniture: Path | None = None
-) -> Path:
+def resolve(source: Source) -> Path:
     """The folder behind `--data`: itself, or the rendered set of "synthetic:N" or, no larger than
-    image_size, "rooms:N". Raises DataError, UserError."""
+    --image_size, "rooms:N". Raises DataError, UserError."""
+    data = source.data
     kind, _, count = data.partition(":")
     if kind in ("synthetic", "rooms") and ":" in data:
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", count):
             raise DataError(f"--data {data}: give a positive number, as in {kind}:512")
+        if source.depth_scale != 1000:
+            raise DataError(f"{data} is in millimetres: it needs --depth_scale 1000")
         if kind == "synthetic":
             return scenes.ensure(int(count))
-        H, W = image_size or (480, 640)
-        return rooms.ensure(int(count), (min(H, 480), min(W, 640)), furniture)
+        H, W = source.image_size
+        return rooms.ensure(int(count), (min(H, 480), min(W, 640)), source.furniture)
     root = Path(data)
     if not root.is_dir():
         raise DataError(f"--data {data}: no such folder (for embedded scenes: synthetic:512)")
@@ -375,8 +376,8 @@ def size_text(size: tuple[int, int]) -> str:
 
 def shape_flags(sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> tuple[str, str]:
     """What share of pictures (H, W) the crop to image_size's aspect cuts away, the mean, and the
-    cure, in words, "" where it is under 3 %; and train.py's flags for their commonest shape, ""
-    where those lose more than half of it.
+    cure, in words, "" where it is under 3 %; and train.py's --image_size and --size for their
+    commonest shape, "" where those lose more than half of it.
 
     They keep the network's work and memory near that of the defaults, and --image_size whole
     multiples of its map, which a quarter of --size is: so the exported last resize is cheapest.
@@ -400,8 +401,8 @@ def shape_flags(sizes: list[tuple[int, int]], image_size: tuple[int, int]) -> tu
         return f"{what}; they are of several shapes: train on those of one, with its flags", ""
     shares = ((0.5, 0.6), (0.8, 0.8), (1, 1))  # Table 4's best row, as shares of 480x640
     crops = ",".join(size_text((round(a * to[0]), round(b * to[1]))) for a, b in shares)
-    flags = f"--image_size {size_text(to)} --size {size_text((4 * h, 4 * w))} --crops {crops}"
-    return f"{what}; train with {flags} to lose next to nothing", flags
+    flags = f"--image_size {size_text(to)} --size {size_text((4 * h, 4 * w))}"
+    return f"{what}; train with {flags} --crops {crops} to lose next to nothing", flags
 
 
 def read_bytes(path: Path) -> bytes:

@@ -18,7 +18,16 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import UserError, notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import WAYS, DataError, Pair, list_pairs, read_pair, resolve, spread
+from plumbing.pairs import (
+    WAYS,
+    DataError,
+    Pair,
+    Source,
+    list_pairs,
+    read_pair,
+    resolve,
+    spread,
+)
 from plumbing.runtime import Predictor, interpreter
 
 
@@ -78,8 +87,9 @@ class Comparison:
         try:
             if (filled.data or "").startswith("rooms:"):  # of the size that the run has rendered
                 folder = ran.get("furniture") and Path(ran["furniture"])
-                root = resolve(filled.data, ran.get("image_size"), folder)
-                filled = replace(filled, data=str(root))
+                size = ran.get("image_size") or Source.image_size
+                rendered = Source(filled.data, folder, image_size=size)
+                filled = replace(filled, data=str(resolve(rendered)))
             filled.pairs(filled.split, self.pictures)
         except UserError as error:
             if self.data:
@@ -93,7 +103,8 @@ class Comparison:
         if not self.data or number == 0:
             return []
         way = self.depth_orientation or "stored"
-        pairs = list_pairs(resolve(self.data), split, orientation=way)
+        root = resolve(Source(self.data, depth_scale=self.depth_scale))
+        pairs = list_pairs(root, split, orientation=way)
         return spread(pairs, number or len(pairs))
 
     def read(self, split: str, number: int | None, size: tuple[int, int]) -> Iterator[tuple]:

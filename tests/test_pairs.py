@@ -451,8 +451,9 @@ def test_other_shapes_are_told_flags_that_lose_nothing(size):
     """And that work: they are train.py's own, and give a network that its checks let pass."""
     cut, flags = shape_flags([size] * 3 + [(480, 640)], (480, 640))
     lost = float(re.search(r"cuts (\d+)% of", cut)[1])
-    assert lost == pytest.approx(75 * SHAPES[size], abs=0.6) and flags in cut
-    args = train.parse([*flags.split(), "--data", "x"])
+    told = re.search(r"train with (.*) to lose", cut)[1]
+    assert lost == pytest.approx(75 * SHAPES[size], abs=0.6) and told.startswith(flags)
+    args = train.parse([*told.split(), "--data", "x"])
     check_sizes(take(args, Crop), args.image_size, args.size)
     assert shape_flags([size], args.image_size) == ("", "")
     (h, w), (H, W) = args.size, args.image_size
@@ -602,7 +603,7 @@ def refusal(root: Path, cache: str = "none") -> str:
     """The one line with which a training split is turned down."""
     source = Source(str(root), image_size=SIZE)
     with pytest.raises(DataError) as error:
-        pairs = open_split(resolve(source.data), "train", SOURCE, check=False)
+        pairs = open_split(resolve(source), "train", SOURCE, check=False)
         open_reader(pairs, source, Reading(2, cache)).close()
     text = str(error.value)
     assert "\n" not in text and len(text) < 600 and str(root) in text
@@ -622,10 +623,12 @@ def test_sec41_bad_files_are_refused_in_one_line(tmp_path, make_rgbd, name, cach
 def test_sec41_folders_that_are_none(tmp_path):
     for data in (str(tmp_path / "nowhere"), __file__):
         with pytest.raises(DataError, match=f"--data {data}: no such folder.*synthetic:512"):
-            resolve(data)
+            resolve(Source(data))
     for n in ("0", "", "-3", "1.5"):
         with pytest.raises(DataError, match=f"synthetic:{n}: give a positive number"):
-            resolve(f"synthetic:{n}")
+            resolve(Source(f"synthetic:{n}"))
+    with pytest.raises(DataError, match="in millimetres: it needs --depth_scale 1000"):
+        resolve(Source("rooms:8", depth_scale=5000))
     with pytest.raises(DataError, match="no split 'aaaa"):
         find_split(tmp_path, 300 * "a")
 

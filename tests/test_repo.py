@@ -17,7 +17,7 @@ FLAT = sorted(ROOT.glob("*.py"))
 PLUMBING = sorted((ROOT / "plumbing").glob("*.py"))
 DEVICE = {"predict", "files", "flags", "pictures", "runtime", "device", "video", "points",
           "cameras", "calibration"}  # fmt: skip
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "weights/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def imports(path: Path, top_only: bool = False) -> set[str]:
@@ -130,6 +130,8 @@ def test_documents_name_what_there_is(document):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (document.parent / link).is_file(), link
+    for name, value in re.findall(r'^([A-Z]+)="(.*)"$', text, re.M):  # the shell's variables
+        text = text.replace(f"${name} ", f"{value} ")
     for script, rest in re.findall(r"^(?:.*&& *)?python (\w+\.py)([^&|\n#`]*)", text, re.M):
         if script in parsers():
             parser = parsers()[script]

@@ -224,7 +224,7 @@ def test_keep_start_needs_validation(root, tmp_path):
 def test_flags_that_mean_nothing_together_are_refused(root, tmp_path):
     with pytest.raises(UserError, match="--extra_share is that of --extra_data"):
         train.main(flags(root, tmp_path, "--extra_share", "0.5"))
-    with pytest.raises(UserError, match="millimetres: they need --depth_scale 1000"):
+    with pytest.raises(UserError, match="millimetres: it needs --depth_scale 1000"):
         train.main(flags(root, tmp_path, "--extra_data", "rooms:4", "--depth_scale", "5000"))
 
 

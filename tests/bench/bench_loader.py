@@ -186,7 +186,7 @@ def main() -> None:
     p.add_argument("--way", choices=WAYS, default="same kernel", help="for --workers")
     args = p.parse_args()
     torch.set_num_threads(1)
-    pairs = open_split(resolve(args.data), args.split, Source(args.data))
+    pairs = open_split(resolve(Source(args.data)), args.split, Source(args.data))
     if args.workers is not None:
         time_dataloader(args, pairs)
         return
