@@ -18,16 +18,7 @@ import numpy as np
 from plumbing.device import run_times
 from plumbing.files import UserError, notice, progress
 from plumbing.flags import count, flag, nonnegative, positive, whole
-from plumbing.pairs import (
-    WAYS,
-    DataError,
-    Pair,
-    Source,
-    list_pairs,
-    read_pair,
-    resolve,
-    spread,
-)
+from plumbing.pairs import WAYS, DataError, Pair, Source, list_pairs, read_pair, resolve, spread
 from plumbing.runtime import Predictor, interpreter
 
 
@@ -88,7 +79,8 @@ class Comparison:
             if (filled.data or "").startswith("rooms:"):  # of the size that the run has rendered
                 folder = ran.get("furniture") and Path(ran["furniture"])
                 size = ran.get("image_size") or Source.image_size
-                rendered = Source(filled.data, folder, image_size=size)
+                scale = filled.depth_scale
+                rendered = Source(filled.data, folder, image_size=size, depth_scale=scale)
                 filled = replace(filled, data=str(resolve(rendered)))
             filled.pairs(filled.split, self.pictures)
         except UserError as error:
