@@ -52,24 +52,27 @@ class Row(NamedTuple):
 SILOG = "train.py --weights 1,0,0,0"
 ONE = "distill.py --teacher {teacher} --student none --method"
 TWO = "distill.py --teacher {teacher} --student {stage1} --method"
-TABLES = {
+TABLES = {  # title, rows, the paper's sentences as better<worse (the control is ours)
     4: ("crops, under Eq. 7 alone", [
         Row("no crop", "crop_none", f"{SILOG} --crops none", 0.335, 4.25),
         Row("random crop, 384x512", "crop_one", f"{SILOG} --crops 384x512", 0.377, 4.62),
         Row("R2 crop, 2 sizes", "crop_two", f"{SILOG} --crops 384x512,480x640", 0.327, 4.15),
         Row("R2 crop, 3 sizes", "silog", SILOG, 0.323, 4.11),
         Row("R2 crop, 4 sizes", "crop_four",
-            f"{SILOG} --crops 144x256,240x384,384x512,480x640", 0.325, 4.13)]),
+            f"{SILOG} --crops 144x256,240x384,384x512,480x640", 0.325, 4.13)],
+        "silog<crop_none crop_none<crop_one silog<crop_two silog<crop_four"),
     5: ("losses", [
         Row("silog", "silog", SILOG, 0.323),
         Row("silog, gradient", "grad", "train.py --weights 1,0.25,0,0", 0.316),
         Row("silog, gradient, virtual normal", "vnl", "train.py --weights 1,0.25,2.5,0", 0.309),
         Row("all four", "default", "train.py", 0.303),
-        Row("all four, dynamic weights", "dynamic", "train.py --dynamic_weights", 0.306)]),
+        Row("all four, dynamic weights", "dynamic", "train.py --dynamic_weights", 0.306)],
+        "grad<silog vnl<grad default<vnl default<silog default<dynamic"),
     3: ("decoders, without and with MIN", [
         Row("full 3x3", "dec_3x3", "train.py --decoder 3x3", 0.295, None, "62 ms"),
         Row("full 1x1", "dec_1x1", "train.py --decoder 1x1", 0.308, None, "53 ms"),
-        Row("mix", "default", "train.py", 0.301, None, "56 ms, with MIN 37 ms")]),
+        Row("mix", "default", "train.py", 0.301, None, "56 ms, with MIN 37 ms")],
+        "dec_3x3<default default<dec_1x1"),
     6: ("distillation", [
         Row("teacher", "teacher", "train.py", 0.228, 3.025),
         Row("baseline student", "default", "train.py", 0.303, 3.785),
@@ -79,10 +82,11 @@ TABLES = {
         Row("channel-wise", "channel", f"{ONE} channel", 0.311, 4.045),
         Row("channel-wise, two-stage", "channel_two", f"{TWO} channel", DIVERGES),
         Row("structure-aware", "structure", f"{ONE} structure", 0.306, 3.994),
-        Row("structure-aware, two-stage", "structure_two", f"{TWO} structure", 0.301, 3.839)]),
+        Row("structure-aware, two-stage", "structure_two", f"{TWO} structure", 0.301, 3.839)],
+        "teacher<default default<l2 default<channel default<structure structure_two<default "
+        "structure_two<control"),
 }  # fmt: skip
-COMMANDS = {row.run: row.command for _, rows in TABLES.values() for row in rows}
-FAIR = ("structure_two", "control")  # the paper compares the former with stage 1 alone
+COMMANDS = {row.run: row.command for _, rows, _ in TABLES.values() for row in rows}
 SETS = {  # name, evaluate.py's flags, where its report has the si-RMSE that is shown
     "val": ("rendered val", "--data $DATA --image_size 480x640", "metric"),
     "real": ("real val", "--data $REAL", "metric"),
@@ -292,14 +296,6 @@ def verdict(better: list[float], worse: list[float]) -> str:
     return f"{gap:+.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}") + f", {says}"
 
 
-def orders(rows: list[Row]) -> list[tuple[Row, Row]]:
-    """(better, worse): rows that are neighbours in the paper's si-RMSE, and the FAIR ones."""
-    printed = [row for row in rows if row.si_rmse not in (None, DIVERGES)]
-    printed.sort(key=lambda row: row.si_rmse)
-    fair = [row for run in FAIR for row in rows if row.run == run]
-    return [*zip(printed, printed[1:]), *([tuple(fair)] if fair else [])]
-
-
 def chart(rows: list[Row], figures: dict[str, dict[str, list[float]]]) -> np.ndarray:
     """BGR u8: si-RMSE to the right, a row a line; the paper's as a square, ours as a dot a set with
     its standard error. figures: run -> set -> si-RMSE of each seed."""
@@ -344,7 +340,8 @@ def markdown(rows: list[list[str]]) -> list[str]:
 def section(bench: Bench, table: int, lines: dict[str, dict]) -> list[str]:
     """A table, the paper's order and the commands, and a picture in its file; nothing as long as
     that order cannot be looked at."""
-    (title, rows), seeds, names = TABLES[table], bench.args.seeds, [s[0] for s in SETS.values()]
+    (title, rows, orders), seeds = TABLES[table], bench.args.seeds
+    sets = [name for name, _, _ in SETS.values()]
 
     def values(run: str, key: str, what: str = "si_rmse") -> list[float]:
         own = [line["scores"] for s in seeds if (line := lines.get(f"{run}-{s}"))]
@@ -352,12 +349,12 @@ def section(bench: Bench, table: int, lines: dict[str, dict]) -> list[str]:
                 if not scores or key in scores]  # fmt: skip
 
     figures = {row.run: {key: values(row.run, key) for key in SETS} for row in rows}
-    claims = [[f"{a.name} < {b.name}",
-               *(verdict(figures[a.run][key], figures[b.run][key]) for key in SETS)]
-              for a, b in orders(rows)]  # fmt: skip
+    names = {row.run: row.name for row in rows}
+    claims = [[f"{names[a]} < {names[b]}", *(verdict(figures[a][k], figures[b][k]) for k in SETS)]
+              for a, b in (order.split("<") for order in orders.split())]  # fmt: skip
     if all(claim[1] == "-" for claim in claims):
         return []
-    body = [["", "the paper: si-RMSE, RMSE (m)", *names, "RMSE (m), rendered val"]]
+    body = [["", "the paper: si-RMSE, RMSE (m)", *sets, "RMSE (m), rendered val"]]
     body[0] += ["ms here, without and with MIN"] * (table == 3)
     for row in rows:
         paper = [{None: "-", DIVERGES: "∅"}.get(row.si_rmse, row.si_rmse), row.rmse, row.ms]
@@ -372,7 +369,7 @@ def section(bench: Bench, table: int, lines: dict[str, dict]) -> list[str]:
     commands = [bench.command(f"{row.run}-{seeds[0]}") for row in rows]
     commands += [line["evaluations"][0] for line in lines.values() if table == 3 and "ms" in line]
     text = [f"### Table {table}: {title}", "", f"![{title}](table{table}.png)", ""]
-    text += [*markdown(body), *markdown([["the paper's order", *names], *claims])]
+    text += [*markdown(body), *markdown([["the paper's order", *sets], *claims])]
     return [*text, "```sh", *commands, "```", ""]
 
 
@@ -386,7 +383,7 @@ def render(bench: Bench) -> None:
     bench.code, bench.sets = last["code"], last["sets"]
     lines = bench.finished()
     hours = sum(line.get("seconds", 0) for line in lines.values()) / 3600
-    scored = lines.get(f"default-{a.seeds[0]}", {}).get("evaluations", [])
+    scored = next((line["evaluations"] for line in lines.values() if line.get("scores")), [])
     out = [
         "## The paper's tables, on pictures that anyone can render", "",
         f"si-RMSE, mean ± standard error over seeds {', '.join(map(str, a.seeds))}: "
@@ -398,7 +395,7 @@ def render(bench: Bench) -> None:
         "training. Commands are the first seed's; a run is scored by", "",
         "```sh", *scored, "```", "",
     ]  # fmt: skip
-    for table in TABLES:
+    for table in sorted(TABLES):
         out += section(bench, table, lines)
     path = a.docs / "results.md"
     before, _, rest = (path.read_text() if path.exists() else "# Results").partition(MARKS[0])
