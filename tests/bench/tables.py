@@ -33,6 +33,7 @@ from plumbing.files import UserError, git_state, run_main, say, write_file  # no
 from plumbing.flags import Parser, count, whole  # noqa: E402
 from plumbing.pairs import Source, list_pairs, resolve  # noqa: E402
 from plumbing.pictures import INK, WHITE, cv2, write_picture, write_text  # noqa: E402
+from plumbing.run import read_log  # noqa: E402
 
 DIVERGES = math.inf  # the paper's empty set
 
@@ -194,28 +195,36 @@ class Bench:
         last = (log.read_text(errors="replace").strip() or "no word").splitlines()[-1]
         return f"{last} (all of it: {log})" if code else ""
 
+    def evaluation(self, run: str, key: str) -> str:
+        """The command that scores it on one of the SETS."""
+        return (f"python evaluate.py {SETS[key][1]} --model $OUT/{run}/last.pt --json "
+                f"$OUT/{run}/{key}.json")  # fmt: skip
+
+    def score(self, run: str) -> dict[str, dict[str, float]]:
+        """Its figures on each set; none where a prediction is not finite. Raises UserError."""
+        scores = {}
+        for key in self.sets:
+            if failed := self.call(self.evaluation(run, key), f"{run}/{key}.txt"):
+                raise UserError(failed)
+            report = json.loads((self.folder / run / f"{key}.json").read_text())
+            if report["not_finite"]:
+                return {}
+            figures = report[SETS[key][2]]
+            scores[key] = {k: round(figures[k], 5) for k in ("si_rmse", "rmse", "delta1")}
+        return scores
+
     def complete(self, run: str) -> str:
         """Trains to the end, from where it stands, scores and records a run; how it ended, in
         words. Raises UserError: neither finished nor diverged."""
-        scores, evaluations = {}, []
         told = self.call(f"{self.command(run)} --resume", f"{run}.txt")
         if told and not any(sign in told for sign in DIVERGED):
             raise UserError(told)
-        for key in self.sets if not told else ():
-            command = (f"python evaluate.py {SETS[key][1]} --model $OUT/{run}/last.pt --json "
-                       f"$OUT/{run}/{key}.json")  # fmt: skip
-            if failed := self.call(command, f"{run}/{key}.txt"):
-                raise UserError(failed)
-            report = json.loads((self.folder / run / f"{key}.json").read_text())
-            told = told or "a prediction is not finite" * bool(report["not_finite"])
-            figures = report[SETS[key][2]]
-            scores[key] = {k: round(figures[k], 5) for k in ("si_rmse", "rmse", "delta1")}
-            evaluations.append(command)
-        log = (self.folder / run / "log.jsonl").read_text()
-        rates = [row["images_per_s"] for row in map(json.loads, log.splitlines())]
+        scores = {} if told else self.score(run)
+        if not scores:
+            told = told or "a prediction is not finite"
+        rates = [row["images_per_s"] for row in read_log(self.folder / run)]
         seconds = round(sum(self.epoch / rate for rate in rates if rate))  # however often stopped
-        scores = {} if told else scores
-        self.record(run, scores=scores, diverged=told, seconds=seconds, evaluations=evaluations)
+        self.record(run, scores=scores, diverged=told, seconds=seconds)
         shown = (f"{SETS[key][0]} {found['si_rmse']:.3f}" for key, found in scores.items())
         return f"diverged: {told}" if told else ", ".join(shown)
 
@@ -262,13 +271,13 @@ class Bench:
                 report = json.loads((self.folder / run / how / "report.json").read_text())
                 ms = report["files"][0]["ms"]["p50"]
                 say(f"{row.name}, normalization in the {how}: {ms:.2f} ms")
-                self.record(f"{run}/{how}", ms=ms, evaluations=[line])
+                self.record(f"{run}/{how}", ms=ms, export=line)
 
 
 # ------------------------------------------------------------------------------------ the document
 
 
-def spread(values: list[float]) -> tuple[float, float]:
+def mean_and_error(values: list[float]) -> tuple[float, float]:
     """Mean and standard error of the values that are finite; NaN where they are too few."""
     values = [v for v in values if math.isfinite(v)]
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -277,7 +286,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def cell(values: list[float], digits: int = 3) -> str:
     """Mean and standard error over seeds, and how many of them diverged (infinite)."""
-    (mean, error), lost = spread(values), sum(map(math.isinf, values))
+    (mean, error), lost = mean_and_error(values), sum(map(math.isinf, values))
     if math.isnan(mean):
         return "∅" if lost else "-"
     text = f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
@@ -287,7 +296,7 @@ def cell(values: list[float], digits: int = 3) -> str:
 def verdict(better: list[float], worse: list[float]) -> str:
     """By how much the one is better that should be, and what that says: nothing where it does not
     exceed twice its standard error, or where there is none, of one seed."""
-    (a, error_a), (b, error_b) = spread(better), spread(worse)
+    (a, error_a), (b, error_b) = mean_and_error(better), mean_and_error(worse)
     gap, error = b - a, math.hypot(error_a, error_b)
     if math.isnan(gap):
         return "-"
@@ -299,7 +308,7 @@ def verdict(better: list[float], worse: list[float]) -> str:
 def chart(rows: list[Row], figures: dict[str, dict[str, list[float]]]) -> np.ndarray:
     """BGR u8: si-RMSE to the right, a row a line; the paper's as a square, ours as a dot a set with
     its standard error. figures: run -> set -> si-RMSE of each seed."""
-    dots = [(61 + 40 * i + 9 * k, k, *spread(figures[row.run][key]))
+    dots = [(61 + 40 * i + 9 * k, k, *mean_and_error(figures[row.run][key]))
             for i, row in enumerate(rows) for k, key in enumerate(SETS)]  # fmt: skip
     dots = [dot for dot in dots if math.isfinite(dot[2])]
     squares = {70 + 40 * i: row.si_rmse for i, row in enumerate(rows)
@@ -367,7 +376,7 @@ def section(bench: Bench, table: int, lines: dict[str, dict]) -> list[str]:
         body.append(cells)
     write_picture(bench.args.docs / f"table{table}.png", chart(rows, figures))
     commands = [bench.command(f"{row.run}-{seeds[0]}") for row in rows]
-    commands += [line["evaluations"][0] for line in lines.values() if table == 3 and "ms" in line]
+    commands += [line["export"] for line in lines.values() if table == 3 and "ms" in line]
     text = [f"### Table {table}: {title}", "", f"![{title}](table{table}.png)", ""]
     text += [*markdown(body), *markdown([["the paper's order", *sets], *claims])]
     return [*text, "```sh", *commands, "```", ""]
@@ -383,7 +392,7 @@ def render(bench: Bench) -> None:
     bench.code, bench.sets = last["code"], last["sets"]
     lines = bench.finished()
     hours = sum(line.get("seconds", 0) for line in lines.values()) / 3600
-    scored = next((line["evaluations"] for line in lines.values() if line.get("scores")), [])
+    scored = [bench.evaluation(f"default-{a.seeds[0]}", key) for key in bench.sets]
     out = [
         "## The paper's tables, on pictures that anyone can render", "",
         f"si-RMSE, mean ± standard error over seeds {', '.join(map(str, a.seeds))}: "
