@@ -325,10 +325,11 @@ def chart(rows: list[Row], figures: dict[str, dict[str, list[float]]]) -> np.nda
     its standard error. figures: run -> set -> si-RMSE of each seed."""
     dots = [(61 + 40 * i + 9 * k, k, *mean_and_error(figures[row.run][key]))
             for i, row in enumerate(rows) for k, key in enumerate(SETS)]  # fmt: skip
-    dots = [dot for dot in dots if math.isfinite(dot[2])]
+    dots = [(*dot[:3], 0 if math.isnan(dot[3]) else dot[3]) for dot in dots
+            if math.isfinite(dot[2])]  # fmt: skip
     squares = {70 + 40 * i: row.si_rmse for i, row in enumerate(rows)
                if row.si_rmse not in (None, DIVERGES)}  # fmt: skip
-    shown = [*squares.values(), *(mean for _, _, mean, _ in dots)]
+    shown = [*squares.values(), *(d[2] - d[3] for d in dots), *(d[2] + d[3] for d in dots)]
     low = math.floor(20 * min(shown))
     high = min(math.ceil(20 * max(shown) + 0.1), low + 15)  # what diverged stands at the edge
     canvas = np.full((90 + 40 * len(rows), 1000, 3), WHITE, np.uint8)
@@ -345,8 +346,7 @@ def chart(rows: list[Row], figures: dict[str, dict[str, list[float]]]) -> np.nda
     for column, y in [(336, 22), *((x(value), y) for y, value in squares.items())]:
         cv2.rectangle(canvas, (column - 6, y - 6), (column + 6, y + 6), INK, 1)
     for y, k, mean, error in dots:
-        reach = 0 if math.isnan(error) else error
-        cv2.line(canvas, (x(mean - reach), y), (x(mean + reach), y), colours[k], 2, cv2.LINE_AA)
+        cv2.line(canvas, (x(mean - error), y), (x(mean + error), y), colours[k], 2, cv2.LINE_AA)
         cv2.circle(canvas, (x(mean), y), 4, colours[k], -1, cv2.LINE_AA)
     write_text(canvas, "si-RMSE: the paper", 352, 22, 12)
     for k, (name, _, _) in enumerate(SETS.values()):
