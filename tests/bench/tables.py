@@ -56,7 +56,7 @@ TWO = "distill.py --teacher {teacher} --student {stage1} --method"
 # Suspects of what comes out against the paper: a set so small that crops have something to vary,
 # for as many samples, and twice the length.
 FEW, LONG = "--data rooms:858 --epochs 165", "--epochs 40"
-TABLES = {  # title, rows, the paper's sentences as better<worse (the control is ours)
+TABLES = {  # title, rows, the paper's sentences as better<worse (control, few, long: ours)
     4: ("crops, under Eq. 7 alone", [
         Row("no crop", "crop_none", f"{SILOG} --crops none", 0.335, 4.25),
         Row("random crop, 384x512", "crop_one", f"{SILOG} --crops 384x512", 0.377, 4.62),
